@@ -1,0 +1,51 @@
+"""What an allocator is: from spectra and a budget to a rank for every linear."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from slimrank.factorize.base import Factorizer
+from slimrank.session import Session
+from slimrank.spectrum import Spectrum
+
+Ranks = dict[str, int | None]  # None leaves a linear dense
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an allocator may look at. keep: the share of the linears' numbers that stays; session: for measuring."""
+
+    keep: float
+    spectrum: Spectrum
+    form: Factorizer
+    session: Session
+
+    @property
+    def dense(self) -> int:
+        """The numbers in the dense linears."""
+        return sum(s.shape[0] * s.shape[1] for s in self.spectrum.linears.values())
+
+    @property
+    def budget(self) -> int:
+        """The numbers that may stay, over all linears."""
+        return int(self.keep * self.dense + 1e-9)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The ranks, and what the user should know of how they came about, a sentence each."""
+
+    ranks: Ranks
+    notes: tuple[str, ...] = ()
+
+
+class Allocator(BaseModel):
+    """Base of the allocators; a subclass's fields are its options in a recipe, `name` is its name there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Ranks within the problem's budget."""
+        raise NotImplementedError

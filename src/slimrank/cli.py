@@ -1,0 +1,196 @@
+"""The commands: each a thin function that parses, calls the library and shows the outcome."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimrank.errors import SlimrankError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Compress Hugging Face causal language models by SVD, with an honest account of what it costs.",
+)
+
+Model = Annotated[str, typer.Argument(help="Hub id, local directory, or `demo`, the embedded model.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
+Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`."),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
+Window = Annotated[int | None, typer.Option(min=2, help="Tokens a window; by default the context, at most 2048.")]
+Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random choice.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as metric.alpha=0.3."),
+]
+Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
+Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON to this file.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print versions and stop.")] = False,
+) -> None:
+    """Options of every command."""
+    if show_version:
+        names = ("slimrank", "torch", "transformers", "safetensors")
+        typer.echo("  ".join(f"{name} {version(name)}" for name in names))
+        raise typer.Exit
+
+
+@app.command()
+def compress(
+    model: Model,
+    recipe: RecipeName = "svd-llm",
+    keep: Keep = 0.8,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    window: Window = None,
+    seed: Seed = 3,
+    settings: Settings = None,
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan; its recipe and budget hold.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint; by default MODEL-RECIPE-KEEP.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace what --out holds, once the new checkpoint is whole.")
+    ] = False,
+    chat: Chat = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Compress MODEL and write a checkpoint that loads like any other.
+
+    Example: slimrank compress demo --recipe svd-llm --keep 0.8 --out small
+    """
+    from slimrank import console
+    from slimrank.checkpoint import check_free
+    from slimrank.compress import compress
+    from slimrank.evaluate import weight_bytes
+    from slimrank.plan import Plan
+
+    chosen = Plan.load(plan) if plan else None
+    out = out or Path(f"{Path(model).name}-{chosen.recipe.name if chosen else Path(recipe).stem}-{keep:g}")
+    check_free(out, overwrite=overwrite)
+    result = compress(
+        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        settings=settings or (), plan=chosen, chat=chat, device=device, dtype=dtype, track=console.track,
+    )  # fmt: skip
+    result.save(out, overwrite=overwrite)
+    console.show_result(result, weight_bytes(out))
+    console.out.print(f"\nWritten to {out}", highlight=False)
+
+
+@app.command()
+def plan(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The plan's file.")],
+    recipe: RecipeName = "svd-llm",
+    keep: Keep = 0.8,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    window: Window = None,
+    seed: Seed = 3,
+    settings: Settings = None,
+    chat: Chat = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Do everything up to the plan, and write that: a JSON file to read, edit, and give to `compress --plan`.
+
+    Example: slimrank plan demo --keep 0.6 --out plan.json
+    """
+    from slimrank import console
+    from slimrank.checkpoint import atomic_text
+    from slimrank.compress import compress
+
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
+    result = compress(
+        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        settings=settings or (), plan_only=True, chat=chat, device=device, dtype=dtype, track=console.track,
+    )  # fmt: skip
+    atomic_text(out, result.plan.model_dump_json(indent=2) + "\n")
+    console.show_plan(result.plan)
+    console.out.print(f"Written to {out}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models; nats lost count against the first.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text to evaluate on, as --calibration; may be repeated.")
+    ] = None,
+    window: Window = None,
+    max_windows: Annotated[int | None, typer.Option(min=1, help="Only the first windows.")] = None,
+    special_tokens: Annotated[bool, typer.Option(help="The tokenizer's default special tokens (BOS).")] = True,
+    json_file: JsonFile = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Perplexity, nats lost, parameters and bytes of models, side by side.
+
+    Example: slimrank evaluate demo small --text demo
+    """
+    from slimrank import console
+    from slimrank.checkpoint import atomic_text
+    from slimrank.evaluate import evaluate, to_json
+
+    results = evaluate(
+        models, text or [], window=window, max_windows=max_windows, special_tokens=special_tokens,
+        device=device, dtype=dtype, track=console.track,
+    )  # fmt: skip
+    console.show_evaluation(results)
+    if json_file:
+        atomic_text(json_file, to_json(results))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
+    """List the shipped recipes, or print one."""
+    from slimrank import console
+    from slimrank.recipe import load_recipe, shipped_recipes
+
+    if name:
+        typer.echo(load_recipe(name).to_yaml(), nl=False)
+        return
+    shipped = [load_recipe(n) for n in shipped_recipes()]
+    console.table(["recipe", "what it does"], [(r.name, r.summary) for r in shipped])
+
+
+def main() -> None:
+    """The console entry point: errors become one sentence and an exit status."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=True)
+    except SlimrankError as error:
+        if debug:
+            raise
+        _fail(str(error), error.status)
+    except KeyboardInterrupt:
+        _fail("Stopped by Ctrl-C; nothing was written.", 130)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error.filename or 'The disk'}: {error.strerror or error}.", 1)
+    except MemoryError:
+        _fail("Out of memory: use fewer --samples or a shorter --window.", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    from slimrank import console
+
+    console.error(message)
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""compress: the whole pipeline in one call, from a model to a smaller one and its plan."""
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slimrank.calibrate import check_window, context_length, read_text, sample_windows
+from slimrank.checkpoint import model_card, write_checkpoint
+from slimrank.errors import UsageError
+from slimrank.evaluate import count_parameters
+from slimrank.forms import compressed_layers
+from slimrank.load import Loaded, load, require_dense
+from slimrank.model import Decoder, Filter, require_finite_weights
+from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, refine
+from slimrank.plan import Plan, check_plan
+from slimrank.progress import Track, no_track
+from slimrank.recipe import Recipe, load_recipe
+from slimrank.session import Session
+
+
+@dataclass
+class Result:
+    """A compressed model in memory and the account of it. parameters: of the whole model, before and after."""
+
+    loaded: Loaded
+    plan: Plan
+    parameters: tuple[int, int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The compressed model, in the dtype it was computed in."""
+        return self.loaded.model
+
+    def save(self, out: Path, *, overwrite: bool = False) -> None:
+        """Write the Hugging Face directory, in the dtype the model was stored in."""
+        card = model_card(base_model=self.loaded.name, recipe=self.plan.recipe.to_yaml(), results=self.summary())
+        write_checkpoint(
+            self.model,
+            out,
+            layers=compressed_layers(self.model),
+            dtype=self.loaded.dtype,
+            source=self.loaded.directory,
+            tokenizer=self.loaded.tokenizer,
+            extras={"slimrank/plan.json": self.plan.model_dump_json(indent=2) + "\n", "README.md": card},
+            overwrite=overwrite,
+        )
+
+    def summary(self) -> dict[str, str]:
+        """The totals, for people."""
+        budget, (before, after) = self.plan.budget, self.parameters
+        return {
+            "recipe": self.plan.recipe.name,
+            "linears": f"{budget.used:,} of {budget.dense:,} parameters ({budget.used / budget.dense:.1%})",
+            "whole model": f"{after:,} of {before:,} parameters ({after / before:.1%})",
+            "calibration": ", ".join(f"{k} {v}" for k, v in self.plan.calibration.items()),
+        }
+
+
+def compress(
+    model: str | Loaded,
+    recipe: str | Path | Recipe = "svd-llm",
+    *,
+    keep: float = 0.8,
+    calibration: str | None = None,
+    samples: int = 256,
+    window: int | None = None,
+    seed: int = 3,
+    settings: Sequence[str] = (),
+    filter: Filter | None = None,
+    plan: Plan | None = None,
+    plan_only: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    track: Track = no_track,
+) -> Result:
+    """Compress a causal LM; the model in memory is changed in place.
+
+    Args:
+        model: hub id, directory, `demo`, or what slimrank.load gave.
+        recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
+        keep: share of the compressed linears' parameters that stays, in (0, 1].
+        calibration: SPEC of the text (see read_text); needed unless the model is the demo.
+        samples, window, seed: how many windows of how many tokens, drawn how; window defaults to the context, at most 2048.
+        filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
+        plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
+        plan_only: stop before the weights are touched.
+
+    Raises:
+        UsageError: for options that cannot be meant.
+        SlimrankError: if the run cannot go on.
+    """
+    if not 0 < keep <= 1:
+        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
+    chosen = plan.recipe if plan else load_recipe(recipe, settings)
+    clock = Clock()
+    with clock("load"):
+        loaded = load(model, dtype=dtype, device=device) if isinstance(model, str) else model
+        require_dense(loaded)
+        require_finite_weights(loaded.model)
+    before = count_parameters(loaded.model)
+    decoder = Decoder(loaded.model)
+    linears = decoder.linears(filter)
+    if plan:
+        plan = check_plan(plan, loaded.model, {k: v for block in linears for k, v in block.items()})
+        linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
+    with clock("calibrate"):
+        window = window or min(context_length(loaded.model.config) or 2048, 2048)
+        check_window(window, loaded.model.config)
+        text = read_text(_spec(loaded, calibration), tokenizer=loaded.tokenizer)
+        windows = sample_windows(loaded.tokenizer, text, samples=samples, window=window, seed=seed)
+        moments, held_out = calibrate(decoder, windows, linears, gradients=chosen.gradients, track=track)
+    keep = plan.keep if plan else keep
+    session = Session(decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out, track=track)
+    with clock("decompose"):
+        decompose_all(session)
+    with clock("allocate"):
+        plan = plan or make_plan(session, chosen)
+    if not plan_only:
+        with clock("factorise"):
+            plan = factorize(session, plan)
+        with clock("refine"):
+            plan = refine(session, plan)
+    return Result(loaded, plan, (before, count_parameters(loaded.model)), clock.seconds)
+
+
+def _spec(loaded: Loaded, calibration: str | None) -> str:
+    if calibration is None and loaded.name != "demo":
+        raise UsageError(
+            "--calibration is missing: give a text such as train.txt, file.jsonl:text or hub:name/config:split."
+        )
+    return calibration or "demo"
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def peak_memory() -> int:
+    """The process's peak resident memory in bytes, or the device's where CUDA is used."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

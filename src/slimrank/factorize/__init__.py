@@ -1,0 +1,10 @@
+"""Factorizers: what a linear becomes. A new one is a file here and a line in FACTORIZERS."""
+
+from slimrank.factorize.base import Factorizer, Target
+from slimrank.factorize.low_rank import LowRankFactorizer
+
+FACTORIZERS: dict[str, type[Factorizer]] = {
+    "low_rank": LowRankFactorizer,
+}
+
+__all__ = ["FACTORIZERS", "Factorizer", "Target"]

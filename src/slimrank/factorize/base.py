@@ -1,0 +1,51 @@
+"""What a factorizer is: how many numbers a rank costs in its form, and the layer that a linear becomes."""
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from slimrank.forms import Form
+from slimrank.metric.grams import Grams
+from slimrank.spectrum import Decomposition
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear to be replaced: the dense module, the weight (m, n) to approximate, its metric and decomposition there."""
+
+    dense: nn.Module
+    weight: Tensor
+    grams: Grams
+    decomposition: Decomposition
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The dense bias (m,)."""
+        return None if self.dense.bias is None else self.dense.bias.detach()
+
+
+class Factorizer(BaseModel):
+    """Base of the forms' factorizers; a subclass's fields are its options in a recipe, `name` is its name there and in checkpoints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    multiple: int = 1
+
+    def cost(self, shape: Shape, rank: int) -> int:
+        """Stored numbers of one matrix (m, n) at a rank, indices included."""
+        raise NotImplementedError
+
+    def rank_for(self, shape: Shape, budget: float) -> int:
+        """The largest rank whose cost is within the budget (numbers), 0 if none is; a multiple of `multiple`."""
+        low, high = 0, min(shape)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.cost(shape, middle) <= budget else (low, middle - 1)
+        return low if low == min(shape) else low // self.multiple * self.multiple
+
+    def build(self, target: Target, rank: int) -> Form:
+        """The layer that replaces the dense linear, within cost(shape, rank)."""
+        raise NotImplementedError

@@ -1,0 +1,13 @@
+"""Metrics: what an error costs. A new one is a file here and a line in METRICS."""
+
+from slimrank.metric.base import Metric, Site
+from slimrank.metric.grams import Grams
+from slimrank.metric.identity import Identity
+from slimrank.metric.whitened import Whitened
+
+METRICS: dict[str, type[Metric]] = {
+    "identity": Identity,
+    "whitened": Whitened,
+}
+
+__all__ = ["METRICS", "Grams", "Metric", "Site"]

@@ -1,0 +1,39 @@
+"""What a metric is: from what calibration saw at a linear to the Grams that weigh its error."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from slimrank.calibrate.moments import InputMoments, OutputMoments
+from slimrank.metric.grams import Grams
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear as a metric sees it.
+
+    weight (m, n); inputs: the moments of its input on the calibration windows, held_out: on the held-out ones;
+    outputs: only where the metric asked for gradients; keep: the share of parameters that is to stay overall.
+    """
+
+    name: str
+    weight: Tensor
+    inputs: InputMoments
+    held_out: InputMoments | None = None
+    outputs: OutputMoments | None = None
+    keep: float = 1.0
+
+
+class Metric(BaseModel):
+    """Base of the metrics; a subclass's fields are its options in a recipe, `name` is its name there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+
+    route: Literal["projector", "cholesky", "eigen"] = "projector"
+
+    def grams(self, site: Site) -> Grams:
+        """The Grams of the metric at one linear."""
+        raise NotImplementedError

@@ -1,0 +1,42 @@
+"""The pair (L, R) of a weighted error |L^T (W - W') R|_F, held as the Grams L L^T and R R^T."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SUPPORT = 1e-12  # eigenvalues below this share of the largest are rounding
+
+
+@dataclass(frozen=True)
+class Grams:
+    """left = L L^T (m, m), right = R R^T (n, n), float64; a vector stands for a diagonal, None for the identity."""
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+
+def times(gram: Tensor | None, x: Tensor) -> Tensor:
+    """gram @ x, for x with as many rows as the Gram is wide."""
+    if gram is None:
+        return x
+    return gram[:, None] * x if gram.ndim == 1 else gram @ x
+
+
+def squared_error(error: Tensor, grams: Grams) -> float:
+    """|L^T E R|_F^2 = tr(E^T (L L^T) E (R R^T)) for E (m, n)."""
+    error = error.double()
+    return (times(grams.left, error) * times(grams.right, error.T).T).sum().item()
+
+
+def square_root(gram: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The symmetric root of a Gram and its pseudo-inverse, on the support of the Gram."""
+    if gram is None:
+        return None, None
+    if gram.ndim == 1:
+        root = gram.clamp_min(0).sqrt()
+        return root, torch.where(gram > SUPPORT * gram.max(), 1 / root, 0)
+    values, vectors = torch.linalg.eigh(gram)
+    supported = values > SUPPORT * values[-1]
+    values, vectors = values[supported].sqrt(), vectors[:, supported]
+    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T

@@ -1,0 +1,111 @@
+"""The steps of the pipeline, each a function from one plain value to the next."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from slimrank.allocate import Problem
+from slimrank.allocate.budget import cost
+from slimrank.calibrate import Moments, Windows, collect, collect_gradients
+from slimrank.factorize import Target
+from slimrank.metric import Grams
+from slimrank.metric.grams import squared_error
+from slimrank.model import Decoder, set_module
+from slimrank.plan import Budget, LinearPlan, Plan, fingerprint
+from slimrank.progress import Track, no_track
+from slimrank.recipe import Recipe
+from slimrank.session import Session
+from slimrank.spectrum import decompose
+
+
+def calibrate(
+    decoder: Decoder,
+    windows: Windows,
+    linears: list[dict[str, nn.Module]],
+    *,
+    gradients: bool = False,
+    track: Track = no_track,
+) -> tuple[Moments, Moments]:
+    """Texts -> Moments, of the calibration windows and of the held-out ones."""
+    moments = collect(decoder, windows.calibration, linears, track=track)
+    held_out = collect(decoder, windows.held_out, linears)
+    if gradients:
+        collect_gradients(decoder, windows.calibration, linears, moments, seed=windows.record["seed"], track=track)
+    return moments, held_out
+
+
+def decompose_all(session: Session) -> None:
+    """Moments -> the optimum at every rank, for every linear, kept in the session."""
+    names = list(session.dense)
+    for name in session.track(names, "decomposing", len(names)):
+        site = session.site(name)
+        session.decompositions[name] = decompose(site.weight, session.metric.grams(site), session.metric.route)
+
+
+def make_plan(session: Session, recipe: Recipe) -> Plan:
+    """Spectrum -> Plan."""
+    problem = Problem(session.keep, session.spectrum(), session.form, session)
+    allocation = recipe.allocate.allocate(problem)
+    linears = {}
+    for name, spectrum in problem.spectrum.linears.items():
+        rank, losses = allocation.ranks[name], spectrum.losses()
+        loss = 0.0 if rank is None else losses[rank].item()
+        linears[name] = LinearPlan(
+            form="dense" if rank is None else recipe.form.name,
+            rank=rank,
+            shape=spectrum.shape,
+            parameters=cost(problem, name, rank),
+            loss=loss,
+            relative=(loss / max(losses[0].item(), 1e-300)) ** 0.5,
+        )
+    used = sum(linear.parameters for linear in linears.values())
+    return Plan(
+        keep=problem.keep,
+        model=fingerprint(session.decoder.model),
+        calibration=session.windows.record,
+        recipe=recipe,
+        budget=Budget(dense=problem.dense, allowed=problem.budget, used=used),
+        notes=[*allocation.notes, *warnings(session)],
+        linears=linears,
+    )
+
+
+def warnings(session: Session) -> list[str]:
+    """What the user should know of the calibration, a sentence each."""
+    short = session.moments.short_of_tokens()
+    damped = [name for name, d in session.decompositions.items() if d.damping]
+    notes = []
+    if short:
+        notes.append(f"Fewer calibration tokens than input channels at {', '.join(short)}: use more --samples.")
+    if damped:
+        worst = max(session.decompositions[name].damping for name in damped)
+        notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {', '.join(damped)}.")
+    return notes
+
+
+def factorize(session: Session, plan: Plan) -> Plan:
+    """Plan -> Factors, put in the place of the dense linears; returns the plan with the measured losses."""
+    metric, planned = session.metric, dict(plan.linears)
+    chosen = [(name, linear.rank) for name, linear in plan.linears.items() if linear.rank is not None]
+    for name, rank in session.track(chosen, "factorising", len(chosen)):
+        site = session.site(name)
+        target = Target(session.dense[name], site.weight, metric.grams(site), session.decompositions[name])
+        layer = session.form.build(target, rank)
+        if site.held_out is not None:
+            held_out = metric.grams(replace(site, inputs=site.held_out))
+            measured = relative_error(site.weight, layer.dense_weight(), held_out)
+            planned[name] = planned[name].model_copy(update={"measured": measured})
+        set_module(session.decoder.model, name, layer)
+    return plan.model_copy(update={"linears": planned})
+
+
+def refine(session: Session, plan: Plan) -> Plan:
+    """Run the recipe's refiners, in order, over the factors."""
+    ranks = {name: linear.rank for name, linear in plan.linears.items()}
+    notes = [note for refiner in plan.recipe.refine for note in refiner.refine(session, ranks)]
+    return plan.model_copy(update={"notes": [*plan.notes, *notes]})
+
+
+def relative_error(weight: Tensor, approximation: Tensor, grams: Grams) -> float:
+    """|L^T (W - W') R|_F / |L^T W R|_F."""
+    return (squared_error(weight - approximation, grams) / squared_error(weight, grams)) ** 0.5

@@ -1,0 +1,119 @@
+"""A plan: per linear its form and rank, and the budget's arithmetic; JSON that a person can read, edit and apply."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from transformers import PreTrainedModel
+
+from slimrank.errors import UsageError
+from slimrank.linear import shape_of
+from slimrank.recipe import Recipe
+
+VERSION = 1
+
+
+class LinearPlan(BaseModel):
+    """One linear. loss: the squared error in the metric; relative: the error's share of the output's norm there.
+
+    rank None leaves it dense. measured: the same share on held-out windows, known only after compression.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    form: str
+    rank: int | None = None
+    shape: tuple[int, int]
+    parameters: int
+    loss: float = 0.0
+    relative: float = 0.0
+    measured: float | None = None
+
+
+class Budget(BaseModel):
+    """Numbers in the compressed linears: when dense, allowed, and used by the plan."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dense: int
+    allowed: int
+    used: int
+
+
+class Plan(BaseModel):
+    """What each linear gets, under which recipe, for which model, from which calibration."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = VERSION
+    keep: float
+    model: dict[str, str]
+    calibration: dict[str, Any]
+    recipe: Recipe
+    budget: Budget
+    notes: list[str] = []
+    linears: dict[str, LinearPlan]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read it back.
+
+        Raises:
+            UsageError: naming the file and the key that is wrong.
+        """
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UsageError(
+                f"Plan {path} cannot be read as JSON ({error}): give a file that slimrank plan wrote."
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"Plan {path}, key {key!r}: {first['msg'].lower()}.") from error
+
+
+def check_plan(plan: Plan, model: PreTrainedModel, linears: dict[str, nn.Module]) -> Plan:
+    """The plan with its arithmetic done again, after a person may have edited it.
+
+    Raises:
+        UsageError: if a linear is not in the model, a shape or rank does not fit, or the budget it states is overshot.
+    """
+    if plan.version != VERSION:
+        raise UsageError(f"The plan has version {plan.version}, this slimrank reads {VERSION}: make it again.")
+    if plan.model != fingerprint(model):
+        raise UsageError(f"The plan was made for {plan.model}, this model is {fingerprint(model)}: make it again.")
+    checked = {}
+    for name, linear in plan.linears.items():
+        if name not in linears:
+            raise UsageError(f"The plan names {name}, which is no linear of this model's blocks: remove it.")
+        shape = shape_of(linears[name])
+        if linear.shape != shape:
+            raise UsageError(f"The plan gives {name} the shape {linear.shape}, the model has {shape}: make it again.")
+        if linear.rank is not None and not 1 <= linear.rank <= min(shape):
+            raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {min(shape)}, or null for dense.")
+        cost = shape[0] * shape[1] if linear.rank is None else plan.recipe.form.cost(shape, linear.rank)
+        checked[name] = linear.model_copy(update={"parameters": cost})
+    used = sum(linear.parameters for linear in checked.values())
+    if used > plan.budget.allowed:
+        raise UsageError(
+            f"The plan's linears need {used} parameters and its budget.allowed is {plan.budget.allowed}: "
+            "lower some ranks or raise budget.allowed."
+        )
+    return plan.model_copy(update={"linears": checked, "budget": plan.budget.model_copy(update={"used": used})})
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, str]:
+    """The model's class, and a hash of its tensors' names, shapes and 64 values of each."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return {"class": type(model).__name__, "sha256": digest.hexdigest()}

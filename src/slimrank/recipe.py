@@ -1,0 +1,143 @@
+"""A recipe: one choice for each step of the pipeline, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+
+from slimrank.allocate import ALLOCATORS, Allocator
+from slimrank.errors import UsageError
+from slimrank.factorize import FACTORIZERS, Factorizer
+from slimrank.metric import METRICS, Metric
+from slimrank.refine import REFINERS, Refiner
+
+T = TypeVar("T", bound=BaseModel)
+TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"metric": METRICS, "allocate": ALLOCATORS, "form": FACTORIZERS}
+
+
+class Recipe(BaseModel):
+    """What is chosen for each step; every choice is a name, or a mapping of `name` and that choice's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str = ""
+    source: str = ""
+    metric: SerializeAsAny[Metric]
+    allocate: SerializeAsAny[Allocator]
+    form: SerializeAsAny[Factorizer]
+    refine: tuple[SerializeAsAny[Refiner], ...] = ()
+
+    @field_validator(*TABLES, mode="before")
+    @classmethod
+    def _choose_one(cls, value: Any, info: ValidationInfo) -> BaseModel:
+        return _chosen(value, str(info.field_name), TABLES[str(info.field_name)])
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _choose_each(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise UsageError("Recipe key refine must be a list of refiners, [] for none.")
+        return [_chosen(item, f"refine.{index}", REFINERS) for index, item in enumerate(value)]
+
+    @property
+    def gradients(self) -> bool:
+        """Whether calibration must run the gradient pass."""
+        return any(step.gradients for step in (self.metric, self.allocate, *self.refine))
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `--recipe` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(files("slimrank") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(recipe: "str | Path | Recipe", settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by shipped name, by path, or as it is; `settings` are `key.key=value` overrides.
+
+    Raises:
+        UsageError: for an unknown recipe, key or value, naming it and what is there.
+    """
+    if isinstance(recipe, Recipe):
+        raw = recipe.model_dump(mode="json")
+    else:
+        raw = _read(recipe)
+    for setting in settings:
+        _apply(raw, setting)
+    return _validated(Recipe, raw, "")
+
+
+def _chosen(value: Any, key: str, table: Mapping[str, type[BaseModel]]) -> BaseModel:
+    """What a recipe's value, a name or a mapping with a name, means in the table of its step."""
+    if isinstance(value, BaseModel):
+        return value
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or options.get("name") not in table:
+        name = options.get("name") if isinstance(options, dict) else options
+        raise UsageError(f"Recipe key {key}.name is {name!r}: choose one of {', '.join(table) or 'none yet'}.")
+    return _validated(table[options["name"]], options, f"{key}.")
+
+
+def _read(recipe: str | Path) -> dict[str, Any]:
+    shipped = shipped_recipes()
+    path = shipped.get(str(recipe), Path(recipe))
+    if not path.is_file():
+        raise UsageError(f"There is no recipe {str(recipe)!r}: give a YAML file or one of {', '.join(shipped)}.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"Recipe {path} is not readable YAML ({_one_line(error)}): correct it.") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"Recipe {path} must be a mapping of keys such as metric and allocate.")
+    return {"name": path.stem} | raw
+
+
+def _apply(raw: dict[str, Any], setting: str) -> None:
+    path, separator, text = setting.partition("=")
+    *parents, last = path.split(".")
+    if not separator or not last:
+        raise UsageError(f"--set {setting!r} must read key=value, such as allocate.beta=0.5.")
+    for key in parents:
+        if isinstance(raw.get(key), str):
+            raw[key] = {"name": raw[key]}
+        if not isinstance(raw.get(key), dict):
+            raise UsageError(f"--set {setting}: the recipe has no key {key!r}{_neighbours(key, raw)}.")
+        raw = raw[key]
+    try:
+        raw[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {setting}: the value is not readable ({_one_line(error)}).") from error
+
+
+def _validated(kind: type[T], raw: Any, prefix: str) -> T:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = prefix + ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                f"Unknown recipe key {key!r}{_neighbours(str(first['loc'][-1]), kind.model_fields)}."
+            ) from error
+        raise UsageError(f"Recipe key {key!r}: {first['msg'].lower()}, not {first['input']!r}.") from error
+
+
+def _neighbours(key: str, known: Mapping[str, Any]) -> str:
+    close = get_close_matches(key, known, n=1)
+    return (
+        f", did you mean {close[0]!r}? The keys there are {', '.join(known)}"
+        if close
+        else f"; the keys there are {', '.join(known)}"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,19 @@
+"""What a refiner is: a pass over the model after its linears have become factors."""
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from slimrank.allocate import Ranks
+from slimrank.session import Session
+
+
+class Refiner(BaseModel):
+    """Base of the refiners; a subclass's fields are its options in a recipe, `name` is its name there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """Change the model's factors in place, ranks as planned; returns notes for the user, a sentence each."""
+        raise NotImplementedError
