@@ -1,0 +1,24 @@
+"""What the calibration and the evaluation ask of a tokenizer."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_tokens: bool = True) -> list[list[int]]:
+    """The token ids of each text, with the tokenizer's default special tokens; however long, without a warning."""
+    encoded = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
+    return encoded["input_ids"]
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The sha256 of everything that turns text into ids: vocabulary, merges, normalisation, special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any] = json.loads(backend.to_str()) if backend else {"vocab": tokenizer.get_vocab()}
+    # what the last caller asked for, not what the tokenizer is
+    state |= {"truncation": None, "padding": None}
+    state["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""Windows of tokens at random places of a text, as the literature draws them."""
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slimrank.calibrate.texts import Text
+from slimrank.calibrate.tokens import encode, fingerprint
+from slimrank.errors import SlimrankError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+AMPLE_CHARACTERS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids, int64: `calibration` (samples, window), `held_out` (held-out windows, window), and how they came."""
+
+    calibration: Tensor
+    held_out: Tensor
+    record: dict[str, Any]
+
+
+class _Part(NamedTuple):
+    characters: str
+    name: str
+    option: str
+
+
+def sample_windows(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: Text,
+    *,
+    samples: int,
+    window: int,
+    seed: int,
+    held_out: int | None = None,
+) -> Windows:
+    """Draw exactly `samples` windows from the first nine tenths of the text and `held_out` from the last tenth.
+
+    Each window is the first `window` tokens, default special tokens included, of the text from a random character on.
+    `held_out` defaults to max(8, samples // 8), at most what the tail yields without overlap. The same arguments give
+    the same windows. Raises SlimrankError when a part of the text is too short, UsageError for counts below 1.
+    """
+    _check_counts(samples, window, held_out)
+    head, tail = _parts(text)
+    _require(_disjoint(tokenizer, head, window, samples), samples, window, head)
+    wanted = max(8, samples // 8) if held_out is None else held_out
+    available = _disjoint(tokenizer, tail, window, wanted)
+    count = max(1, min(wanted, available)) if held_out is None else held_out
+    _require(available, count, window, tail)
+    record = {
+        "source": text.source,
+        "sha256": text.sha256,
+        "tokenizer": fingerprint(tokenizer),
+        "samples": samples,
+        "window": window,
+        "seed": seed,
+        "held_out": count,
+    }
+    return Windows(
+        _draw(tokenizer, head, samples, window, seed),
+        _draw(tokenizer, tail, count, window, seed),
+        record,
+    )
+
+
+def context_length(config: "PretrainedConfig") -> int | None:
+    """How many positions the model was built for, None where its config does not say."""
+    config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return None
+
+
+def check_window(window: int, config: "PretrainedConfig") -> None:
+    """Raise UsageError when the window is beyond the model's context."""
+    context = context_length(config)
+    if context is not None and window > context:
+        raise UsageError(f"--window {window} is beyond the model's context of {context} tokens: give at most {context}")
+
+
+def _check_counts(samples: int, window: int, held_out: int | None) -> None:
+    for option, value, least in (("--samples", samples, 1), ("--window", window, 1), ("held_out", held_out, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"{option} {value} is too small: give at least {least}")
+
+
+def _parts(text: Text) -> tuple[_Part, _Part]:
+    boundary = len(text.text) * 9 // 10
+    return (
+        _Part(text.text[:boundary], f"the first nine tenths of {text.source}", "--samples"),
+        _Part(text.text[boundary:], f"the last tenth of {text.source} (kept for held-out windows)", "held_out"),
+    )
+
+
+def _disjoint(tokenizer: "PreTrainedTokenizerBase", part: _Part, window: int, wanted: int) -> int:
+    """How many windows the part yields without overlap; `wanted` where it is too long to need counting."""
+    if len(part.characters) >= AMPLE_CHARACTERS_PER_TOKEN * window * wanted:
+        return wanted
+    return len(encode(tokenizer, [part.characters])[0]) // window
+
+
+def _require(available: int, asked: int, window: int, part: _Part) -> None:
+    if available < asked:
+        fewer = f"{part.option} {available}, " if available else ""
+        raise SlimrankError(
+            f"The text is too short: {part.name} yields {available} of the {asked} windows of {window} tokens asked for,"
+            f" so use {fewer}a smaller --window or more text"
+        )
+
+
+def _draw(tokenizer: "PreTrainedTokenizerBase", part: _Part, count: int, window: int, seed: int) -> Tensor:
+    """(count, window) ids from random characters of the part on."""
+    rng = random.Random(seed)
+    rows: list[list[int]] = []
+    limit = len(part.characters)
+    length = _slice_length(tokenizer, part.characters, window)
+    while len(rows) < count:
+        offsets = [rng.randrange(limit) for _ in range(count - len(rows))]
+        found = _first_tokens(tokenizer, part.characters, offsets, window, length)
+        rows += [found[offset] for offset in offsets if offset in found]
+        # what starts after an offset that came out short comes out short as well
+        limit = min([limit, *(offset for offset in offsets if offset not in found)])
+        _require(min(limit, 1), 1, window, part)
+    return torch.tensor(rows, dtype=torch.int64).reshape(count, window)
+
+
+def _slice_length(tokenizer: "PreTrainedTokenizerBase", characters: str, window: int) -> int:
+    """Characters that usually hold a window and a quarter, by the density of the part's beginning."""
+    probe = characters[: 8 * window]
+    density = len(probe) / max(1, len(encode(tokenizer, [probe])[0]))
+    return int(1.25 * density * window) + 16
+
+
+def _first_tokens(
+    tokenizer: "PreTrainedTokenizerBase", characters: str, offsets: list[int], window: int, length: int
+) -> dict[int, list[int]]:
+    """The first `window` ids from each offset on, without the offsets too near the end to have that many."""
+    found: dict[int, list[int]] = {}
+    pending = list(dict.fromkeys(offsets))
+    while pending:
+        rows = encode(tokenizer, [characters[offset : offset + length] for offset in pending])
+        found |= {offset: row[:window] for offset, row in zip(pending, rows, strict=True) if len(row) >= window}
+        pending = [offset for offset in pending if offset not in found and offset + length < len(characters)]
+        length *= 2
+    return found
