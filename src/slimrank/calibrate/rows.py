@@ -64,9 +64,9 @@ def parquet_rows(path: Path, column: str) -> Iterator[Row]:
     if not path.exists():
         raise UsageError(f"{path} does not exist: give the path of a text that does")
     try:
-        file = parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        values = file.read(columns=[column]).column(column).to_pylist() if column in names else None
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            values = file.read(columns=[column]).column(column).to_pylist() if column in names else None
     except (OSError, ValueError) as error:
         raise SlimrankError(f"{path} cannot be read as parquet: {_one_line(error)}") from error
     if values is None:

@@ -112,8 +112,8 @@ def _require(available: int, asked: int, window: int, part: _Part) -> None:
     if available < asked:
         fewer = f"{part.option} {available}, " if available else ""
         raise SlimrankError(
-            f"The text is too short: {part.name} yields {available} windows of {window} tokens and {asked} are asked for;"
-            f" use {fewer}a smaller --window or more text"
+            f"The text is too short: only {available} of the {asked} windows of {window} tokens fit into {part.name},"
+            f" so use {fewer}a smaller --window or more text"
         )
 
 

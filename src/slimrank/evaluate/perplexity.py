@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from slimrank.calibrate.texts import Text
 from slimrank.calibrate.tokens import encode
@@ -84,17 +84,18 @@ def _losses(model: "PreTrainedModel", batch: Tensor) -> Tensor:
     """The summed negative log-likelihood of each window, (windows,) float64; NaN where a logit is not finite."""
     batch = batch.to(_device(model))
     logits = model(input_ids=batch, use_cache=False).logits.float()
-    targets = batch[:, 1:].to(logits.device)
-    losses = cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none").double().sum(1)
+    # the last position predicts beyond the window; masking it spares a copy of the logits
+    targets = pad(batch[:, 1:], (0, 1), value=-100).to(logits.device)
+    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(batch.shape).double().sum(1)
     return losses.where(logits.isfinite().flatten(1).all(1), math.nan).cpu()
 
 
 def _checked(losses: Tensor, first: int, source: str) -> Tensor:
     bad = losses.isfinite().logical_not().nonzero()
     if len(bad):
-        window = first + int(bad[0])
         raise SlimrankError(
-            f"The model's logits on window {window} of {source} are not finite: its weights or dtype are broken"
+            f"The model's logits are not finite on window {first + int(bad[0]) + 1} of {source}:"
+            " check its weights or load it in a wider dtype"
         )
     return losses
 

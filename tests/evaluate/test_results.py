@@ -1,0 +1,46 @@
+import json
+import math
+
+from slimrank.evaluate import ModelResult, Perplexity, count_parameters, to_json, weight_bytes
+
+DENSE = ModelResult("dense", {"a": Perplexity(math.exp(2), 2.0, 30, 2, 16)}, 100, 150, 600)
+SMALL = ModelResult(
+    "small", {"a": Perplexity(math.exp(2.5), 2.5, 30, 2, 16), "b": Perplexity(math.inf, 800.0, 15, 1, 16)}, 80, 130, 520
+)
+
+
+def test_nats_lost_against_the_first():
+    assert SMALL.nats_lost(DENSE) == {"a": 0.5}
+    assert DENSE.nats_lost(DENSE) == {"a": 0.0}
+
+
+def test_json():
+    document = json.loads(to_json([DENSE, SMALL]))
+    assert document["version"] == 1
+    dense, small = document["models"]
+    assert dense == {
+        "name": "dense",
+        "parameters": {"linears": 100, "model": 150},
+        "bytes": 600,
+        "texts": {
+            "a": {"perplexity": math.exp(2), "nats": 2.0, "nats_lost": 0.0, "tokens": 30, "windows": 2, "window": 16}
+        },
+    }
+    assert small["texts"]["a"]["nats_lost"] == 0.5
+    assert small["texts"]["b"]["perplexity"] is None and small["texts"]["b"]["nats_lost"] is None
+    assert to_json([DENSE, SMALL]) == to_json([DENSE, SMALL])
+    assert json.loads(to_json([])) == {"version": 1, "models": []}
+
+
+def test_tied_parameters_count_once(tiny_llama):
+    width, mlp, vocabulary = 32, 48, 320
+    block = 2 * width * width + 2 * width * width // 2 + 3 * width * mlp + 2 * width
+    body = 2 * block + width + vocabulary * width
+    assert count_parameters(tiny_llama(tie_word_embeddings=True)) == body
+    assert count_parameters(tiny_llama()) == body + vocabulary * width
+
+
+def test_bytes_are_those_of_the_safetensors(tmp_path):
+    for name, size in (("model-1.safetensors", 7), ("model-2.safetensors", 5), ("model.safetensors.index.json", 99)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert weight_bytes(tmp_path) == 12
