@@ -1,0 +1,30 @@
+"""The forms a compressed linear layer can take: one file a form, one line in the table."""
+
+from typing import Any
+
+from torch import nn
+
+from slimrank.errors import SlimrankError
+from slimrank.forms.base import Form
+from slimrank.forms.low_rank import LowRank
+from slimrank.forms.pivoted import Pivoted
+
+FORMS: dict[str, type[Form]] = {
+    LowRank.form: LowRank,
+    Pivoted.form: Pivoted,
+}
+
+
+def form_of(name: str, entry: dict[str, Any]) -> type[Form]:
+    """The class of the layer `name` with the JSON `entry`; a SlimrankError names a form or rank that can't be."""
+    form, rank = entry.get("form"), entry.get("rank")
+    if form not in FORMS:
+        raise SlimrankError(f"The layer {name} has the unknown form {form!r}; known are {', '.join(FORMS)}.")
+    if not isinstance(rank, int) or rank < 1:
+        raise SlimrankError(f"The layer {name} has the rank {rank!r}; give a whole number from 1.")
+    return FORMS[form]
+
+
+def compressed_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The JSON entry of every compressed layer of `model`, by module name."""
+    return {name: module.entry() for name, module in model.named_modules() if isinstance(module, Form)}

@@ -1,0 +1,59 @@
+"""W' = U V: two thin linears in a row."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.forms.base import Form
+
+
+class LowRank(Form):
+    """y = U (V x) + b with V = `down` (r, in) and U = `up` (out, r): r (out + in) numbers."""
+
+    form = "low_rank"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
+        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to y (..., out)."""
+        return self.up(self.down(x))
+
+    @classmethod
+    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
+        """A module on the meta device."""
+        return cls(in_features, out_features, rank, bias, device="meta", dtype=dtype)
+
+    @classmethod
+    @torch.no_grad()
+    def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
+        """The module with U = left (out, r) and V = right (r, in)."""
+        (out_features, rank), in_features = left.shape, right.shape[1]
+        module = cls.empty(in_features, out_features, rank, bias is not None, left.dtype).to_empty(device=left.device)
+        module.down.weight.copy_(right)
+        module.up.weight.copy_(left)
+        if bias is not None:
+            module.up.bias.copy_(bias)
+        return module
+
+    @staticmethod
+    def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
+        """r (out + in)."""
+        return entry["rank"] * (out_features + in_features)
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """W' = U V (out, in) in float64."""
+        return self.up.weight.double() @ self.down.weight.double()

@@ -1,0 +1,103 @@
+"""Pivoted storage of a rank-r weight (PIFA): r of its own rows, and the other rows as combinations of them."""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy.linalg import qr, solve_triangular
+from torch import Tensor, nn
+
+from slimrank.errors import SlimrankError
+from slimrank.forms.base import Form
+
+
+class Pivoted(Form):
+    """y = scatter(y_P, C y_P) + b with y_P = W'[P] x: r (out + in) - r^2 numbers and out indices.
+
+    `pivots` holds W'[P] (r, in), `others` holds C (out - r, r) or is None at full rank, and `order` (out,) int32 sends
+    the concatenation [y_P, y_N] to the layer's own row order.
+    """
+
+    form = "pivoted"
+    order: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if rank > out_features:
+            raise SlimrankError(f"A pivoted layer of {out_features} outputs can't have rank {rank}; lower the rank.")
+        super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
+        rest = out_features - rank
+        self.pivots = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("order", torch.arange(out_features, device=device, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to y (..., out)."""
+        y = self.pivots(x)
+        if self.others is not None:
+            y = torch.cat([y, self.others(y)], dim=-1)
+        y = y.index_select(-1, self.order)
+        return y if self.bias is None else y + self.bias
+
+    @classmethod
+    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
+        """A module on the meta device."""
+        return cls(in_features, out_features, rank, bias, device="meta", dtype=dtype)
+
+    @classmethod
+    @torch.no_grad()
+    def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
+        """The module with W' = left (out, r) @ right (r, in), its pivots the rows of left that QR picks."""
+        (out_features, rank), in_features = left.shape, right.shape[1]
+        module = cls.empty(in_features, out_features, rank, bias is not None, left.dtype).to_empty(device=left.device)
+        rows, combinations = pivot_rows(left)
+        module.pivots.weight.copy_(left[rows[: module.rank]].double() @ right.double())
+        if module.others is not None:
+            module.others.weight.copy_(combinations)
+        if module.bias is not None and bias is not None:
+            module.bias.copy_(bias)
+        module.order.copy_(rows.argsort())
+        return module
+
+    @staticmethod
+    def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
+        """r in + (out - r) r, and out indices."""
+        rank = entry["rank"]
+        return rank * in_features + (out_features - rank) * rank + out_features
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """W' (out, in) in float64."""
+        weight = self.pivots.weight.double()
+        if self.others is not None:
+            weight = torch.cat([weight, self.others.weight.double() @ weight])
+        return weight.index_select(0, self.order)
+
+
+def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
+    """Pivot rows P of left (out, r) by column-pivoted QR of its transpose, and C with left[N] = C left[P], in float64.
+
+    Returns the row order (out,), P before N and each ascending, and C (out - r, r). A left of lower rank than r is
+    met exactly too: its surplus pivots get zero coefficients.
+    """
+    rank = left.shape[1]
+    triangle, order = qr(left.detach().double().cpu().numpy().T, mode="r", pivoting=True)
+    diagonal = np.abs(np.diag(triangle))
+    tolerance = diagonal[0] * max(left.shape) * np.finfo(np.float64).eps
+    sound = int((diagonal > tolerance).sum())
+    combinations = np.zeros((rank, left.shape[0] - rank))
+    combinations[:sound] = solve_triangular(triangle[:sound, :sound], triangle[:sound, rank:])
+
+    pivots, others = np.argsort(order[:rank]), np.argsort(order[rank:])
+    rows = np.concatenate([order[:rank][pivots], order[rank:][others]])
+    ordered = combinations[pivots][:, others].T
+    return torch.from_numpy(rows).to(left.device, torch.int64), torch.from_numpy(ordered.copy()).to(left.device)

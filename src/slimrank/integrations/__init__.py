@@ -1,0 +1,1 @@
+"""Other libraries' extension points."""

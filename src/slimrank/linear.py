@@ -1,0 +1,26 @@
+"""A dense linear layer read the same way whether it is an nn.Linear or a transformers Conv1D."""
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from slimrank.errors import SlimrankError
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` is a dense linear layer that can be compressed."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def weight_of(dense: nn.Module) -> Tensor:
+    """The weight W of a dense linear as (out, in), so that y = W x + b; a Conv1D stores it transposed."""
+    if isinstance(dense, nn.Linear):
+        return dense.weight
+    if isinstance(dense, Conv1D):
+        return dense.weight.T
+    raise SlimrankError(f"A {type(dense).__name__} can't be compressed; choose nn.Linear or Conv1D layers only.")
+
+
+def shape_of(dense: nn.Module) -> tuple[int, int]:
+    """The shape (out, in) of a dense linear's weight."""
+    out_features, in_features = weight_of(dense).shape
+    return out_features, in_features
