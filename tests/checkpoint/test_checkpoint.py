@@ -9,6 +9,7 @@ from lossless import compress
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from slimrank.checkpoint import read_layers, verify, write_checkpoint
+from slimrank.checkpoint.config import finish_config
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
 
@@ -42,7 +43,7 @@ def source(tmp_path) -> Path:
         "additional_chat_templates/tool.jinja": "{{ tools }}",
         "generation_config.json": '{"temperature": 0.6, "top_p": 0.9}',
         "LICENSE": "licence",
-        "config.json": "dense",
+        "config.json": '{"model_type": "llama", "old_key": 5, "vocab_size": 1, "torch_dtype": "x"}',
         "README.md": "dense card",
         "model.safetensors": "dense weights",
         "model.safetensors.index.json": "{}",
@@ -64,6 +65,27 @@ def test_the_companions_are_copied_and_nothing_else(write, source):
     assert found == kept | ours
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in kept)
     assert (out / "README.md").read_text() == "our card"
+
+
+def test_config_keeps_the_keys_that_only_older_transformers_read(write, source):
+    written = json.loads((write() / "config.json").read_text())
+    assert written["rope_theta"] == 500000.0
+    kept = json.loads((write(source=source, overwrite=True) / "config.json").read_text())
+    assert kept == {**written, "old_key": 5}
+    (source / "config.json").write_text('{"model_type": "other", "old_key": 5}')
+    assert json.loads((write(source=source, overwrite=True) / "config.json").read_text()) == written
+
+
+@pytest.mark.parametrize("rope", ["default", "linear"])
+def test_older_rope_keys_say_the_same(rope, tmp_path):
+    rotary = {"rope_type": rope, "rope_theta": 500000.0} | ({"factor": 2.0} if rope == "linear" else {})
+    config = {"model_type": "llama", "rope_parameters": rotary}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    finish_config(tmp_path / "config.json", torch.bfloat16, None)
+    older = {"rope_theta": 500000.0} | (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}} if rope == "linear" else {}
+    )
+    assert json.loads((tmp_path / "config.json").read_text()) == {**config, **older, "dtype": "bfloat16"}
 
 
 def test_a_generation_config_that_transformers_refuses_to_save_is_kept(model, write, source):
