@@ -44,8 +44,9 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
             yield partial
             _swap(partial, out, old)
     finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

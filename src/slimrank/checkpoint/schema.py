@@ -16,7 +16,7 @@ def quantization_config(layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def check_layers(version: Any, layers: Any) -> dict[str, dict[str, Any]]:
     """Return `layers` when this version of slimrank can read them; a SlimrankError says why not."""
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise SlimrankError(
             f"The checkpoint's quantization_config has version {version!r} and this slimrank reads up to {VERSION}; "
             "update slimrank."

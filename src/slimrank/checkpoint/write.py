@@ -1,6 +1,5 @@
 """Write a compressed model as a Hugging Face directory."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from slimrank.checkpoint.companions import GENERATION, save_companions
+from slimrank.checkpoint.config import finish_config
 from slimrank.checkpoint.files import atomic_directory, write_text
 from slimrank.checkpoint.manifest import MANIFEST, manifest
 from slimrank.checkpoint.schema import quantization_config
@@ -43,7 +43,7 @@ def write_checkpoint(
     with atomic_directory(out, overwrite=overwrite, needed_bytes=_bytes(tensors)) as folder:
         with _generation_config_of(model, source):
             model.save_pretrained(folder, state_dict=tensors, max_shard_size=max_shard_size)
-        _set_dtype(folder / "config.json", dtype)
+        finish_config(folder / "config.json", dtype, source)
         save_companions(source, tokenizer, folder)
         for name, text in {**(extras or {}), MANIFEST: manifest(folder)}.items():
             _write_inside(folder, name, text)
@@ -56,7 +56,7 @@ def _describe(model: PreTrainedModel, layers: dict[str, dict[str, Any]]) -> None
     if wrong:
         name = wrong[0]
         raise SlimrankError(
-            f"The layer {name} is {held.get(name)} in the model and {layers.get(name)} in the plan; apply the plan first."
+            f"The layer {name} is {held.get(name)} in the model, not {layers.get(name)}; apply the plan first."
         )
     if layers:
         model.config.quantization_config = quantization_config(layers)
@@ -93,12 +93,6 @@ def _generation_config_of(model: PreTrainedModel, source: Path | None) -> Iterat
         yield
     finally:
         model.generation_config = own
-
-
-def _set_dtype(path: Path, dtype: torch.dtype) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _write_inside(folder: Path, name: str, text: str) -> None:

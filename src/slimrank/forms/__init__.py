@@ -20,7 +20,7 @@ def form_of(name: str, entry: dict[str, Any]) -> type[Form]:
     form, rank = entry.get("form"), entry.get("rank")
     if form not in FORMS:
         raise SlimrankError(f"The layer {name} has the unknown form {form!r}; known are {', '.join(FORMS)}.")
-    if not isinstance(rank, int) or rank < 1:
+    if type(rank) is not int or rank < 1:
         raise SlimrankError(f"The layer {name} has the rank {rank!r}; give a whole number from 1.")
     return FORMS[form]
 

@@ -1,0 +1,73 @@
+"""Tiny random causal language models, one for each family that slimrank promises to handle."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 96
+POSITIONS = 64
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GATED: dict[str, Any] = {**_COMMON, "intermediate_size": 48, "num_key_value_heads": 2}
+
+
+def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A random float32 model of `config`, the same for the same seed, with biases and norms away from 0 and 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def llama(**changes: Any) -> PreTrainedModel:
+    """A Llama with grouped-query attention; `changes` go to its config."""
+    return build(LlamaConfig(**{**_GATED, "rope_theta": 500000.0, "tie_word_embeddings": False, **changes}))
+
+
+ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": llama,
+    "llama-tied": lambda: llama(tie_word_embeddings=True),
+    "mistral": lambda: build(MistralConfig(**_GATED)),
+    "qwen2": lambda: build(Qwen2Config(**_GATED)),
+    "qwen3": lambda: build(Qwen3Config(**_GATED, head_dim=8)),
+    "gemma2": lambda: build(Gemma2Config(**_GATED, head_dim=8, query_pre_attn_scalar=8, sliding_window=16)),
+    "gemma3": lambda: build(Gemma3TextConfig(**_GATED, head_dim=8, query_pre_attn_scalar=8, sliding_window=16)),
+    "phi3": lambda: build(Phi3Config(**_GATED)),
+    "opt": lambda: build(OPTConfig(**_COMMON, ffn_dim=48, word_embed_proj_dim=32)),
+    "gpt2": lambda: build(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, bos_token_id=1, eos_token_id=2
+        )
+    ),
+    "gpt-neox": lambda: build(GPTNeoXConfig(**_COMMON, intermediate_size=48)),
+    "mixtral": lambda: build(MixtralConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2)),
+}

@@ -1,0 +1,140 @@
+import errno
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from slimrank.checkpoint.files import atomic_directory, write_text
+from slimrank.errors import SlimrankError, UsageError
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A folder that holds a result."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result").write_text("good")
+    return tmp_path / "out"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below `folder`, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_appears_whole(tmp_path):
+    with atomic_directory(tmp_path / "a" / "b") as folder:
+        (folder / "x").write_text("1")
+        assert not (tmp_path / "a" / "b").exists()
+    assert contents(tmp_path) == {"a/b/x": "1"}
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "x").write_text("1")
+    assert contents(tmp_path) == {"out/x": "1"}
+
+
+def test_a_full_folder_is_kept_unless_overwrite(good):
+    with pytest.raises(UsageError, match=r"out is not empty.*--overwrite"), atomic_directory(good):
+        raise AssertionError("the block must not run")
+    with atomic_directory(good, overwrite=True) as folder:
+        (folder / "x").write_text("new")
+        assert contents(good) == {"result": "good"}
+    assert contents(good.parent) == {"out/x": "new"} and list(good.parent.iterdir()) == [good]
+
+
+def test_a_file_is_no_folder(good):
+    with pytest.raises(UsageError, match="is a file"), atomic_directory(good / "result", overwrite=True):
+        raise AssertionError("the block must not run")
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError, SlimrankError])
+def test_a_failure_leaves_the_old_result_and_nothing_else(failure, good):
+    with pytest.raises(failure), atomic_directory(good, overwrite=True) as folder:
+        (folder / "half").write_text("x")
+        raise failure("stop")
+    assert contents(good.parent) == {"out/result": "good"} and list(good.parent.iterdir()) == [good]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_while_moving_leaves_one_whole_result(step, when, good, monkeypatch):
+    calls = 0
+    replace = Path.replace
+
+    def interrupted(self, target):
+        nonlocal calls
+        calls += 1
+        if calls == step and when == "before":
+            raise KeyboardInterrupt
+        replace(self, target)
+        if calls == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(good, overwrite=True) as folder:
+        (folder / "result").write_text("new")
+    assert list(good.parent.iterdir()) == [good]
+    assert contents(good) == {"result": "new" if (step, when) == (2, "after") else "good"}
+
+
+def test_new_folder_has_the_usual_rights(tmp_path):
+    (tmp_path / "usual").mkdir()
+    with atomic_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_link_keeps_pointing_at_its_folder(good):
+    link = good.with_name("link")
+    link.symlink_to(good)
+    with atomic_directory(link, overwrite=True) as folder:
+        (folder / "result").write_text("new")
+    assert link.is_symlink() and contents(good) == {"result": "new"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_disk_that_fills_is_one_sentence(error, good):
+    full = pytest.raises(SlimrankError, match=r"disk is full: .*out needs 1,234 bytes")
+    with full as caught, atomic_directory(good, overwrite=True, needed_bytes=1234) as folder:
+        (folder / "half").write_text("x")
+        raise error
+    assert caught.value.status == 1 and contents(good.parent) == {"out/result": "good"}
+
+
+def test_a_full_disk_is_seen_before_writing(good, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
+    full = pytest.raises(SlimrankError, match=r"disk is full: .*out needs 11 bytes")
+    with full, atomic_directory(good, overwrite=True, needed_bytes=11):
+        raise AssertionError("the block must not run")
+    assert contents(good.parent) == {"out/result": "good"}
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(good):
+    with pytest.raises(SlimrankError, match="could not be written"), atomic_directory(good / "result" / "x"):
+        raise AssertionError("the block must not run")
+
+
+def test_text_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    write_text(path, "old")
+    write_text(path, "né")
+    assert path.read_bytes() == "né".encode()
+
+    def fail(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "half")
+    assert contents(tmp_path) == {"plan.json": "né"}
