@@ -1,4 +1,4 @@
-"""CPSVD's allocation (arXiv 2510.19385, version 1): blocks by how little they turn their input, matrices by their loss."""
+"""CPSVD's shares (arXiv 2510.19385, version 1): blocks by how little they turn their input, matrices by their loss."""
 
 import math
 from typing import Annotated, Literal

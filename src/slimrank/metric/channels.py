@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams, square_root, squared_error
+from slimrank.metric.grams import Grams, square_root, squared_error, times
 
 Variant = Literal["paper", "released"]
 GAINS: dict[Variant, float] = {"paper": 30**0.5, "released": 30.0}
@@ -58,7 +58,7 @@ class Channels(Metric):
 
 
 def channel_weights(gram: Tensor, share: float, gain: float) -> Tensor:
-    """w (n,): `gain` for the round(share n) channels, at least one, with the largest |H[:, j]|_2, and 1 for the others."""
+    """w (n,): `gain` for the round(share n) channels, at least one, of the largest |H[:, j]|_2, 1 for the others."""
     weights = torch.ones(len(gram)).to(gram)
     weights[gram.norm(dim=0).topk(max(1, round(share * len(gram)))).indices] = gain
     return weights
@@ -79,7 +79,7 @@ def weighted_gram(gram: Tensor, weights: Tensor, variant: Variant) -> Tensor:
 def truncation_loss(weight: Tensor, gram: Tensor, rank: int, held_out: Tensor) -> float:
     """|(W - W') X|_F^2 over held-out tokens X, with W' of that rank the best under `gram`, and `held_out` X X^T."""
     root, _ = square_root(gram)
-    whitened = weight @ root
+    whitened = times(root, weight.T).T
     if weight.shape[0] <= weight.shape[1]:
         basis = torch.linalg.eigh(whitened @ whitened.T).eigenvectors[:, -rank:]
     else:
