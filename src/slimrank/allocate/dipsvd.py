@@ -51,7 +51,7 @@ class BlockImportance(Allocator):
         sizes = [float(sum(math.prod(linears[name].shape) for name in names)) for names in blocks.values()]
         kept = block_shares(scores, torch.tensor(sizes).double(), problem.keep, self.band, self.clip).tolist()
         shares = {name: share for share, names in zip(kept, blocks.values(), strict=True) for name in names}
-        return Allocation(fit_ranks(problem, shares), self._notes(problem.keep))
+        return Allocation(fit_ranks(problem, shares), self._notes(problem.keep, scores))
 
     def _sensitivity(self, problem: Problem, name: str) -> float:
         site = problem.session.site(name)
@@ -59,11 +59,13 @@ class BlockImportance(Allocator):
             raise SlimrankError(f"No gradient reached {name}: calibrate on more text or leave it dense.")
         return sensitivity(site.outputs, site.weight, self.sensitivity)
 
-    def _notes(self, keep: float) -> tuple[str, ...]:
+    def _notes(self, keep: float, scores: Tensor) -> tuple[str, ...]:
         low, high = self.clip
-        if low < keep < high:
-            return ()
-        return (f"Every block keeps {keep}, which is not inside allocate.clip ({low}, {high}): widen it.",)
+        if not low < keep < high:
+            return (f"Every block keeps {keep}, which is not inside allocate.clip ({low}, {high}): widen it.",)
+        if scores.max() == scores.min():
+            return ("DipSVD's score is the same for every block, so that the shares are uniform.",)
+        return ()
 
 
 def sensitivity(outputs: OutputMoments, weight: Tensor, kind: Sensitivity = "gradient") -> float:

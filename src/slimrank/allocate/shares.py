@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-HALVINGS = 200  # of the interval that the factor is in: to the last bit of a double
-
 
 def min_max(scores: Tensor) -> Tensor:
     """(x - min) / (max - min) in [0, 1]; one half each where all are equal."""
@@ -21,9 +19,9 @@ def scaled_to(weights: Tensor, sizes: Tensor, mean: float, low: float = 0.0, hig
     if not low < mean < high:
         return torch.full_like(weights, mean)
     weights = weights.clamp_min(1e-12 * weights.max())
-    below, above = 0.0, high / weights.min().item()
-    for _ in range(HALVINGS):
-        factor = (below + above) / 2
-        over = ((factor * weights).clamp(low, high) * sizes).sum() > mean * sizes.sum()
-        below, above = (below, factor) if over else (factor, above)
-    return (below * weights).clamp(low, high)
+    knots = torch.cat([low / weights, high / weights]).sort().values  # between them the mean is linear in c
+    means = (knots[:, None] * weights).clamp(low, high) @ sizes / sizes.sum()
+    above = min(max(1, int(torch.searchsorted(means, mean))), len(knots) - 1)
+    share = (mean - means[above - 1]) / (means[above] - means[above - 1])
+    factor = knots[above - 1] + share * (knots[above] - knots[above - 1])
+    return (factor * weights).clamp(low, high)
