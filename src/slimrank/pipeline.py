@@ -1,6 +1,6 @@
 """The steps of the pipeline, each a function from one plain value to the next."""
 
-from dataclasses import replace
+from collections import Counter
 
 from torch import Tensor, nn
 
@@ -87,6 +87,10 @@ def warnings(session: Session) -> list[str]:
     if damped:
         worst = max(session.decompositions[name].damping for name in damped)
         notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {', '.join(damped)}.")
+    if session.choices:
+        counts = Counter(session.choices.values()).most_common()
+        chosen = ", ".join(f"{value:.3g} for {count}" for value, count in counts)
+        notes.append(f"The metric's own choice on held-out windows was {chosen} of {len(session.choices)} linears.")
     return notes
 
 
@@ -98,8 +102,8 @@ def factorize(session: Session, plan: Plan) -> Plan:
         site = session.site(name)
         target = Target(session.dense[name], site.weight, metric.grams(site), session.decompositions[name])
         layer = session.form.build(target, rank)
-        if site.held_out is not None:
-            held_out = metric.grams(replace(site, inputs=site.held_out))
+        held_out = metric.held_out_grams(site)
+        if held_out is not None:
             measured = relative_error(site.weight, layer.dense_weight(), held_out)
             planned[name] = planned[name].model_copy(update={"measured": measured})
         set_module(session.decoder.model, name, layer)

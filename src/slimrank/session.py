@@ -17,7 +17,10 @@ from slimrank.spectrum import Decomposition, LinearSpectrum, Spectrum
 
 @dataclass
 class Session:
-    """What the steps share. linears: per block, the dense linears by name, also after others took their place."""
+    """What the steps share. linears: per block, the dense linears by name, also after others took their place.
+
+    choices: by linear, what the metric settled by measuring.
+    """
 
     decoder: Decoder
     linears: list[dict[str, nn.Module]]
@@ -28,6 +31,7 @@ class Session:
     moments: Moments
     held_out: Moments
     decompositions: dict[str, Decomposition] = field(default_factory=dict)
+    choices: dict[str, float] = field(default_factory=dict)
     track: Track = no_track
 
     @property
@@ -44,6 +48,7 @@ class Session:
             self.held_out.inputs.get(self.moments.leader[name]),
             self.moments.outputs.get(name),
             self.keep,
+            self.choices,
         )
 
     def spectrum(self) -> Spectrum:

@@ -1,10 +1,16 @@
 """Allocators: what each linear gets. A new one is a file here and a line in ALLOCATORS."""
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
+from slimrank.allocate.cpsvd import BlockSimilarity
+from slimrank.allocate.dipsvd import BlockImportance
 from slimrank.allocate.uniform import Uniform
+from slimrank.allocate.v2 import TypeGroups
 
 ALLOCATORS: dict[str, type[Allocator]] = {
     "uniform": Uniform,
+    "type_groups": TypeGroups,
+    "block_importance": BlockImportance,
+    "block_similarity": BlockSimilarity,
 }
 
 __all__ = ["ALLOCATORS", "Allocation", "Allocator", "Problem", "Ranks", "Uniform"]

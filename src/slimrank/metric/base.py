@@ -1,6 +1,6 @@
 """What a metric is: from what calibration saw at a linear to the Grams that weigh its error."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +16,7 @@ class Site:
 
     weight (m, n); inputs: the moments of its input on the calibration windows, held_out: on the held-out ones;
     outputs: only where the metric asked for gradients; keep: the share of parameters that is to stay overall.
+    choices: by linear, what the metric settled by measuring, kept for the next time it is asked.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Site:
     held_out: InputMoments | None = None
     outputs: OutputMoments | None = None
     keep: float = 1.0
+    choices: dict[str, float] = field(default_factory=dict)
 
 
 class Metric(BaseModel):
@@ -37,3 +39,7 @@ class Metric(BaseModel):
     def grams(self, site: Site) -> Grams:
         """The Grams of the metric at one linear."""
         raise NotImplementedError
+
+    def held_out_grams(self, site: Site) -> Grams | None:
+        """The Grams by which an error is measured on the held-out windows, None where no held-out token came by."""
+        return None if site.held_out is None else self.grams(replace(site, inputs=site.held_out))

@@ -1,7 +1,12 @@
 """Refiners: what happens to the factors afterwards. A new one is a file here and a line in REFINERS."""
 
 from slimrank.refine.base import Refiner
+from slimrank.refine.lora import Lora
+from slimrank.refine.update import Update
 
-REFINERS: dict[str, type[Refiner]] = {}
+REFINERS: dict[str, type[Refiner]] = {
+    "update": Update,
+    "lora": Lora,
+}
 
 __all__ = ["REFINERS", "Refiner"]
