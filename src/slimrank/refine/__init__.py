@@ -1,12 +1,16 @@
 """Refiners: what happens to the factors afterwards. A new one is a file here and a line in REFINERS."""
 
 from slimrank.refine.base import Refiner
+from slimrank.refine.blocks import Blocks
+from slimrank.refine.distill import Distill
 from slimrank.refine.lora import Lora
 from slimrank.refine.update import Update
 
 REFINERS: dict[str, type[Refiner]] = {
     "update": Update,
     "lora": Lora,
+    "blocks": Blocks,
+    "distill": Distill,
 }
 
 __all__ = ["REFINERS", "Refiner"]
