@@ -6,7 +6,7 @@ from annotated_types import Len
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
-from slimrank.allocate.budget import cost, fit_ranks
+from slimrank.allocate.budget import cost, fit_ranks, rank_at
 from slimrank.allocate.knapsack import knapsack
 from slimrank.allocate.measure import Damage
 
@@ -32,16 +32,10 @@ class MeasuredModules(Allocator):
         damage = Damage(problem.session, fit_ranks(problem, dict.fromkeys(names, problem.keep)), windows=self.windows)
         damages: dict[str, dict[int | None, float]] = {}
         for name in problem.session.track(names, "measuring", len(names)):
-            options = dict.fromkeys([damage.base[name], *(self._rank(problem, name, share) for share in self.grid)])
+            options = dict.fromkeys([damage.base[name], *(rank_at(problem, name, share) for share in self.grid)])
             damages[name] = {rank: damage.kl({name: rank}) for rank in options}
-        note = f"{damage.passes} block passes over {self.windows} windows measured what {damage.unshared} would unshared."
+        note = damage.account()
         return Allocation(choose(problem, damages, self.units), (note,))
-
-    @staticmethod
-    def _rank(problem: Problem, name: str, share: float) -> int | None:
-        rows, columns = problem.spectrum.linears[name].shape
-        rank = problem.form.rank_for((rows, columns), share * rows * columns + 1e-6)
-        return None if share == 1 else max(rank, 1)
 
 
 def choose(problem: Problem, damages: dict[str, dict[int | None, float]], units: int) -> Ranks:

@@ -33,7 +33,8 @@ class Damage:
         available = len(session.windows.calibration)
         if available < windows:
             raise UsageError(
-                f"allocate.windows {windows} is more than the {available} calibration windows: lower it or raise --samples."
+                f"allocate.windows {windows} is more than the {available} calibration windows: "
+                "lower it or raise --samples."
             )
         self.session, self.decoder = session, session.decoder
         self.base: Ranks = dict.fromkeys(session.dense) if base is None else dict(base)
@@ -51,6 +52,10 @@ class Damage:
     def nats(self, ranks: Ranks) -> float:
         """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
         return self._measured("nats", ranks) / self._ids[:, 1:].numel()
+
+    def account(self) -> str:
+        """What the measurements took, a sentence for the plan's notes."""
+        return f"Measured in {self.passes} block passes of {len(self._ids)} windows; whole models take {self.unshared}."
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {name: rank for name, rank in ranks.items() if rank != self.base[name]}
@@ -101,7 +106,7 @@ class Damage:
 
 
 def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:
-    """The summed negative log-likelihood in nats of ids (windows, tokens) under logits (windows, tokens, vocabulary)."""
+    """Summed negative log-likelihood in nats of ids (windows, tokens) by logits (windows, tokens, vocabulary)."""
     return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
 
 
