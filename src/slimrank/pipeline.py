@@ -51,6 +51,8 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
         rank, losses = allocation.ranks[name], spectrum.losses()
         loss = 0.0 if rank is None else losses[rank].item()
         linears[name] = LinearPlan(
+            block=spectrum.block,
+            role=spectrum.role,
             form="dense" if rank is None else recipe.form.name,
             rank=rank,
             shape=spectrum.shape,
@@ -74,7 +76,12 @@ def warnings(session: Session) -> list[str]:
     """What the user should know of the calibration, a sentence each."""
     short = session.moments.short_of_tokens()
     damped = [name for name, d in session.decompositions.items() if d.damping]
+    outside = session.decoder.outside_linears()
     notes = []
+    if outside:
+        notes.append(
+            f"{sum(outside.values()):,} parameters are in no linear (fused?) and stay dense: {', '.join(outside)}."
+        )
     if short:
         notes.append(f"Fewer calibration tokens than input channels at {', '.join(short)}: use more --samples.")
     if damped:
