@@ -100,7 +100,7 @@ def factorize(session: Session, plan: Plan) -> Plan:
         layer = session.form.build(target, rank)
         entry = layer.entry()
         parameters = layer.count_parameters(*plan.linears[name].shape, entry)
-        planned[name] = planned[name].model_copy(update={"layer": entry, "parameters": parameters})
+        planned[name] = planned[name].model_copy(update={"form": layer.form, "layer": entry, "parameters": parameters})
         if site.held_out is not None:
             held_out = metric.grams(replace(site, inputs=site.held_out))
             measured = relative_error(site.weight, layer.dense_weight(), held_out)

@@ -24,7 +24,7 @@ def knapsack(costs: Sequence[ArrayLike], losses: Sequence[ArrayLike], budget: in
     if cheapest > budget:
         raise UsageError(f"The cheapest options need {cheapest} parameters and --keep leaves {budget}: raise --keep.")
     units = min(units, budget)
-    parts = [-(-group * units // max(budget, 1)) for group in prices]
+    parts = prices if units == budget else [-(-group * units // budget) for group in prices]
     chosen = _solve(parts, values, units)
     if chosen is None:
         chosen = [int(group.argmin()) for group in prices]

@@ -15,6 +15,7 @@ from slimrank.metric.grams import Grams, times
 from slimrank.spectrum import Decomposition, decompose
 
 GOLDEN = (3 - 5**0.5) / 2
+Search = Literal["golden", "every"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ class ColumnsFactorizer(Factorizer):
     """A rank r0 of the plan is worth r0 (m + n) numbers; part of them goes into kept columns where that pays.
 
     gain: the share by which the squared error must fall; a linear where it doesn't becomes plain low rank.
+    search: `golden` is the paper's, a few decompositions a linear; `every` tries each number of traded ranks, since
+    the loss may have several valleys.
     """
 
     name: Literal["columns"] = "columns"
     gain: float = Field(0.01, ge=0, lt=1)
+    search: Search = "golden"
 
     def cost(self, shape: Shape, rank: int) -> int:
         """r0 (m + n), never overshot and, with columns kept, mostly undershot by less than m."""
@@ -44,7 +48,7 @@ class ColumnsFactorizer(Factorizer):
     def build(self, target: Target, rank: int) -> Form:
         """The best split of the budget, or the plain cut of the decomposition."""
         weight, dtype = target.weight, target.weight.dtype
-        split = best_split(weight, target.grams, target.decomposition, rank, self.gain)
+        split = best_split(weight, target.grams, target.decomposition, rank, self.gain, self.search)
         if split is None:
             left, right = (factor.to(dtype) for factor in target.decomposition.cut(rank))
             return LowRank.from_low_rank(left, right, target.bias)
@@ -54,9 +58,14 @@ class ColumnsFactorizer(Factorizer):
 
 
 def best_split(
-    weight: Tensor, grams: Grams, decomposition: Decomposition, rank: int, gain: float = 0.01
+    weight: Tensor,
+    grams: Grams,
+    decomposition: Decomposition,
+    rank: int,
+    gain: float = 0.01,
+    search: Search = "golden",
 ) -> Split | None:
-    """The split of r0 = `rank` with the least loss found by the paper's search, None unless it gains that share.
+    """The split of r0 = `rank` with the least loss that the search finds, None unless it gains that share.
 
     weight (m, n); decomposition of it in the metric of `grams`, any Grams.
     """
@@ -64,7 +73,7 @@ def best_split(
     order = column_scores(weight.double() - left @ right, grams).argsort(descending=True, stable=True)
     plain = decomposition.values[rank:].square().sum().item()
     at = cache(lambda traded: split_at(weight, grams, order, rank, traded))
-    traded = search(lambda traded: at(traded).loss if traded else plain, rank)
+    traded = SEARCHES[search](lambda traded: at(traded).loss if traded else plain, rank)
     if traded == 0 or at(traded).columns == 0 or at(traded).loss >= (1 - gain) * plain:
         return None
     return at(traded)
@@ -104,7 +113,7 @@ def sub_gram(gram: Tensor | None, indices: Tensor) -> Tensor | None:
     return gram[indices] if gram.ndim == 1 else gram[indices][:, indices]
 
 
-def search(loss: Callable[[int], float], rank: int) -> int:
+def golden_section(loss: Callable[[int], float], rank: int) -> int:
     """delta in [0, rank - 1] with the least loss found: two probes, then golden section to an interval below 3.
 
     At least rank 1 stays. 0 where neither round(.382 r0) nor round(.090 r0) beats loss(0).
@@ -115,8 +124,19 @@ def search(loss: Callable[[int], float], rank: int) -> int:
         return 0
     seen = {0, *probes}
     while high - low >= 3:
-        step = max(round(GOLDEN * (high - low)), 1)
+        step = max(int(GOLDEN * (high - low)), 1)
         first, second = low + step, high - step
         seen |= {first, second}
         low, high = (low, second) if loss(first) <= loss(second) else (first, high)
     return min(sorted(seen | set(range(low, high + 1))), key=loss)
+
+
+def every_trade(loss: Callable[[int], float], rank: int) -> int:
+    """delta in [0, rank - 1] with the least loss."""
+    return min(range(max(rank, 1)), key=loss)
+
+
+SEARCHES: dict[Search, Callable[[Callable[[int], float], int], int]] = {
+    "golden": golden_section,
+    "every": every_trade,
+}
