@@ -5,7 +5,7 @@ from torch import Tensor
 
 from slimrank.allocate.asvd import PerplexityScan, common_threshold, default_grid
 from slimrank.allocate.budget import cost, fit_ranks, used
-from slimrank.allocate.duo import MeasuredModules, choose
+from slimrank.allocate.duo import MeasuredModules, choose, interpolated
 from slimrank.allocate.measure import Damage
 from slimrank.errors import UsageError
 from slimrank.linear import weight_of
@@ -50,15 +50,16 @@ def test_is_the_whole_models_divergence_and_likelihood(made):
 def test_runs_only_the_blocks_from_the_change_on(made):
     names = list(made.dense)
     damage = Damage(made, windows=2)
-    assert (damage.passes, damage.unshared) == (3, 3)
+    assert damage.passes == 3
     damage.kl({names[0]: 2})
-    assert (damage.passes, damage.unshared) == (3 + 3, 3 + 3 + 3)
+    assert damage.passes == 3 + 3 + 3  # the base, the dense model, the changed one
     damage.kl({names[7]: 2})
     damage.kl({names[14]: 2})
-    assert damage.passes == 6 + 2 + 1 and damage.unshared == 9 + 6
+    assert damage.passes == 9 + 2 + 1
     damage.kl({names[14]: 2})
     damage.kl({names[3]: None})
-    assert damage.passes == 9 and damage.unshared == 15 + 6
+    assert damage.passes == 12
+    assert damage.account(5) == "Measured in 12 block passes of 2 windows; 5 whole models take 15."
 
 
 def test_more_windows_than_calibrated_are_refused(made):
@@ -77,15 +78,26 @@ def test_measured_modules_spends_the_budget_where_it_helps(made, keep):
     assert "block passes of 4 windows" in allocation.notes[0]
 
 
-def test_sharing_saves_nearly_half_of_the_passes_in_a_deep_model(tiny_llama):
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 8, "num_attention_heads": 2}
+def test_measures_in_less_than_half_of_the_passes_of_whole_models(tiny_llama):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 6, "num_attention_heads": 2}
     deep = session(tiny_llama(**sizes), keep=0.5)
-    damage = Damage(deep, fit_ranks(problem(deep), dict.fromkeys(deep.dense, 0.5)), windows=1)
-    damage.kl({})
-    for name in deep.dense:
-        for rank in (1, 3):
-            damage.kl({name: rank})
-    assert damage.passes < 0.6 * damage.unshared
+    (note,) = MeasuredModules(windows=1, grid=(0.1, 0.3, 0.5, 0.7, 1.0)).allocate(problem(deep)).notes
+    passes, _, _, whole = (int(word) for word in note.replace(".", "").split() if word.isdigit())
+    assert 2 * passes < whole
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 3.0])
+def test_interpolates_only_between_losses_within_the_tolerance(tolerance):
+    losses, asked = [100.0, 60.0, 30.0, 29.0, 28.5, 28.0, 10.0, 4.0, 3.0, 2.0], []
+
+    def loss(i: int) -> float:
+        asked.append(i)
+        return losses[i]
+
+    found = interpolated(loss, [0, 7, 9], tolerance)
+    assert all(abs(a - b) <= tolerance for a, b in zip(found, losses, strict=True))
+    assert all(found[i] == losses[i] for i in asked)
+    assert len(set(asked)) == (10 if tolerance == 0 else 8)
 
 
 def test_equal_damages_reduce_to_uniform(made):

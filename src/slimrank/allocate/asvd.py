@@ -32,7 +32,9 @@ class PerplexityScan(Allocator):
         for name in problem.session.track(names, "scanning", len(names)):
             ranks = dict.fromkeys(rank_at(problem, name, share) for share in grid)
             scans[name] = {rank: damage.nats({name: rank}) for rank in ranks} | {None: damage.nats({})}
-        return Allocation(common_threshold(problem, scans), (damage.account(),))
+        return Allocation(
+            common_threshold(problem, scans), (damage.account(1 + sum(map(len, scans.values())) - len(scans)),)
+        )
 
 
 def default_grid(keep: float) -> list[float]:

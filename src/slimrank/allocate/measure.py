@@ -21,7 +21,7 @@ class Damage:
     windows x tokens x width numbers a block. The dense log-probabilities are held too, once `kl` has been asked for,
     windows x tokens x vocabulary in float32.
 
-    passes: blocks run so far, each over all windows; unshared: the same measurements with every model run whole.
+    passes: blocks run so far, each over all windows.
     """
 
     def __init__(self, session: Session, base: Ranks | None = None, *, windows: int = 32) -> None:
@@ -38,7 +38,7 @@ class Damage:
             )
         self.session, self.decoder = session, session.decoder
         self.base: Ranks = dict.fromkeys(session.dense) if base is None else dict(base)
-        self.passes = self.unshared = 0
+        self.passes = 0
         self._ids = session.windows.calibration[:windows]
         self._block = {name: index for index, block in enumerate(session.linears) for name in block}
         self._layers = {name: cut(session, name, rank) for name, rank in self.base.items()}
@@ -53,14 +53,16 @@ class Damage:
         """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
         return self._measured("nats", ranks) / self._ids[:, 1:].numel()
 
-    def account(self) -> str:
-        """What the measurements took, a sentence for the plan's notes."""
-        return f"Measured in {self.passes} block passes of {len(self._ids)} windows; whole models take {self.unshared}."
+    def account(self, models: int) -> str:
+        """What the measurements took beside running `models` models whole, a sentence for the plan's notes."""
+        whole = models * len(self.decoder)
+        return (
+            f"Measured in {self.passes} block passes of {len(self._ids)} windows; {models} whole models take {whole}."
+        )
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {name: rank for name, rank in ranks.items() if rank != self.base[name]}
         key = (kind, frozenset(changes.items()))
-        self.unshared += len(self.decoder)
         if key not in self._known:
             compare = self._divergence if kind == "kl" else likelihood
             logits = enumerate(self._logits(changes))
@@ -74,7 +76,6 @@ class Damage:
     @cached_property
     def _dense(self) -> list[Tensor]:
         """The dense model's log-probabilities by batch, (batch, tokens, vocabulary) float32."""
-        self.unshared += len(self.decoder)
         return [logits.log_softmax(-1) for logits in self._logits(dict.fromkeys(self.base))]
 
     @torch.no_grad()
@@ -88,7 +89,6 @@ class Damage:
                     pass
                 hidden.append(list(stream.hidden))
         self.passes += len(self.decoder)
-        self.unshared += len(self.decoder)
         return stream, hidden
 
     @torch.no_grad()
