@@ -1,5 +1,6 @@
 """A causal LM as entry, blocks and head, found by walking its modules: no module name is ever looked at."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,3 +161,12 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` in the place of the submodule of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, str]:
+    """The model's class, and a hash of its tensors' names, shapes and 64 values of each."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return {"class": type(model).__name__, "sha256": digest.hexdigest()}

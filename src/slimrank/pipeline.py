@@ -95,19 +95,23 @@ def warnings(session: Session) -> list[str]:
 
 
 def factorize(session: Session, plan: Plan) -> Plan:
-    """Plan -> Factors, put in the place of the dense linears; returns the plan with the measured losses."""
+    """Plan -> Factors, put in the place of the dense linears; returns the plan with what was built and measured."""
     metric, planned = session.metric, dict(plan.linears)
     chosen = [(name, linear.rank) for name, linear in plan.linears.items() if linear.rank is not None]
     for name, rank in session.track(chosen, "factorising", len(chosen)):
         site = session.site(name)
         target = Target(session.dense[name], site.weight, metric.grams(site), session.decompositions[name])
         layer = session.form.build(target, rank)
+        entry = layer.entry()
+        parameters = layer.count_parameters(*plan.linears[name].shape, entry)
+        planned[name] = planned[name].model_copy(update={"form": layer.form, "layer": entry, "parameters": parameters})
         held_out = metric.held_out_grams(site)
         if held_out is not None:
             measured = relative_error(site.weight, layer.dense_weight(), held_out)
             planned[name] = planned[name].model_copy(update={"measured": measured})
         set_module(session.decoder.model, name, layer)
-    return plan.model_copy(update={"linears": planned})
+    used = sum(linear.parameters for linear in planned.values())
+    return plan.model_copy(update={"linears": planned, "budget": plan.budget.model_copy(update={"used": used})})
 
 
 def refine(session: Session, plan: Plan) -> Plan:

@@ -1,6 +1,5 @@
 """A plan: per linear its form and rank, and the budget's arithmetic; JSON that a person can read, edit and apply."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,10 @@ from transformers import PreTrainedModel
 
 from slimrank.errors import UsageError
 from slimrank.linear import shape_of
+from slimrank.model import fingerprint
 from slimrank.recipe import Recipe
+
+__all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]
 
 VERSION = 1
 
@@ -20,7 +22,8 @@ class LinearPlan(BaseModel):
     """One linear: which block it is in, its role (its name inside the block), and what it becomes.
 
     rank None leaves it dense. loss: the squared error in the metric; relative: the error's share of the output's norm
-    there; measured: the same share on held-out windows, known only after compression.
+    there. Known only after compression, measured: the same share on held-out windows; layer: the entry of what was
+    built, such as {"form": "columns", "rank": 20, "columns": 7}, which may cost less than `rank`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,6 +37,7 @@ class LinearPlan(BaseModel):
     loss: float = 0.0
     relative: float = 0.0
     measured: float | None = None
+    layer: dict[str, Any] | None = None
 
 
 class Budget(BaseModel):
@@ -110,7 +114,7 @@ def check_plan(plan: Plan, model: PreTrainedModel, linears: dict[str, nn.Module]
         if linear.rank is not None and not 1 <= linear.rank <= min(shape):
             raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {min(shape)}, or null for dense.")
         cost = shape[0] * shape[1] if linear.rank is None else plan.recipe.form.cost(shape, linear.rank)
-        checked[name] = linear.model_copy(update={"parameters": cost})
+        checked[name] = linear.model_copy(update={"parameters": cost, "measured": None, "layer": None})
     used = sum(linear.parameters for linear in checked.values())
     if used > plan.budget.allowed:
         raise UsageError(
@@ -118,12 +122,3 @@ def check_plan(plan: Plan, model: PreTrainedModel, linears: dict[str, nn.Module]
             "lower some ranks or raise budget.allowed."
         )
     return plan.model_copy(update={"linears": checked, "budget": plan.budget.model_copy(update={"used": used})})
-
-
-def fingerprint(model: PreTrainedModel) -> dict[str, str]:
-    """The model's class, and a hash of its tensors' names, shapes and 64 values of each."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return {"class": type(model).__name__, "sha256": digest.hexdigest()}

@@ -54,7 +54,8 @@ def test_shell_takes_the_state_of_the_module_it_stands_for(form, biased):
         shell = FORMS[form].shell(dense, module.entry())
         shell.load_state_dict(module.state_dict())
         x = random(4, 8, dtype=torch.float32)
-        assert torch.equal(shell(x), module(x)) and shell.entry() == module.entry() == {"form": form, "rank": 8}
+        assert torch.equal(shell(x), module(x)) and shell.entry() == module.entry()
+        assert module.entry().items() >= {"form": form, "rank": 8}.items()
         torch.testing.assert_close(shell(x), dense(x), rtol=1e-5, atol=1e-5)
 
 

@@ -1,8 +1,11 @@
 """Allocators: what each linear gets. A new one is a file here and a line in ALLOCATORS."""
 
+from slimrank.allocate.asvd import PerplexityScan
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
+from slimrank.allocate.bayes import Bayes
 from slimrank.allocate.cpsvd import BlockSimilarity
 from slimrank.allocate.dipsvd import BlockImportance
+from slimrank.allocate.duo import MeasuredModules
 from slimrank.allocate.uniform import Uniform
 from slimrank.allocate.v2 import TypeGroups
 
@@ -11,6 +14,9 @@ ALLOCATORS: dict[str, type[Allocator]] = {
     "type_groups": TypeGroups,
     "block_importance": BlockImportance,
     "block_similarity": BlockSimilarity,
+    "measured_modules": MeasuredModules,
+    "perplexity_scan": PerplexityScan,
+    "bayes": Bayes,
 }
 
 __all__ = ["ALLOCATORS", "Allocation", "Allocator", "Problem", "Ranks", "Uniform"]

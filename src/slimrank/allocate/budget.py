@@ -15,13 +15,13 @@ def fit_ranks(problem: Problem, shares: dict[str, float]) -> Ranks:
     Raises:
         UsageError: if rank 1 everywhere is over the budget.
     """
-    spectra, form = problem.spectrum.linears, problem.form
-    ranks: Ranks = {}
-    for name, spectrum in spectra.items():
-        rows, columns = spectrum.shape
-        rank = form.rank_for(spectrum.shape, shares[name] * rows * columns + 1e-6)
-        ranks[name] = None if shares[name] >= 1 else max(rank, 1)
-    return within_budget(problem, ranks)
+    return within_budget(problem, {name: rank_at(problem, name, shares[name]) for name in problem.spectrum.linears})
+
+
+def rank_at(problem: Problem, name: str, share: float) -> int | None:
+    """The largest rank within a share of the linear's own numbers, at least 1; a share of 1 or more is dense."""
+    rows, columns = problem.spectrum.linears[name].shape
+    return None if share >= 1 else max(problem.form.rank_for((rows, columns), share * rows * columns + 1e-6), 1)
 
 
 def used(problem: Problem, ranks: Ranks) -> int:

@@ -1,10 +1,12 @@
 """Factorizers: what a linear becomes. A new one is a file here and a line in FACTORIZERS."""
 
 from slimrank.factorize.base import Factorizer, Target
+from slimrank.factorize.columns import ColumnsFactorizer
 from slimrank.factorize.low_rank import LowRankFactorizer
 
 FACTORIZERS: dict[str, type[Factorizer]] = {
     "low_rank": LowRankFactorizer,
+    "columns": ColumnsFactorizer,
 }
 
 __all__ = ["FACTORIZERS", "Factorizer", "Target"]

@@ -6,12 +6,14 @@ from torch import nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
 
 FORMS: dict[str, type[Form]] = {
     LowRank.form: LowRank,
     Pivoted.form: Pivoted,
+    KeptColumns.form: KeptColumns,
 }
 
 

@@ -1,0 +1,73 @@
+"""ASVD's search (arXiv 2312.05821): every linear's own perplexity at several shares, and one threshold for all."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
+from slimrank.allocate.budget import rank_at, used, within_budget
+from slimrank.allocate.measure import Damage
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class PerplexityScan(Allocator):
+    """Each linear gets the least share whose perplexity, it alone cut, is within a threshold common to all.
+
+    The threshold is the lowest that meets the budget, found by binary search over the perplexities measured on
+    `windows` calibration windows. grid: the shares to measure, by default .4 to .9 as the paper does and, for a keep
+    below .6, from keep - .2 on, at least .1.
+    """
+
+    name: Literal["perplexity_scan"] = "perplexity_scan"
+    windows: int = Field(32, ge=1)
+    grid: tuple[Share, ...] | None = None
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Ranks of the lowest threshold within the budget."""
+        grid = sorted(self.grid or default_grid(problem.keep))
+        damage = Damage(problem.session, windows=self.windows)
+        scans: dict[str, dict[int | None, float]] = {}
+        names = list(problem.spectrum.linears)
+        for name in problem.session.track(names, "scanning", len(names)):
+            ranks = dict.fromkeys(rank_at(problem, name, share) for share in grid)
+            scans[name] = {rank: damage.nats({name: rank}) for rank in ranks} | {None: damage.nats({})}
+        return Allocation(
+            common_threshold(problem, scans), (damage.account(1 + sum(map(len, scans.values())) - len(scans)),)
+        )
+
+
+def default_grid(keep: float) -> list[float]:
+    """Tenths from min(.4, keep - .2), at least .1, to .9."""
+    lowest = max(1, min(4, int(10 * keep + 1e-9) - 2))
+    return [tenth / 10 for tenth in range(lowest, 10)]
+
+
+def common_threshold(problem: Problem, scans: dict[str, dict[int | None, float]]) -> Ranks:
+    """The ranks at the lowest threshold within the budget.
+
+    scans: per linear its ranks in ascending order, dense (None) last, with the loss of the model where it alone is cut.
+
+    Where even the lowest ranks are over it they are lowered further.
+
+    Raises:
+        UsageError: if rank 1 everywhere is over the budget.
+    """
+    thresholds = sorted({loss for losses in scans.values() for loss in losses.values()})
+
+    def ranks_at(threshold: float) -> Ranks:
+        return {
+            name: next((rank for rank, loss in losses.items() if loss <= threshold), None)
+            for name, losses in scans.items()
+        }
+
+    low, high = 0, len(thresholds) - 1
+    best = {name: next(iter(losses)) for name, losses in scans.items()}
+    while low <= high:
+        middle = (low + high) // 2
+        ranks = ranks_at(thresholds[middle])
+        if used(problem, ranks) <= problem.budget:
+            best, high = ranks, middle - 1
+        else:
+            low = middle + 1
+    return within_budget(problem, best)

@@ -1,0 +1,96 @@
+"""DipSVD's ratios by Bayesian optimisation (arXiv 2506.20353): one share a block, judged by perplexity."""
+
+import json
+from math import exp
+from typing import Any, Literal
+
+from pydantic import Field
+
+from slimrank.allocate.base import Allocation, Allocator, Problem
+from slimrank.allocate.budget import fit_ranks
+from slimrank.allocate.measure import Damage
+from slimrank.allocate.study import Sampler, completed, next_trial, open_study, quiet
+from slimrank.model import fingerprint
+
+RESUMABLE = {"trials", "storage"}  # what may change when a study goes on
+
+
+class Bayes(Allocator):
+    """Minimise the perplexity on `windows` calibration windows over one variable in (`low`, 1) for each block.
+
+    The variables are scaled to the budget, a block's linears all at its share, so that every trial meets it. The
+    objective given to the sampler is the perplexity's logarithm. The first trial is uniform.
+    sampler: `gp` (Gaussian process, expected improvement) or `tpe`; trials: evaluations in all, of all processes and
+    runs; storage: a file that keeps the study, which other processes may share and later runs go on with.
+    """
+
+    name: Literal["bayes"] = "bayes"
+    trials: int = Field(180, ge=1)
+    windows: int = Field(128, ge=1)
+    sampler: Sampler = "gp"
+    low: float = Field(0.25, gt=0, lt=1)
+    seed: int = 3
+    storage: str | None = None
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Ranks of the best trial."""
+        session = problem.session
+        damage = Damage(session, windows=self.windows)
+        names = [f"block {index}" for index, block in enumerate(session.linears) if block]
+        with quiet():
+            study = open_study(self.storage, self._identity(problem))
+            done = completed(study)
+            for _ in session.track(range(done, self.trials), "searching", max(self.trials - done, 0)):
+                if completed(study) >= self.trials:
+                    break  # other processes have done the rest
+                trial = next_trial(study, self.sampler, self.seed, names, self.low)
+                shares = block_shares(problem, [trial.params[name] for name in names])
+                study.tell(trial, damage.nats(fit_ranks(problem, shares)))
+            best = study.best_trial
+        ranks = fit_ranks(problem, block_shares(problem, [best.params[name] for name in names]))
+        note = (
+            f"Trial {best.number}, the best of {completed(study)}, has perplexity {exp(best.value):.2f} on calibration."
+        )
+        return Allocation(ranks, (note,))
+
+    def _identity(self, problem: Problem) -> dict[str, Any]:
+        session = problem.session
+        identity = {
+            "model": fingerprint(session.decoder.model)["sha256"],
+            "linears": list(session.dense),
+            "keep": problem.keep,
+            "budget": problem.budget,
+            **{f"calibration.{key}": value for key, value in session.windows.record.items()},
+            "metric": session.metric.model_dump(mode="json"),
+            "form": session.form.model_dump(mode="json"),
+            **{f"allocate.{key}": value for key, value in self.model_dump(mode="json", exclude=RESUMABLE).items()},
+        }
+        return dict(json.loads(json.dumps(identity)))
+
+
+def block_shares(problem: Problem, values: list[float]) -> dict[str, float]:
+    """Every linear's share, its block's value times a common factor, at most 1, so that the budget is spent.
+
+    values: one a block that has linears, in order.
+    """
+    linears = problem.spectrum.linears
+    blocks = sorted({spectrum.block for spectrum in linears.values()})
+    sizes = dict.fromkeys(blocks, 0)
+    for spectrum in linears.values():
+        sizes[spectrum.block] += spectrum.shape[0] * spectrum.shape[1]
+    by_block = dict(zip(blocks, scale([sizes[b] for b in blocks], values, problem.keep * problem.dense), strict=True))
+    return {name: by_block[spectrum.block] for name, spectrum in linears.items()}
+
+
+def scale(sizes: list[int], values: list[float], budget: float) -> list[float]:
+    """min(1, t v) for each v > 0 of `values`, t such that sum(size * min(1, t v)) = budget <= sum(sizes)."""
+    full: set[int] = set()
+    while True:
+        free = [i for i in range(len(values)) if i not in full]
+        rest = budget - sum(sizes[i] for i in full)
+        weight = sum(sizes[i] * values[i] for i in free)
+        factor = rest / weight if weight else 0.0
+        over = {i for i in free if factor * values[i] > 1}
+        if not over:
+            return [1.0 if i in full else factor * values[i] for i in range(len(values))]
+        full |= over

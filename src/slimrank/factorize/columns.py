@@ -1,0 +1,142 @@
+"""Duo-SVD's column level (arXiv 2510.19385): the columns that low rank does worst stay as they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slimrank.factorize.base import Factorizer, Shape, Target
+from slimrank.forms import Form, KeptColumns, LowRank
+from slimrank.metric.grams import Grams, times
+from slimrank.spectrum import Decomposition, decompose
+
+GOLDEN = (3 - 5**0.5) / 2
+Search = Literal["golden", "every"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Kept columns and a low-rank rest: order (n,) lists the c kept columns first, loss is the squared error."""
+
+    order: Tensor
+    columns: int
+    rank: int
+    loss: float
+    rest: Decomposition
+
+
+class ColumnsFactorizer(Factorizer):
+    """A rank r0 of the plan is worth r0 (m + n) numbers; part of them goes into kept columns where that pays.
+
+    gain: the share by which the squared error must fall; a linear where it doesn't becomes plain low rank.
+    search: `golden` is the paper's, a few decompositions a linear; `every` tries each number of traded ranks, since
+    the loss may have several valleys.
+    """
+
+    name: Literal["columns"] = "columns"
+    gain: float = Field(0.01, ge=0, lt=1)
+    search: Search = "golden"
+
+    def cost(self, shape: Shape, rank: int) -> int:
+        """r0 (m + n), never overshot and, with columns kept, mostly undershot by less than m."""
+        return rank * sum(shape)
+
+    def build(self, target: Target, rank: int) -> Form:
+        """The best split of the budget, or the plain cut of the decomposition."""
+        weight, dtype = target.weight, target.weight.dtype
+        split = best_split(weight, target.grams, target.decomposition, rank, self.gain, self.search)
+        if split is None:
+            left, right = (factor.to(dtype) for factor in target.decomposition.cut(rank))
+            return LowRank.from_low_rank(left, right, target.bias)
+        left, right = (factor.to(dtype) for factor in split.rest.cut(split.rank))
+        kept = split.order[: split.columns]
+        return KeptColumns.from_columns(weight[:, kept], left, right, kept, target.bias)
+
+
+def best_split(
+    weight: Tensor,
+    grams: Grams,
+    decomposition: Decomposition,
+    rank: int,
+    gain: float = 0.01,
+    search: Search = "golden",
+) -> Split | None:
+    """The split of r0 = `rank` with the least loss that the search finds, None unless it gains that share.
+
+    weight (m, n); decomposition of it in the metric of `grams`, any Grams.
+    """
+    left, right = decomposition.cut(rank)
+    order = column_scores(weight.double() - left @ right, grams).argsort(descending=True, stable=True)
+    plain = decomposition.values[rank:].square().sum().item()
+    at = cache(lambda traded: split_at(weight, grams, order, rank, traded))
+    traded = SEARCHES[search](lambda traded: at(traded).loss if traded else plain, rank)
+    if traded == 0 or at(traded).columns == 0 or at(traded).loss >= (1 - gain) * plain:
+        return None
+    return at(traded)
+
+
+def column_scores(error: Tensor, grams: Grams) -> Tensor:
+    """Each column's own part of the squared error, |L^T E[:, i]|^2 H_ii, for E (m, n)."""
+    squares = (error * times(grams.left, error)).sum(0)
+    if grams.right is None:
+        return squares
+    return squares * (grams.right if grams.right.ndim == 1 else grams.right.diagonal())
+
+
+def bought_columns(shape: Shape, rank: int, traded: int) -> int:
+    """c with (m + 1) c + (m + n - c) (r0 - delta) <= r0 (m + n), for r0 = rank and delta = traded ranks.
+
+    The paper's round(delta (m + n) / (m - r0 + delta)), with each column's index paid for and rounded down to fit.
+    """
+    rows, columns = shape
+    return min(traded * (rows + columns) // (rows + 1 - rank + traded), columns)
+
+
+def split_at(weight: Tensor, grams: Grams, order: Tensor, rank: int, traded: int) -> Split:
+    """The split that `traded` of the ranks buy; kept columns carry no error, so the rest's own optimum is exact."""
+    columns = bought_columns((weight.shape[0], weight.shape[1]), rank, traded)
+    order = torch.cat([order[:columns].sort().values, order[columns:].sort().values])
+    rest = order[columns:]
+    decomposition = decompose(weight[:, rest], Grams(grams.left, sub_gram(grams.right, rest)))
+    left = min(rank - traded, len(decomposition.values))
+    return Split(order, columns, left, decomposition.values[left:].square().sum().item(), decomposition)
+
+
+def sub_gram(gram: Tensor | None, indices: Tensor) -> Tensor | None:
+    """The Gram of some of the inputs."""
+    if gram is None:
+        return None
+    return gram[indices] if gram.ndim == 1 else gram[indices][:, indices]
+
+
+def golden_section(loss: Callable[[int], float], rank: int) -> int:
+    """delta in [0, rank - 1] with the least loss found: two probes, then golden section to an interval below 3.
+
+    At least rank 1 stays. 0 where neither round(.382 r0) nor round(.090 r0) beats loss(0).
+    """
+    low, high = 0, max(rank - 1, 0)
+    probes = {min(round(share * rank), high) for share in (GOLDEN, GOLDEN**2 * (1 - GOLDEN))}
+    if all(loss(probe) >= loss(0) for probe in probes):
+        return 0
+    seen = {0, *probes}
+    while high - low >= 3:
+        step = max(int(GOLDEN * (high - low)), 1)
+        first, second = low + step, high - step
+        seen |= {first, second}
+        low, high = (low, second) if loss(first) <= loss(second) else (first, high)
+    return min(sorted(seen | set(range(low, high + 1))), key=loss)
+
+
+def every_trade(loss: Callable[[int], float], rank: int) -> int:
+    """delta in [0, rank - 1] with the least loss."""
+    return min(range(max(rank, 1)), key=loss)
+
+
+SEARCHES: dict[Search, Callable[[Callable[[int], float], int], int]] = {
+    "golden": golden_section,
+    "every": every_trade,
+}

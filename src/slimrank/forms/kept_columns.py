@@ -1,0 +1,122 @@
+"""W' = some columns of W as they are, and the others in low rank (Duo-SVD, CPSVD)."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.forms.base import Form
+from slimrank.linear import shape_of, weight_of
+
+
+class KeptColumns(Form):
+    """y = W_K x_K + U V x_rest + b: c out + r (out + in - c) numbers and c indices.
+
+    `kept` (c,) int32 lists the kept inputs in ascending order, `down` is V (r, in - c) and `up` is [W_K, U]
+    (out, c + r). One gather of x a call; the two products with W_K and U are one. `order` (in,), kept inputs before
+    the others, follows from `kept` and isn't stored: it is made at the first call.
+    """
+
+    form = "columns"
+    kept: Tensor
+    order: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        columns: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
+        self.columns = columns
+        self.down = nn.Linear(in_features - columns, rank, bias=False, device=device, dtype=dtype)
+        self.up = nn.Linear(columns + rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("kept", torch.arange(columns, device=device, dtype=torch.int32))
+        self.register_buffer("order", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to y (..., out)."""
+        if self.order is None:
+            self.order = self.kept_first()
+        kept, rest = x.index_select(-1, self.order).tensor_split((self.columns,), dim=-1)
+        return self.up(torch.cat([kept, self.down(rest)], dim=-1))
+
+    def kept_first(self) -> Tensor:
+        """The inputs (in,) int64, kept ones before the others, both ascending."""
+        others = torch.ones(self.in_features, dtype=torch.uint8, device=self.kept.device)
+        return others.index_fill(0, self.kept.long(), 0).argsort(stable=True)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.order = None
+
+    @classmethod
+    def shell(
+        cls,
+        dense: nn.Module,
+        entry: dict[str, Any],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """As Form.shell; the entry's `columns` is how many are kept, 0 by default."""
+        weight, (out_features, in_features) = weight_of(dense), shape_of(dense)
+        has_bias = getattr(dense, "bias", None) is not None
+        columns, dtype = entry.get("columns", 0), dtype or weight.dtype
+        shell = cls(in_features, out_features, entry["rank"], columns, has_bias, device="meta", dtype=dtype)
+        return shell.to_empty(device=device or weight.device)
+
+    @classmethod
+    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
+        """A module on the meta device, no column kept."""
+        return cls(in_features, out_features, rank, 0, bias, device="meta", dtype=dtype)
+
+    @classmethod
+    def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
+        """The module with W' = left (out, r) @ right (r, in), no column kept."""
+        nothing = left.new_empty(len(left), 0)
+        return cls.from_columns(nothing, left, right, torch.empty(0, device=left.device), bias)
+
+    @classmethod
+    @torch.no_grad()
+    def from_columns(
+        cls, columns: Tensor, left: Tensor, right: Tensor, kept: Tensor, bias: Tensor | None = None
+    ) -> Self:
+        """The module with columns (out, c) at the inputs `kept` (c,), ascending, and left @ right at the others.
+
+        left (out, r), right (r, in - c).
+        """
+        (out_features, count), (rank, rest) = columns.shape, right.shape
+        module = cls(count + rest, out_features, rank, count, bias is not None, device="meta", dtype=left.dtype)
+        module = module.to_empty(device=left.device)
+        module.down.weight.copy_(right)
+        module.up.weight.copy_(torch.cat([columns, left], dim=1))
+        module.kept.copy_(kept)
+        if bias is not None:
+            module.up.bias.copy_(bias)
+        return module
+
+    @staticmethod
+    def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
+        """c out + r (out + in - c), and c indices."""
+        rank, columns = entry["rank"], entry.get("columns", 0)
+        return columns * (out_features + 1) + rank * (out_features + in_features - columns)
+
+    def entry(self) -> dict[str, Any]:
+        """Form, rank, and how many columns are kept."""
+        return super().entry() | {"columns": self.columns}
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """W' (out, in) in float64."""
+        kept, left = self.up.weight.double().tensor_split((self.columns,), dim=1)
+        ordered = torch.cat([kept, left @ self.down.weight.double()], dim=1)
+        return ordered.index_select(1, self.kept_first().argsort())
+
+    def extra_repr(self) -> str:
+        """The shape, as nn.Linear prints it."""
+        return f"{super().extra_repr()}, columns={self.columns}"

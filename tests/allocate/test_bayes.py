@@ -1,0 +1,126 @@
+import os
+import subprocess
+
+import pytest
+import torch
+from sessions import problem, session
+
+from slimrank.allocate import bayes
+from slimrank.allocate.bayes import Bayes, block_shares, scale
+from slimrank.allocate.budget import fit_ranks, used
+from slimrank.allocate.measure import Damage
+from slimrank.errors import UsageError
+from slimrank.session import Session
+
+optuna = pytest.importorskip("optuna")
+QUICK = {"windows": 2, "sampler": "tpe"}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llama) -> Session:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return session(tiny_llama(**sizes), keep=0.6)
+
+
+def trials(path) -> list:
+    file = optuna.storages.journal.JournalFileBackend(str(path))
+    return optuna.load_study(study_name="slimrank", storage=optuna.storages.JournalStorage(file)).trials
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.4, 0.9, 1.0])
+def test_shares_spend_the_budget_exactly_and_keep_their_proportions(keep):
+    generator = torch.Generator().manual_seed(int(100 * keep))
+    for _ in range(20):
+        sizes = torch.randint(1, 100, (6,), generator=generator).tolist()
+        values = (0.25 + 0.75 * torch.rand(6, generator=generator)).tolist()
+        shares = scale(sizes, values, keep * sum(sizes))
+        total = sum(size * share for size, share in zip(sizes, shares, strict=True))
+        assert total == pytest.approx(keep * sum(sizes)) and all(0 < share <= 1 + 1e-12 for share in shares)
+        free = [(share, value) for share, value in zip(shares, values, strict=True) if share < 1 - 1e-9]
+        assert len({round(share / value, 9) for share, value in free}) <= 1
+
+
+def test_every_trial_meets_the_budget_and_the_best_is_taken(made, tmp_path):
+    asked = problem(made)
+    allocation = Bayes(trials=8, storage=str(tmp_path / "study"), **QUICK).allocate(asked)
+    damage, done = Damage(made, windows=2), trials(tmp_path / "study")
+    measured = {}
+    for trial in done:
+        shares = block_shares(asked, [trial.params[f"block {i}"] for i in range(3)])
+        ranks = fit_ranks(asked, shares)
+        assert used(asked, ranks) <= asked.budget
+        assert sum(shares[n] * d.weight.numel() for n, d in made.dense.items()) == pytest.approx(0.6 * asked.dense)
+        assert trial.value == pytest.approx(damage.nats(ranks), rel=1e-6)
+        measured[trial.value] = ranks
+    assert len(done) == 8 and allocation.ranks == measured[min(measured)]
+    assert fit_ranks(asked, dict.fromkeys(made.dense, 0.6)) == measured[done[0].value]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_the_same_seed_gives_the_same_search_stopped_and_resumed_too(made, tmp_path, sampler, monkeypatch):
+    options = {"windows": 1, "sampler": sampler, "trials": 12}
+    Bayes(storage=str(tmp_path / "whole"), **options).allocate(problem(made))
+    Bayes(storage=str(tmp_path / "parts"), **options | {"trials": 6}).allocate(problem(made))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(bayes.Damage, "nats", die)
+        patch.setattr("slimrank.allocate.study.os.getpid", dead_process)
+        Bayes(storage=str(tmp_path / "parts"), **options).allocate(problem(made))
+    assert trials(tmp_path / "parts")[-1].state.name == "RUNNING"
+    resumed = Bayes(storage=str(tmp_path / "parts"), **options).allocate(problem(made))
+    parts = [trial for trial in trials(tmp_path / "parts") if trial.state.name == "COMPLETE"]
+    whole = trials(tmp_path / "whole")
+    assert [(t.params, t.value) for t in parts] == [(t.params, t.value) for t in whole]
+    assert resumed.ranks == Bayes(**options).allocate(problem(made)).ranks
+
+
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_trial_of_a_living_process_is_left_alone(made, tmp_path):
+    storage = str(tmp_path / "study")
+    Bayes(trials=2, storage=storage, **QUICK).allocate(problem(made))
+    file = optuna.storages.journal.JournalFileBackend(storage)
+    study = optuna.load_study(study_name="slimrank", storage=optuna.storages.JournalStorage(file))
+    study.ask().set_user_attr("process", [os.uname().nodename, os.getppid()])
+    Bayes(trials=4, storage=storage, **QUICK).allocate(problem(made))
+    assert [trial.state.name for trial in trials(storage)] == ["COMPLETE"] * 2 + ["RUNNING"] + ["COMPLETE"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"keep": 0.5}, "whose keep is 0.6, and this run's is 0.5"), ({"windows": 3}, "whose allocate.windows is 2")],
+)
+def test_a_study_of_something_else_is_refused_with_the_difference(made, tmp_path, change, named):
+    storage = str(tmp_path / "study")
+    Bayes(trials=2, storage=storage, **QUICK).allocate(problem(made))
+    other = Bayes(trials=2, storage=storage, **QUICK | {k: v for k, v in change.items() if k != "keep"})
+    with pytest.raises(UsageError, match=named):
+        other.allocate(problem(made, change.get("keep")))
+
+
+def test_a_study_of_another_model_or_text_is_refused(made, tmp_path, tiny_llama, monkeypatch):
+    storage = str(tmp_path / "study")
+    chosen = Bayes(trials=1, storage=storage, **QUICK)
+    chosen.allocate(problem(made))
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    with pytest.raises(UsageError, match="whose model is"):
+        chosen.allocate(problem(session(tiny_llama(seed=1, **sizes), keep=0.6)))
+    monkeypatch.setitem(made.windows.record, "seed", 7)
+    with pytest.raises(UsageError, match=r"whose calibration.seed is 1, and this run's is 7"):
+        chosen.allocate(problem(made))
+
+
+def test_without_optuna_one_sentence_says_what_to_install(made, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(UsageError, match=r"pip install slimrank\[search\]"):
+        Bayes(trials=1, **QUICK).allocate(problem(made))
