@@ -1,6 +1,21 @@
-"""What calibration reads (texts, windows) and what it keeps of it."""
+"""What calibration reads (texts, windows) and what it keeps of it (moments)."""
 
+from slimrank.calibrate.collect import collect
+from slimrank.calibrate.gradients import collect_gradients
+from slimrank.calibrate.moments import InputMoments, Moments, OutputMoments
 from slimrank.calibrate.texts import Text, read_text
 from slimrank.calibrate.windows import Windows, check_window, context_length, sample_windows
 
-__all__ = ["Text", "Windows", "check_window", "context_length", "read_text", "sample_windows"]
+__all__ = [
+    "InputMoments",
+    "Moments",
+    "OutputMoments",
+    "Text",
+    "Windows",
+    "check_window",
+    "collect",
+    "collect_gradients",
+    "context_length",
+    "read_text",
+    "sample_windows",
+]
