@@ -115,7 +115,10 @@ def compress(
         check_window(window, loaded.model.config)
         text = read_text(_spec(loaded, calibration), tokenizer=loaded.tokenizer)
         windows = sample_windows(loaded.tokenizer, text, samples=samples, window=window, seed=seed)
-        moments, held_out = calibrate(decoder, windows, linears, gradients=chosen.gradients, track=track)
+        labels = chosen.metric.gradient_labels
+        moments, held_out = calibrate(
+            decoder, windows, linears, gradients=chosen.gradients, labels=labels, track=track
+        )
     keep = plan.keep if plan else keep
     session = Session(decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out, track=track)
     with clock("decompose"):

@@ -44,7 +44,12 @@ class Session:
             self.held_out.inputs.get(self.moments.leader[name]),
             self.moments.outputs.get(name),
             self.keep,
+            self.role(name),
         )
+
+    def role(self, name: str) -> str:
+        """A linear's name inside its block."""
+        return name.removeprefix(f"{self.decoder.prefix}.").partition(".")[2]
 
     def spectrum(self) -> Spectrum:
         """The spectra of all linears, in the model's order."""
@@ -54,7 +59,7 @@ class Session:
                     self.decompositions[name].values,
                     tuple(weight_of(dense).shape),
                     index,
-                    name.removeprefix(f"{self.decoder.prefix}.{index}."),
+                    self.role(name),
                 )
                 for index, block in enumerate(self.linears)
                 for name, dense in block.items()

@@ -100,6 +100,7 @@ def add_gradient(
     flat, moments = g.flatten(0, 1), outputs[name]
     moments.gram += (flat.T @ flat).double()
     moments.fisher_rows += per_window.double().square().sum((0, 2))
+    moments.fourth += flat.double().square().sum(1).square().sum().item()
     moments.tokens += len(flat)
     moments.windows += len(g)
     totals[name] = totals.get(name, 0) + per_window.sum(0)

@@ -40,12 +40,13 @@ class OutputMoments:
     """What the loss's gradient g (nats, summed over tokens) was at a linear's output of width m.
 
     gram: sum g g^T (m, m) float64; fisher_rows: sum over windows of the row sums of (dL/dW)^2 (m,);
-    gradient_norm: |sum over windows of dL/dW|_F; tokens, windows: the number of summands.
+    gradient_norm: |sum over windows of dL/dW|_F; fourth: sum |g|^4; tokens, windows: the number of summands.
     """
 
     gram: Tensor
     fisher_rows: Tensor
     gradient_norm: float = 0.0
+    fourth: float = 0.0
     tokens: int = 0
     windows: int = 0
 

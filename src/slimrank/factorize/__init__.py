@@ -2,9 +2,11 @@
 
 from slimrank.factorize.base import Factorizer, Target
 from slimrank.factorize.low_rank import LowRankFactorizer
+from slimrank.factorize.pivoted import PivotedFactorizer
 
 FACTORIZERS: dict[str, type[Factorizer]] = {
     "low_rank": LowRankFactorizer,
+    "pivoted": PivotedFactorizer,
 }
 
 __all__ = ["FACTORIZERS", "Factorizer", "Target"]
