@@ -79,7 +79,7 @@ def compress(
 
     chosen = Plan.load(plan) if plan else None
     out = out or Path(f"{Path(model).name}-{chosen.recipe.name if chosen else Path(recipe).stem}-{keep:g}")
-    check_free(out, overwrite=overwrite)
+    check_free(out, overwrite)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), plan=chosen, chat=chat, device=device, dtype=dtype, track=console.track,
@@ -109,7 +109,7 @@ def plan(
     Example: slimrank plan demo --keep 0.6 --out plan.json
     """
     from slimrank import console
-    from slimrank.checkpoint import atomic_text
+    from slimrank.checkpoint import write_text
     from slimrank.compress import compress
 
     if not out.parent.is_dir():
@@ -118,7 +118,7 @@ def plan(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), plan_only=True, chat=chat, device=device, dtype=dtype, track=console.track,
     )  # fmt: skip
-    atomic_text(out, result.plan.model_dump_json(indent=2) + "\n")
+    write_text(out, result.plan.to_json())
     console.show_plan(result.plan)
     console.out.print(f"Written to {out}", highlight=False)
 
@@ -141,16 +141,16 @@ def evaluate(
     Example: slimrank evaluate demo small --text demo
     """
     from slimrank import console
-    from slimrank.checkpoint import atomic_text
-    from slimrank.evaluate import evaluate, to_json
+    from slimrank.checkpoint import write_text
+    from slimrank.evaluate import evaluate_models, to_json
 
-    results = evaluate(
+    results = evaluate_models(
         models, text or [], window=window, max_windows=max_windows, special_tokens=special_tokens,
         device=device, dtype=dtype, track=console.track,
     )  # fmt: skip
     console.show_evaluation(results)
     if json_file:
-        atomic_text(json_file, to_json(results))
+        write_text(json_file, to_json(results))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from slimrank.calibrate import check_window, context_length, read_text, sample_windows
 from slimrank.checkpoint import model_card, write_checkpoint
@@ -40,7 +40,6 @@ class Result:
 
     def save(self, out: Path, *, overwrite: bool = False) -> None:
         """Write the Hugging Face directory, in the dtype the model was stored in."""
-        card = model_card(base_model=self.loaded.name, recipe=self.plan.recipe.to_yaml(), results=self.summary())
         write_checkpoint(
             self.model,
             out,
@@ -48,9 +47,19 @@ class Result:
             dtype=self.loaded.dtype,
             source=self.loaded.directory,
             tokenizer=self.loaded.tokenizer,
-            extras={"slimrank/plan.json": self.plan.model_dump_json(indent=2) + "\n", "README.md": card},
+            extras={"slimrank/plan.json": self.plan.to_json(), "README.md": self.card(out.name)},
             overwrite=overwrite,
         )
+
+    def card(self, name: str) -> str:
+        """The model card."""
+        budget, (before, after) = self.plan.budget, self.parameters
+        rows = {
+            "dense": {"parameters of the linears": budget.dense, "of the model": before},
+            "compressed": {"parameters of the linears": budget.used, "of the model": after},
+        }
+        hub = None if self.loaded.directory else self.loaded.name
+        return model_card(name=name, recipe=self.plan.recipe.to_yaml(), results=rows, base_model=hub)
 
     def summary(self) -> dict[str, str]:
         """The totals, for people."""
@@ -76,6 +85,7 @@ def compress(
     filter: Filter | None = None,
     plan: Plan | None = None,
     plan_only: bool = False,
+    chat: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     track: Track = no_track,
@@ -87,10 +97,13 @@ def compress(
         recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
         keep: share of the compressed linears' parameters that stays, in (0, 1].
         calibration: SPEC of the text (see read_text); needed unless the model is the demo.
-        samples, window, seed: how many windows of how many tokens, drawn how; window defaults to the context, at most 2048.
+        samples, window, seed: how many windows of how many tokens; window defaults to the context, at most 2048.
         filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
         plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
         plan_only: stop before the weights are touched.
+        chat: the text's rows are chat messages, rendered by the tokenizer's template.
+        device, dtype: where and in what to compute; the checkpoint is written in the stored dtype.
+        track: who shows progress.
 
     Raises:
         UsageError: for options that cannot be meant.
@@ -113,7 +126,7 @@ def compress(
     with clock("calibrate"):
         window = window or min(context_length(loaded.model.config) or 2048, 2048)
         check_window(window, loaded.model.config)
-        text = read_text(_spec(loaded, calibration), tokenizer=loaded.tokenizer)
+        text = read_text(_spec(loaded, calibration), chat=chat, tokenizer=loaded.tokenizer)
         windows = sample_windows(loaded.tokenizer, text, samples=samples, window=window, seed=seed)
         labels = chosen.metric.gradient_labels
         moments, held_out = calibrate(
@@ -149,6 +162,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Count the block's time as this stage's."""
         started = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started

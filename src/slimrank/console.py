@@ -2,21 +2,23 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from slimrank.compress import Result, peak_memory
 from slimrank.evaluate import ModelResult
 from slimrank.plan import Plan
 
+T = TypeVar("T")
 out = Console(soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, soft_wrap=True)
 
 
-def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
     """A progress bar on stderr with the time left, where stderr is a terminal."""
     columns = (
         TextColumn("{task.description:>12}"),
@@ -26,12 +28,12 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as progress:
-        yield from progress.track(items, total=total, description=description)
+        yield from progress.track(iterable, total=total, description=description)
 
 
 def error(message: str) -> None:
     """One sentence on stderr."""
-    err.print(f"[bold red]error:[/] {message}", highlight=False)
+    err.print("[bold red]error:[/]", Text(message))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -69,7 +71,7 @@ def show_plan(plan: Plan) -> None:
         "predicted, measured: the error's share of the norm in the recipe's metric, measured on held-out windows\n"
     )
     for note in plan.notes:
-        err.print(f"[yellow]note:[/] {note}", highlight=False)
+        err.print("[yellow]note:[/]", Text(note))
 
 
 def show_result(result: Result, size: int | None) -> None:
@@ -83,20 +85,18 @@ def show_result(result: Result, size: int | None) -> None:
 
 
 def show_evaluation(results: Sequence[ModelResult]) -> None:
-    """Models side by side."""
-    texts = list(results[0].perplexities)
-    for text in texts:
-        first = results[0].perplexities[text]
+    """Models side by side, a table per text."""
+    for text, reference in results[0].texts.items():
         rows = [
             (
                 r.name,
-                f"{r.perplexities[text].perplexity:.3f}",
-                f"{r.perplexities[text].nats - first.nats:+.4f}",
+                f"{r.texts[text].perplexity:.3f}",
+                f"{r.nats_lost(results[0])[text]:+.4f}",
                 f"{r.linear_parameters:,}",
                 f"{r.parameters:,}",
-                f"{r.bytes:,}" if r.bytes else "-",
+                f"{r.bytes:,}",
             )
             for r in results
         ]
-        title = f"{text}: {first.windows} windows of {first.window} tokens"
+        title = f"{text}: {reference.windows} windows of {reference.window} tokens"
         table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)

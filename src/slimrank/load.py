@@ -50,7 +50,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
         raise SlimrankError(f"MODEL {name} cannot be loaded: {reason or type(error).__name__}.") from error
     stored = model.dtype
     try:
-        return Loaded(name, model.to(device=device, dtype=DTYPES[dtype]).eval(), tokenizer, stored, directory)
+        torch.nn.Module.to(model, device=torch.device(device), dtype=DTYPES[dtype])
+        return Loaded(name, model.eval(), tokenizer, stored, directory)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device} cannot be used: {' '.join(str(error).split())[:200]}.") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
-from slimrank.linear import is_linear
+from slimrank.linear import is_linear, weight_of
 
 Filter = Callable[[str, nn.Module], bool]
 
@@ -28,7 +28,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The ModuleList whose modules hold the most linear parameters, the outermost where two tie."""
 
     def linear_parameters(module: nn.Module) -> int:
-        return sum(m.weight.numel() for m in module.modules() if is_linear(m))
+        return sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
 
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     found = max(lists, key=lambda item: linear_parameters(item[1]), default=None)
@@ -95,7 +95,7 @@ class Decoder:
         return kwargs[name], Call((), {k: v for k, v in kwargs.items() if k != name})
 
     def enter(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
-        """The hidden states (batch, tokens, width) before the first block, and each block's Call; no block runs twice."""
+        """The hidden states (batch, tokens, width) before the first block, and each block's Call."""
         first: list[Tensor] = []
         calls: list[Call] = []
 

@@ -57,9 +57,9 @@ class Plan(BaseModel):
     notes: list[str] = []
     linears: dict[str, LinearPlan]
 
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    def to_json(self) -> str:
+        """The plan's file."""
+        return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

@@ -47,7 +47,7 @@ class Recipe(BaseModel):
     @property
     def gradients(self) -> bool:
         """Whether calibration must run the gradient pass."""
-        return any(step.gradients for step in (self.metric, self.allocate, *self.refine))
+        return self.metric.gradients or self.allocate.gradients or any(step.gradients for step in self.refine)
 
     def to_yaml(self) -> str:
         """The recipe as a file that `--recipe` reads."""
@@ -66,10 +66,7 @@ def load_recipe(recipe: "str | Path | Recipe", settings: Sequence[str] = ()) -> 
     Raises:
         UsageError: for an unknown recipe, key or value, naming it and what is there.
     """
-    if isinstance(recipe, Recipe):
-        raw = recipe.model_dump(mode="json")
-    else:
-        raw = _read(recipe)
+    raw = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _read(recipe)
     for setting in settings:
         _apply(raw, setting)
     return _validated(Recipe, raw, "")

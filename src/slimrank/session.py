@@ -8,7 +8,7 @@ from torch import nn
 
 from slimrank.calibrate import Moments, Windows
 from slimrank.factorize import Factorizer
-from slimrank.linear import weight_of
+from slimrank.linear import shape_of, weight_of
 from slimrank.metric import Metric, Site
 from slimrank.model import Decoder, set_module
 from slimrank.progress import Track, no_track
@@ -57,7 +57,7 @@ class Session:
             {
                 name: LinearSpectrum(
                     self.decompositions[name].values,
-                    tuple(weight_of(dense).shape),
+                    shape_of(dense),
                     index,
                     self.role(name),
                 )

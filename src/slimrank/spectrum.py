@@ -1,4 +1,4 @@
-"""Spectrum: singular values of every linear in its metric, so that the loss at every rank is known without the weights."""
+"""Spectrum: singular values of every linear in its metric, which tell the loss at every rank."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Decomposition:
 
 
 def projector_route(weight: Tensor, grams: Grams) -> Decomposition:
-    """W'_r = L^-T U_r U_r^T L^T W, from the eigenvectors of the smaller Gram: R is never inverted (METHODS, section 1)."""
+    """W'_r = L^-T U_r U_r^T L^T W, from the eigenvectors of the smaller Gram: R is never inverted."""
     root, inverse = cached_root(grams.left)
     target = times(root, weight)
     rows, columns = target.shape
@@ -52,7 +52,7 @@ def projector_route(weight: Tensor, grams: Grams) -> Decomposition:
 
 
 def cholesky_route(weight: Tensor, grams: Grams) -> Decomposition:
-    """SVD-LLM as printed: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps H relative to its mean diagonal if it must."""
+    """SVD-LLM as printed: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps H by its mean diagonal if it must."""
     gram = _full(grams.right, weight.shape[1], weight)
     damping = 0.0
     factor, failed = torch.linalg.cholesky_ex(gram)
@@ -102,7 +102,7 @@ def _full(gram: Tensor | None, width: int, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearSpectrum:
-    """One linear: singular values (q,) in its metric, shape (m, n), its block, and its role (the name inside the block)."""
+    """One linear: singular values (q,) in its metric, shape (m, n), block, and role (its name inside the block)."""
 
     values: Tensor
     shape: tuple[int, int]

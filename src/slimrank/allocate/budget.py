@@ -5,7 +5,7 @@ from slimrank.errors import UsageError
 
 
 def fit_ranks(problem: Problem, shares: dict[str, float]) -> Ranks:
-    """The largest ranks whose cost is within each linear's share (kept / dense numbers), at least 1, then the total mended.
+    """The largest ranks whose cost is within each linear's share (kept / dense numbers), at least 1.
 
     A share of 1 or more is dense. Where rank 1 costs more than a small matrix's share, the excess is taken back
     from the largest ranks.

@@ -1,6 +1,6 @@
-"""The gradient pass: from the head back to the entry a block at a time, collecting what the loss says of each output."""
+"""The gradient pass: from the head back to the entry, a block at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slimrank.calibrate.collect import require_finite
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.linear import shape_of
+from slimrank.linear import shape_of, weight_of
 from slimrank.model import Decoder
 from slimrank.progress import Track, no_track
 
@@ -71,7 +71,7 @@ def _head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels
 def watch_gradients(linears: dict[str, nn.Module], moments: Moments, totals: dict[str, Tensor]) -> Iterator[None]:
     """Add the gradient at every linear's output to `moments`, and dL/dW to `totals`."""
 
-    def hook(name: str) -> object:
+    def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
             output.register_hook(lambda gradient: add_gradient(moments.outputs, totals, name, x, gradient))
@@ -81,7 +81,7 @@ def watch_gradients(linears: dict[str, nn.Module], moments: Moments, totals: dic
     for name, module in linears.items():
         if name not in moments.outputs:
             rows = shape_of(module)[0]
-            zeros = torch.zeros(rows, rows, dtype=torch.float64, device=module.weight.device)
+            zeros = torch.zeros(rows, rows, dtype=torch.float64, device=weight_of(module).device)
             moments.outputs[name] = OutputMoments(zeros, zeros.new_zeros(rows))
     handles = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
     try:

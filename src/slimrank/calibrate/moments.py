@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ class InputMoments:
 
     @classmethod
     def empty(cls, width: int, device: torch.device) -> "InputMoments":
+        """Before the first token."""
         zeros = torch.zeros(width, width, dtype=torch.float64, device=device)
         return cls(zeros, torch.zeros(width, dtype=torch.float64, device=device))
 
@@ -110,7 +112,7 @@ class Moments:
         """The inverse of save."""
         groups: dict[str, dict[str, dict[str, Tensor]]] = {"inputs": {}, "outputs": {}, "blocks": {}}
         with safe_open(path, "pt") as file:
-            for full in file.keys():
+            for full in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 group, key, name = full.split("/")
                 groups[group].setdefault(key, {})[name] = file.get_tensor(full)
             leader = {k.removeprefix("leader/"): v for k, v in (file.metadata() or {}).items()}
@@ -122,7 +124,7 @@ class Moments:
         )
 
 
-def _scalars(tensors: dict[str, Tensor]) -> dict[str, object]:
+def _scalars(tensors: dict[str, Tensor]) -> dict[str, Any]:
     counts = {"tokens", "windows"}
     return {
         name: tensor if tensor.ndim else (int(tensor) if name in counts else float(tensor))

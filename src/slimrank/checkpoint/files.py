@@ -32,7 +32,7 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
     something and `overwrite` is false, and SlimrankError when its disk has less than `needed_bytes` or fills.
     """
     out = out.resolve()
-    _check_free(out, overwrite)
+    check_free(out, overwrite)
     tag = uuid.uuid4().hex[:8]
     partial, old = (out.with_name(f".{out.name}.{role}-{tag}") for role in ("partial", "old"))
     try:
@@ -49,7 +49,8 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raise a UsageError when `out` is a file, or a folder that holds something and is not to be overwritten."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output {out} is a file; name a folder.")
     if not overwrite and out.is_dir() and any(out.iterdir()):

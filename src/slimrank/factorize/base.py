@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from slimrank.forms import Form
+from slimrank.forms.base import Form
 from slimrank.metric.grams import Grams
 from slimrank.spectrum import Decomposition
 
@@ -14,7 +14,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Target:
-    """One linear to be replaced: the dense module, the weight (m, n) to approximate, its metric and decomposition there."""
+    """One linear to be replaced: the dense module, the weight (m, n) to approximate, its metric and decomposition."""
 
     dense: nn.Module
     weight: Tensor
@@ -24,15 +24,17 @@ class Target:
     @property
     def bias(self) -> Tensor | None:
         """The dense bias (m,)."""
-        return None if self.dense.bias is None else self.dense.bias.detach()
+        bias: Tensor | None = self.dense.bias  # type: ignore[assignment]
+        return None if bias is None else bias.detach()
 
 
 class Factorizer(BaseModel):
-    """Base of the forms' factorizers; a subclass's fields are its options in a recipe, `name` is its name there and in checkpoints."""
+    """Base of the forms' factorizers; a subclass's fields are its options in a recipe, `name` is the form's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    multiple: int = 1
+    name: str
+    multiple: int = Field(default=1, ge=1)
 
     def cost(self, shape: Shape, rank: int) -> int:
         """Stored numbers of one matrix (m, n) at a rank, indices included."""

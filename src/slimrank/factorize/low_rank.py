@@ -3,7 +3,7 @@
 from typing import Literal
 
 from slimrank.factorize.base import Factorizer, Shape, Target
-from slimrank.forms import LowRank
+from slimrank.forms.low_rank import LowRank
 
 
 class LowRankFactorizer(Factorizer):

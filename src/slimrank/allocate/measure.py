@@ -1,0 +1,115 @@
+"""What cutting ranks really costs: the model runs on calibration windows with cuts in the place of its linears."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+
+from slimrank.allocate.base import Ranks
+from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.errors import UsageError
+from slimrank.forms import LowRank
+from slimrank.session import Session
+
+
+class Damage:
+    """Losses of assignments that differ from a base assignment, measured on the first `windows` calibration windows.
+
+    Blocks before the first difference aren't run again: the base model's hidden states before every block are held,
+    windows x tokens x width numbers a block. The dense log-probabilities are held too, once `kl` has been asked for,
+    windows x tokens x vocabulary in float32.
+
+    passes: blocks run so far, each over all windows; unshared: the same measurements with every model run whole.
+    """
+
+    def __init__(self, session: Session, base: Ranks | None = None, *, windows: int = 32) -> None:
+        """`base` is all dense by default.
+
+        Raises:
+            UsageError: if there are fewer calibration windows.
+        """
+        available = len(session.windows.calibration)
+        if available < windows:
+            raise UsageError(
+                f"allocate.windows {windows} is more than the {available} calibration windows: lower it or raise --samples."
+            )
+        self.session, self.decoder = session, session.decoder
+        self.base: Ranks = dict.fromkeys(session.dense) if base is None else dict(base)
+        self.passes = self.unshared = 0
+        self._ids = session.windows.calibration[:windows]
+        self._block = {name: index for index, block in enumerate(session.linears) for name in block}
+        self._layers = {name: cut(session, name, rank) for name, rank in self.base.items()}
+        self._known: dict[tuple[str, frozenset], float] = {}
+        self._stream, self._hidden = self._run_base(self._layers)
+
+    def kl(self, ranks: Ranks) -> float:
+        """KL(dense || base with `ranks` in it) in nats: the sum over a window's tokens, the mean over windows."""
+        return self._measured("kl", ranks) / len(self._ids)
+
+    def nats(self, ranks: Ranks) -> float:
+        """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
+        return self._measured("nats", ranks) / self._ids[:, 1:].numel()
+
+    def _measured(self, kind: str, ranks: Ranks) -> float:
+        changes = {name: rank for name, rank in ranks.items() if rank != self.base[name]}
+        key = (kind, frozenset(changes.items()))
+        self.unshared += len(self.decoder)
+        if key not in self._known:
+            compare = self._divergence if kind == "kl" else likelihood
+            logits = enumerate(self._logits(changes))
+            self._known[key] = sum(compare(batch, self._stream.ids[batch], scores) for batch, scores in logits)
+        return self._known[key]
+
+    def _divergence(self, batch: int, ids: Tensor, logits: Tensor) -> float:
+        model = logits.log_softmax(-1)
+        return kl_div(model, self._dense[batch], reduction="sum", log_target=True).item()
+
+    @cached_property
+    def _dense(self) -> list[Tensor]:
+        """The dense model's log-probabilities by batch, (batch, tokens, vocabulary) float32."""
+        self.unshared += len(self.decoder)
+        return [logits.log_softmax(-1) for logits in self._logits(dict.fromkeys(self.base))]
+
+    @torch.no_grad()
+    def _run_base(self, layers: dict[str, nn.Module]) -> tuple[Stream, list[list[Tensor]]]:
+        """The stream of the windows, and hidden[b]: the hidden states before block b by batch, b up to their number."""
+        stream = Stream(self.decoder, self._ids, default_batch(self._ids.shape[1]))
+        hidden = [list(stream.hidden)]
+        with self.session.replaced(layers):
+            while stream.depth < len(self.decoder):
+                for _ in stream.advance():
+                    pass
+                hidden.append(list(stream.hidden))
+        self.passes += len(self.decoder)
+        self.unshared += len(self.decoder)
+        return stream, hidden
+
+    @torch.no_grad()
+    def _logits(self, changes: Ranks) -> Iterator[Tensor]:
+        """The float32 logits of each batch, only the blocks from the first change on being run."""
+        first = min((self._block[name] for name in changes if changes[name] != self.base[name]), default=None)
+        first = len(self.decoder) if first is None else first
+        self.passes += len(self.decoder) - first
+        layers = self._layers | {name: cut(self.session, name, rank) for name, rank in changes.items()}
+        with self.session.replaced(layers):
+            for batch, hidden in enumerate(self._hidden[first]):
+                for index in range(first, len(self.decoder)):
+                    hidden = self.decoder.run(index, hidden, self._stream.calls[batch][index])
+                yield self.decoder.head(self._stream.ids[batch], hidden).float()
+
+
+def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:
+    """The summed negative log-likelihood in nats of ids (windows, tokens) under logits (windows, tokens, vocabulary)."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+
+
+def cut(session: Session, name: str, rank: int | None) -> nn.Module:
+    """The linear at a rank as two thin linears: the cheapest to build and to run, equal to every other form of it."""
+    dense = session.dense[name]
+    if rank is None:
+        return dense
+    dtype = session.site(name).weight.dtype
+    left, right = (factor.to(dtype) for factor in session.decompositions[name].cut(rank))
+    return LowRank.from_low_rank(left, right, None if dense.bias is None else dense.bias.detach())

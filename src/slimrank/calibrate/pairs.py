@@ -1,0 +1,88 @@
+"""What the dense and the compressed model make of the same tokens at a linear, side by side."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass
+class Seen:
+    """One linear in one forward pass: its input x (..., n), its output y (..., m), and what y was then added to, if anything."""
+
+    x: Tensor
+    y: Tensor
+    addend: Tensor | None = None
+
+
+@dataclass
+class PairMoments:
+    """Sums over tokens: gram = sum x^ x^T (n, n); cross[linear] = sum t x^T (m, n) with the linear's target t; float64.
+
+    x^ is the input in the compressed model. t is the dense model's output without its bias or, with `residual`, what
+    the output must be for its sum with the compressed residual stream to equal the dense one.
+    """
+
+    gram: Tensor | float = 0.0
+    cross: dict[str, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, dense: dict[str, Seen], compressed: dict[str, Seen], biases: dict[str, Tensor], residual: bool) -> None:
+        """Add one batch of linears that share their input; products in float32, sums in float64."""
+        x = _flat(next(iter(compressed.values())).x)
+        self.gram = self.gram + (x.T @ x).double()
+        self.tokens += len(x)
+        for name, was in dense.items():
+            target, now = was.y, compressed[name]
+            if residual and was.addend is not None and now.addend is not None:
+                target = target + (was.addend - now.addend)
+            if name in biases:
+                target = target - biases[name]
+            self.cross[name] = self.cross.get(name, 0.0) + (_flat(target).T @ x).double()
+
+
+@contextmanager
+def watch_sums(modules: dict[str, nn.Module]) -> Iterator[dict[str, Seen]]:
+    """Note each module's input, output and addend in the forward passes inside; a later pass overwrites an earlier one."""
+    seen: dict[str, Seen] = {}
+
+    def hook(name: str) -> Any:
+        def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = Seen(args[0], output)
+
+        return watch
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with _Sums(seen):
+            yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Sums(TorchDispatchMode):
+    """Finds the other operand of a plain sum that an output is part of: in most decoders the residual stream."""
+
+    def __init__(self, seen: dict[str, Seen]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and not kwargs and all(isinstance(a, Tensor) for a in args):
+            for this, other in (args, args[::-1]):
+                for seen in self._outputs(this):
+                    if seen.addend is None and other.shape == this.shape:
+                        seen.addend = other
+        return func(*args, **(kwargs or {}))
+
+    def _outputs(self, tensor: Tensor) -> Iterable[Seen]:
+        return (seen for seen in self.seen.values() if seen.y is tensor)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.detach().flatten(0, -2).float()
