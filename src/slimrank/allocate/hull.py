@@ -39,7 +39,7 @@ def lower_hull(costs: Floats, losses: Floats) -> list[int]:
 
 
 def sweep(curves: list[Curve], budget: float) -> list[int]:
-    """One choice a curve, cost within the budget, loss the least of all splits that only use hull points, and then filled.
+    """One choice a curve, cost within the budget, loss the least that hull points give, then filled up.
 
     Hull steps are taken in the order of loss saved per number, which is the Lagrangian's solution for the price of the
     last one; where that no longer fits, any choice that does is taken, the best saving per number first. Every

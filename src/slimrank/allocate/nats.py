@@ -39,10 +39,9 @@ class Nats(Allocator):
 
 
 def choices(problem: Problem, spectrum: LinearSpectrum) -> tuple[list[int | None], np.ndarray, np.ndarray]:
-    """A linear's ranks, None for dense last, with their costs and losses; ranks that cost as much as dense are left out."""
-    rows, columns = spectrum.shape
-    unit, full = problem.form.multiple, min(spectrum.shape)
-    losses = spectrum.losses().numpy()
-    ranks = [rank for rank in range(min(unit, full), full + 1, unit) if problem.form.cost(spectrum.shape, rank) < rows * columns]
-    costs = [problem.form.cost(spectrum.shape, rank) for rank in ranks]
-    return [*ranks, None], np.array([*costs, rows * columns], float), np.array([*losses[ranks], 0.0])
+    """A linear's ranks, None for dense last, with their costs and losses; ranks that cost what dense does are left out."""
+    dense, unit, full = spectrum.shape[0] * spectrum.shape[1], problem.form.multiple, min(spectrum.shape)
+    costs = {rank: problem.form.cost(spectrum.shape, rank) for rank in range(min(unit, full), full + 1, unit)}
+    ranks = [rank for rank, cost in costs.items() if cost < dense]
+    losses = spectrum.losses().cpu().numpy()[ranks]
+    return [*ranks, None], np.array([*(costs[r] for r in ranks), dense], float), np.array([*losses, 0.0])

@@ -1,6 +1,6 @@
 """What the dense and the compressed model make of the same tokens at a linear, side by side."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass
 class Seen:
-    """One linear in one forward pass: its input x (..., n), its output y (..., m), and what y was then added to, if anything."""
+    """One linear in one forward pass: its input x (..., n), output y (..., m), and what y was then added to, if anything."""
 
     x: Tensor
     y: Tensor
@@ -31,7 +31,9 @@ class PairMoments:
     cross: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, dense: dict[str, Seen], compressed: dict[str, Seen], biases: dict[str, Tensor], residual: bool) -> None:
+    def add(
+        self, dense: dict[str, Seen], compressed: dict[str, Seen], biases: dict[str, Tensor], residual: bool
+    ) -> None:
         """Add one batch of linears that share their input; products in float32, sums in float64."""
         x = _flat(next(iter(compressed.values())).x)
         self.gram = self.gram + (x.T @ x).double()
@@ -46,42 +48,56 @@ class PairMoments:
 
 
 @contextmanager
-def watch_sums(modules: dict[str, nn.Module]) -> Iterator[dict[str, Seen]]:
-    """Note each module's input, output and addend in the forward passes inside; a later pass overwrites an earlier one."""
-    seen: dict[str, Seen] = {}
+def watch_sums(modules: dict[str, nn.Module], awaited: Collection[str] | None = None) -> Iterator[dict[str, Seen]]:
+    """Note each module's input, output and addend in one forward pass inside.
 
-    def hook(name: str) -> Any:
-        def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name] = Seen(args[0], output)
-
-        return watch
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    The pass is broken off once all outputs, and the addends of the `awaited` modules, are there; None lets it end.
+    """
+    sums = _Sums(modules, awaited)
+    handles = [module.register_forward_hook(sums.hook(name)) for name, module in modules.items()]
     try:
-        with _Sums(seen):
-            yield seen
+        with sums:
+            yield sums.seen
+    except _AllSeen:
+        pass
     finally:
         for handle in handles:
             handle.remove()
 
 
+class _AllSeen(Exception):
+    """The rest of a forward pass is of no interest."""
+
+
 class _Sums(TorchDispatchMode):
     """Finds the other operand of a plain sum that an output is part of: in most decoders the residual stream."""
 
-    def __init__(self, seen: dict[str, Seen]) -> None:
+    def __init__(self, modules: Collection[str], awaited: Collection[str] | None) -> None:
         super().__init__()
-        self.seen = seen
+        self.seen: dict[str, Seen] = {}
+        self._modules, self._awaited = modules, awaited
+
+    def hook(self, name: str) -> Any:
+        def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.seen[name] = Seen(args[0], output)
+            self._stop_if_done()
+
+        return watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.add.Tensor and not kwargs and all(isinstance(a, Tensor) for a in args):
             for this, other in (args, args[::-1]):
-                for seen in self._outputs(this):
-                    if seen.addend is None and other.shape == this.shape:
+                for seen in self.seen.values():
+                    if seen.y is this and seen.addend is None and other.shape == this.shape:
                         seen.addend = other
+                        self._stop_if_done()
         return func(*args, **(kwargs or {}))
 
-    def _outputs(self, tensor: Tensor) -> Iterable[Seen]:
-        return (seen for seen in self.seen.values() if seen.y is tensor)
+    def _stop_if_done(self) -> None:
+        if self._awaited is None or len(self.seen) < len(self._modules):
+            return
+        if all(self.seen[name].addend is not None for name in self._awaited):
+            raise _AllSeen
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two-sided metric: an error counts by the loss it causes, so that every matrix's squared singular values are nats."""
+"""The two-sided metric: an error counts by the loss it causes, so that squared singular values are nats."""
 
 from typing import Annotated, ClassVar, Literal
 

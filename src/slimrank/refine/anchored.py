@@ -24,7 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Anchored(Refiner):
     """Builds the factors again, blocks in order and inside a block in the order of the inputs.
 
-    With x the dense model's input, x^ the one behind the linears compressed so far and t the dense output, the target is
+    With x^ the input that follows from the linears compressed so far and t the dense model's output, the target is
     T = ((1 - mix) W E[x^ x^T] + mix E[t x^T]) E[x^ x^T]^-1, cut in the metric's left Gram and E[x^ x^T].
 
     mix: a share, or several of which each input's linears take the one with the least block error on held-out windows.
@@ -59,7 +59,9 @@ class Anchored(Refiner):
             return []
         return [f"Anchored targets: mix {', '.join(f'{m:g}' for m in chosen)} for the inputs in order."]
 
-    def _fit(self, session: Session, ranks: Ranks, group: list[str], pair: "Pair", held_out: "Pair | None" = None) -> float:
+    def _fit(
+        self, session: Session, ranks: Ranks, group: list[str], pair: "Pair", held_out: "Pair | None" = None
+    ) -> float:
         """Replace the linears of one input; returns the mix."""
         moments = pair.moments(group, self.residual)
         mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
@@ -104,12 +106,14 @@ class Pair:
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
         compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
         biases = {name: linear.bias.detach() for name, linear in dense.items() if linear.bias is not None}
+        summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
         for batch in range(len(self.dense.hidden)):
-            with self.session.replaced(self.block), watch_sums(dense) as before:
+            with self.session.replaced(self.block), watch_sums(dense, summed) as before:
                 self.dense.output(batch)
-            with watch_sums(compressed) as after:
+            with watch_sums(compressed, summed) as after:
                 self.compressed.output(batch)
             moments.add(before, after, biases, residual)
+            summed = [name for name, seen in before.items() if residual and seen.addend is not None]
         return moments
 
     @cached_property
