@@ -39,7 +39,7 @@ class Nats(Allocator):
 
 
 def choices(problem: Problem, spectrum: LinearSpectrum) -> tuple[list[int | None], np.ndarray, np.ndarray]:
-    """A linear's ranks, None for dense last, with their costs and losses; ranks that cost what dense does are left out."""
+    """A linear's ranks with their costs and losses, None for dense last; what costs as much as dense is left out."""
     dense, unit, full = spectrum.shape[0] * spectrum.shape[1], problem.form.multiple, min(spectrum.shape)
     costs = {rank: problem.form.cost(spectrum.shape, rank) for rank in range(min(unit, full), full + 1, unit)}
     ranks = [rank for rank, cost in costs.items() if cost < dense]
