@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from slimrank import compress
 from slimrank.calibrate import read_text
-from slimrank.compress import compress
 from slimrank.evaluate import perplexity
 from slimrank.load import load
 

@@ -7,6 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # the models are tiny and the tests run in parallel
+
 VOCABULARY = 320
 WORDS = ["the", "river", "stone", "walked", "under", "light", "and", "house", "blue", "sing", "morning", "after"]
 

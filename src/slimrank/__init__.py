@@ -1,3 +1,27 @@
 """Compress Hugging Face causal language models by SVD; importing it lets transformers load such checkpoints."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 import slimrank.integrations.transformers  # noqa: F401  (registers the quantization method "slimrank")
+from slimrank.compression import Result, compress
+from slimrank.evaluate import evaluate_models
+from slimrank.load import Loaded, load
+from slimrank.plan import Plan
+from slimrank.recipe import Recipe, load_recipe, shipped_recipes
+
+try:
+    __version__ = version("slimrank")
+except PackageNotFoundError:
+    __version__ = "0+source"
+
+__all__ = [
+    "Loaded",
+    "Plan",
+    "Recipe",
+    "Result",
+    "compress",
+    "evaluate_models",
+    "load",
+    "load_recipe",
+    "shipped_recipes",
+]

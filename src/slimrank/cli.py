@@ -1,5 +1,6 @@
 """The commands: each a thin function that parses, calls the library and shows the outcome."""
 
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as metric.alpha=0.3."),
 ]
 Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
+SpecialTokens = Annotated[bool, typer.Option(help="Begin windows with the tokenizer's special tokens (BOS).")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON to this file.")]
@@ -64,6 +66,7 @@ def compress(
         bool, typer.Option(help="Replace what --out holds, once the new checkpoint is whole.")
     ] = False,
     chat: Chat = False,
+    special_tokens: SpecialTokens = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -73,7 +76,7 @@ def compress(
     """
     from slimrank import console
     from slimrank.checkpoint import check_free
-    from slimrank.compress import compress
+    from slimrank.compression import compress
     from slimrank.evaluate import weight_bytes
     from slimrank.plan import Plan
 
@@ -82,7 +85,8 @@ def compress(
     check_free(out, overwrite)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-        settings=settings or (), plan=chosen, chat=chat, device=device, dtype=dtype, track=console.track,
+        settings=settings or (), plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+        track=console.track,
     )  # fmt: skip
     result.save(out, overwrite=overwrite)
     console.show_result(result, weight_bytes(out))
@@ -101,6 +105,7 @@ def plan(
     seed: Seed = 3,
     settings: Settings = None,
     chat: Chat = False,
+    special_tokens: SpecialTokens = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -110,13 +115,14 @@ def plan(
     """
     from slimrank import console
     from slimrank.checkpoint import write_text
-    from slimrank.compress import compress
+    from slimrank.compression import compress
 
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-        settings=settings or (), plan_only=True, chat=chat, device=device, dtype=dtype, track=console.track,
+        settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+        track=console.track,
     )  # fmt: skip
     write_text(out, result.plan.to_json())
     console.show_plan(result.plan)
@@ -168,6 +174,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
 
 def main() -> None:
     """The console entry point: errors become one sentence and an exit status."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     try:
         app(standalone_mode=True)

@@ -1,5 +1,6 @@
 """The one place that prints: progress, tables, and errors."""
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -9,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from slimrank.compress import Result, peak_memory
+from slimrank.compression import Result, peak_memory
 from slimrank.evaluate import ModelResult
-from slimrank.plan import Plan
+from slimrank.plan import LinearPlan, Plan
 
 T = TypeVar("T")
-out = Console(soft_wrap=not sys.stdout.isatty())
+out = Console() if sys.stdout.isatty() else Console(width=160)
 err = Console(stderr=True, soft_wrap=True)
 
 
@@ -54,24 +55,34 @@ def totals(rows: Mapping[str, str]) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """A row per linear: form, rank, parameters, and the share of the error, predicted and measured."""
-    rows = [
-        (
-            name,
-            linear.form,
-            str(linear.rank or "-"),
-            f"{linear.parameters / (linear.shape[0] * linear.shape[1]):.3f}",
-            f"{linear.relative:.4f}",
-            "-" if linear.measured is None else f"{linear.measured:.4f}",
+    """A row per block: each linear's rank, the share of parameters kept, and the error, predicted and measured."""
+    blocks = plan.blocks()
+    roles = list(dict.fromkeys(role for linears in blocks.values() for role in linears))
+    rows = []
+    for block, linears in blocks.items():
+        kept = sum(one.parameters for one in linears.values()) / sum(math.prod(one.shape) for one in linears.values())
+        ranks = [str(linears[role].rank or "dense") if role in linears else "-" for role in roles]
+        rows.append(
+            (
+                str(block),
+                *ranks,
+                f"{kept:.3f}",
+                _mean(linears.values(), "relative"),
+                _mean(linears.values(), "measured"),
+            )
         )
-        for name, linear in plan.linears.items()
-    ]
-    table(["linear", "form", "rank", "kept", "predicted", "measured"], rows)
+    table(["block", *(role.rpartition(".")[2] for role in roles), "kept", "predicted", "measured"], rows)
     out.print(
-        "predicted, measured: the error's share of the norm in the recipe's metric, measured on held-out windows\n"
+        "Ranks by linear; predicted and measured: root mean square over the block of the error's share of the norm"
     )
+    out.print("in the recipe's metric, on the calibration windows and on held-out ones. The plan has them by linear.\n")
     for note in plan.notes:
         err.print("[yellow]note:[/]", Text(note))
+
+
+def _mean(linears: Iterable[LinearPlan], field: str) -> str:
+    values = [getattr(one, field) for one in linears]
+    return "-" if None in values else f"{(sum(v * v for v in values) / len(values)) ** 0.5:.4f}"
 
 
 def show_result(result: Result, size: int | None) -> None:

@@ -7,6 +7,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from slimrank import demo
 from slimrank.checkpoint import verify
@@ -38,6 +39,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
         raise UsageError(f"--dtype {dtype} is unknown: choose one of {', '.join(DTYPES)}.")
     place = str(demo.MODEL) if name == "demo" else name
     directory = Path(place) if Path(place).is_dir() else None
+    disable_progress_bar()
     try:
         if directory:
             verify(directory)

@@ -74,6 +74,12 @@ class Decoder:
             raise UsageError("The filter matches none of the decoder blocks' linears: widen it.")
         return found
 
+    def outside_linears(self) -> dict[str, int]:
+        """The blocks' matrices that are in no linear and stay as they are, such as fused experts, by numbers held."""
+        inside = {id(p) for module in self.blocks.modules() if is_linear(module) for p in module.parameters()}
+        named = self.blocks.named_parameters(prefix=self.prefix)
+        return {name: p.numel() for name, p in named if p.ndim > 1 and id(p) not in inside}
+
     @contextmanager
     def _replaced(self, forwards: list[Callable[..., Any]]) -> Iterator[None]:
         for block, forward in zip(self.blocks, forwards, strict=True):

@@ -24,14 +24,13 @@ def calibrate(
     windows: Windows,
     linears: list[dict[str, nn.Module]],
     *,
-    gradients: bool = False,
-    labels: Labels = "text",
+    labels: Labels | None = None,
     track: Track = no_track,
 ) -> tuple[Moments, Moments]:
-    """Texts -> Moments, of the calibration windows and of the held-out ones."""
+    """Texts -> Moments, of the calibration windows and of the held-out ones; with `labels`, of gradients too."""
     moments = collect(decoder, windows.calibration, linears, track=track)
     held_out = collect(decoder, windows.held_out, linears)
-    if gradients:
+    if labels:
         seed = windows.record["seed"]
         collect_gradients(decoder, windows.calibration, linears, moments, labels=labels, seed=seed, track=track)
     return moments, held_out
@@ -54,6 +53,8 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
         rank, losses = allocation.ranks[name], spectrum.losses()
         loss = 0.0 if rank is None else losses[rank].item()
         linears[name] = LinearPlan(
+            block=spectrum.block,
+            role=spectrum.role,
             form="dense" if rank is None else recipe.form.name,
             rank=rank,
             shape=spectrum.shape,
@@ -77,7 +78,12 @@ def warnings(session: Session) -> list[str]:
     """What the user should know of the calibration, a sentence each."""
     short = session.moments.short_of_tokens()
     damped = [name for name, d in session.decompositions.items() if d.damping]
+    outside = session.decoder.outside_linears()
     notes = []
+    if outside:
+        notes.append(
+            f"{sum(outside.values()):,} parameters are in no linear (fused?) and stay dense: {', '.join(outside)}."
+        )
     if short:
         notes.append(f"Fewer calibration tokens than input channels at {', '.join(short)}: use more --samples.")
     if damped:

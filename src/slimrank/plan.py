@@ -17,13 +17,16 @@ VERSION = 1
 
 
 class LinearPlan(BaseModel):
-    """One linear. loss: the squared error in the metric; relative: the error's share of the output's norm there.
+    """One linear: which block it is in, its role (its name inside the block), and what it becomes.
 
-    rank None leaves it dense. measured: the same share on held-out windows, known only after compression.
+    rank None leaves it dense. loss: the squared error in the metric; relative: the error's share of the output's norm
+    there; measured: the same share on held-out windows, known only after compression.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    block: int
+    role: str
     form: str
     rank: int | None = None
     shape: tuple[int, int]
@@ -56,6 +59,13 @@ class Plan(BaseModel):
     budget: Budget
     notes: list[str] = []
     linears: dict[str, LinearPlan]
+
+    def blocks(self) -> dict[int, dict[str, LinearPlan]]:
+        """The linears by block and role."""
+        blocks: dict[int, dict[str, LinearPlan]] = {}
+        for linear in self.linears.values():
+            blocks.setdefault(linear.block, {})[linear.role] = linear
+        return blocks
 
     def to_json(self) -> str:
         """The plan's file."""

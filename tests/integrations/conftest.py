@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 from slimrank.checkpoint import write_checkpoint
 from slimrank.forms import compressed_layers
 
-torch.set_num_threads(1)
-
 Write = Callable[..., Path]
 
 

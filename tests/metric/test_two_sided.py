@@ -12,7 +12,9 @@ from slimrank.model import Decoder
 
 
 def outputs(g):
-    return OutputMoments(g.T @ g, g.new_zeros(g.shape[1]), fourth=g.square().sum(1).square().sum().item(), tokens=len(g))
+    return OutputMoments(
+        g.T @ g, g.new_zeros(g.shape[1]), fourth=g.square().sum(1).square().sum().item(), tokens=len(g)
+    )
 
 
 def site(g, x, role="mlp.up"):

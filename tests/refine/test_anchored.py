@@ -70,7 +70,7 @@ def test_the_last_linear_is_the_least_squares_map_to_the_dense_residual_stream(t
         model(ids)
         dense = seen["out"]
         down = next(k for k in session.dense if k.endswith("down_proj"))
-        ranks = {name: 6 for name in session.dense} | {down: 32}
+        ranks = dict.fromkeys(session.dense, 6) | {down: 32}
         Anchored(mix=1.0, damping=1e-9).refine(session, ranks)
         down_layer = model.get_submodule(down)
         pre = down_layer.register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y))
@@ -103,3 +103,16 @@ def test_anchoring_lowers_the_distance_to_the_dense_model_and_the_mix_is_noted(t
     chosen, notes = distance(Anchored(mix=(0.0, 1.0)))
     assert anchored < plain and chosen < plain
     assert len(notes) == 1 and notes[0].startswith("Anchored targets: mix ")
+
+
+def test_gradients_taken_again_are_those_of_the_model_as_it_is(tiny_llama):
+    """With nothing compressed yet they are the calibration's own, so the factors are the same; after a pass they differ."""
+    first, again = (start(tiny_llama(), TwoSided(shrink=0.1)) for _ in range(2))
+    ranks = dict.fromkeys(first.dense, 7)
+    Anchored().refine(first, ranks)
+    Anchored(gradients_again=16).refine(again, ranks)
+    before = weights(first)
+    for name, weight in weights(again).items():
+        torch.testing.assert_close(weight, before[name], atol=1e-5, rtol=1e-5)
+    Anchored(gradients_again=16).refine(again, ranks)
+    assert any((weight - before[name]).abs().max() > 1e-3 for name, weight in weights(again).items())

@@ -1,5 +1,7 @@
 """From shares of a budget to whole ranks that never overshoot it."""
 
+import math
+
 from slimrank.allocate.base import Problem, Ranks
 from slimrank.errors import UsageError
 
@@ -40,7 +42,7 @@ def within_budget(problem: Problem, ranks: Ranks) -> Ranks:
     if floor > problem.budget:
         raise UsageError(
             f"--keep {problem.keep} leaves {problem.budget} parameters, and rank 1 in every linear needs {floor}: "
-            f"raise --keep above {floor / problem.dense:.4f}."
+            f"give --keep {math.ceil(1e4 * floor / problem.dense) / 1e4} or more."
         )
     while used(problem, ranks) > problem.budget:
         name = max((n for n, r in ranks.items() if r != 1), key=lambda n: cost(problem, n, ranks[n]))

@@ -34,7 +34,9 @@ class MeasuredModules(Allocator):
         for name in problem.session.track(names, "measuring", len(names)):
             options = dict.fromkeys([damage.base[name], *(self._rank(problem, name, share) for share in self.grid)])
             damages[name] = {rank: damage.kl({name: rank}) for rank in options}
-        note = f"{damage.passes} block passes over {self.windows} windows measured what {damage.unshared} would unshared."
+        note = (
+            f"{damage.passes} block passes over {self.windows} windows measured what {damage.unshared} would unshared."
+        )
         return Allocation(choose(problem, damages, self.units), (note,))
 
     @staticmethod

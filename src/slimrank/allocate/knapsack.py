@@ -8,9 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from slimrank.errors import UsageError
 
 
-def knapsack(
-    costs: Sequence[ArrayLike], losses: Sequence[ArrayLike], budget: int, *, units: int = 10_000
-) -> list[int]:
+def knapsack(costs: Sequence[ArrayLike], losses: Sequence[ArrayLike], budget: int, *, units: int = 10_000) -> list[int]:
     """The option of each group that minimises the summed loss, with the summed cost at most `budget`.
 
     costs[g] (whole numbers >= 0) and losses[g] hold group g's options. Solved by dynamic programming over `units`

@@ -52,6 +52,12 @@ class OutputMoments:
     tokens: int = 0
     windows: int = 0
 
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> "OutputMoments":
+        """Before the first token."""
+        zeros = torch.zeros(width, width, dtype=torch.float64, device=device)
+        return cls(zeros, zeros.new_zeros(width))
+
 
 @dataclass
 class BlockMoments:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass
 class Seen:
-    """One linear in one forward pass: input x (..., n), output y (..., m), and what y was then added to, if anything."""
+    """One linear in one forward pass: input x (..., n), output y (..., m), and what y was then added to, if it was."""
 
     x: Tensor
     y: Tensor

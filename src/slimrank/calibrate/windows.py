@@ -1,7 +1,9 @@
 """Windows of tokens at random places of a text, as the literature draws them."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 AMPLE_CHARACTERS_PER_TOKEN = 16
+Encoder = Callable[[list[str]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,12 @@ def sample_windows(
     window: int,
     seed: int,
     held_out: int | None = None,
+    special_tokens: bool = False,
 ) -> Windows:
     """Draw exactly `samples` windows from the first nine tenths of the text and `held_out` from the last tenth.
 
-    Each window is the first `window` tokens, default special tokens included, of the text from a random character on.
+    Each window is the first `window` tokens of the text from a random character on. A window out of the middle of a
+    text has no BOS before it, so none is put there unless `special_tokens` asks for the tokenizer's default ones.
     `held_out` defaults to max(8, samples // 8), at most what the tail yields without overlap. The same arguments give
     the same windows. Raises SlimrankError when a part of the text is too short, UsageError for counts below 1.
     """
@@ -62,12 +67,13 @@ def sample_windows(
         "window": window,
         "seed": seed,
         "held_out": count,
+        "special_tokens": special_tokens,
     }
-    return Windows(
-        _draw(tokenizer, head, samples, window, seed),
-        _draw(tokenizer, tail, count, window, seed),
-        record,
-    )
+
+    def draw(part: _Part, number: int) -> Tensor:
+        return _draw(partial(encode, tokenizer, special_tokens=special_tokens), part, number, window, seed)
+
+    return Windows(draw(head, samples), draw(tail, count), record)
 
 
 def context_length(config: "PretrainedConfig") -> int | None:
@@ -117,15 +123,15 @@ def _require(available: int, asked: int, window: int, part: _Part) -> None:
         )
 
 
-def _draw(tokenizer: "PreTrainedTokenizerBase", part: _Part, count: int, window: int, seed: int) -> Tensor:
+def _draw(encoder: Encoder, part: _Part, count: int, window: int, seed: int) -> Tensor:
     """(count, window) ids from random characters of the part on."""
     rng = random.Random(seed)
     rows: list[list[int]] = []
     limit = len(part.characters)
-    length = _slice_length(tokenizer, part.characters, window)
+    length = _slice_length(encoder, part.characters, window)
     while len(rows) < count:
         offsets = [rng.randrange(limit) for _ in range(count - len(rows))]
-        found = _first_tokens(tokenizer, part.characters, offsets, window, length)
+        found = _first_tokens(encoder, part.characters, offsets, window, length)
         rows += [found[offset] for offset in offsets if offset in found]
         # what starts after an offset that came out short comes out short as well
         limit = min([limit, *(offset for offset in offsets if offset not in found)])
@@ -133,21 +139,21 @@ def _draw(tokenizer: "PreTrainedTokenizerBase", part: _Part, count: int, window:
     return torch.tensor(rows, dtype=torch.int64).reshape(count, window)
 
 
-def _slice_length(tokenizer: "PreTrainedTokenizerBase", characters: str, window: int) -> int:
+def _slice_length(encoder: Encoder, characters: str, window: int) -> int:
     """Characters that usually hold a window and a quarter, by the density of the part's beginning."""
     probe = characters[: 8 * window]
-    density = len(probe) / max(1, len(encode(tokenizer, [probe])[0]))
+    density = len(probe) / max(1, len(encoder([probe])[0]))
     return int(1.25 * density * window) + 16
 
 
 def _first_tokens(
-    tokenizer: "PreTrainedTokenizerBase", characters: str, offsets: list[int], window: int, length: int
+    encoder: Encoder, characters: str, offsets: list[int], window: int, length: int
 ) -> dict[int, list[int]]:
     """The first `window` ids from each offset on, without the offsets too near the end to have that many."""
     found: dict[int, list[int]] = {}
     pending = list(dict.fromkeys(offsets))
     while pending:
-        rows = encode(tokenizer, [characters[offset : offset + length] for offset in pending])
+        rows = encoder([characters[offset : offset + length] for offset in pending])
         found |= {offset: row[:window] for offset, row in zip(pending, rows, strict=True) if len(row) >= window}
         pending = [offset for offset in pending if offset not in found and offset + length < len(characters)]
         length *= 2

@@ -1,5 +1,6 @@
 """Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
+from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.factorize import Target
@@ -18,6 +20,7 @@ from slimrank.refine.base import Refiner
 from slimrank.session import Session
 from slimrank.spectrum import decompose
 
+Outputs = dict[str, OutputMoments]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -29,7 +32,8 @@ class Anchored(Refiner):
 
     mix: a share, or several of which each input's linears take the one with the least block error on held-out windows.
     residual: let t also make up for what the residual stream lost before it. damping: of E[x^ x^T], relative to its
-    mean diagonal. windows: how many calibration windows are used, all by default.
+    mean diagonal. windows: how many calibration windows are used, all by default. gradients_again: on how many of them
+    the metric's gradients are first taken anew, of the model as compressed so far; worth it after an earlier pass.
     """
 
     name: Literal["anchored"] = "anchored"
@@ -38,9 +42,11 @@ class Anchored(Refiner):
     residual: bool = True
     damping: Annotated[float, Field(gt=0)] = 1e-6
     windows: Annotated[int, Field(ge=1)] | None = None
+    gradients_again: Annotated[int, Field(ge=0)] = 0
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """The linears that are planned to be dense stay as they are."""
+        outputs = self._gradients(session) if self.gradients_again else session.moments.outputs
         ids = session.windows.calibration[: self.windows]
         pairs = [Pair(session, ids)]
         if isinstance(self.mix, tuple):
@@ -52,37 +58,54 @@ class Anchored(Refiner):
             for leader in leaders:
                 group = [name for name, other in order if other == leader and ranks.get(name) is not None]
                 if group:
-                    chosen.append(self._fit(session, ranks, group, *pairs))
+                    chosen.append(self._fit(session, ranks, group, outputs, *pairs))
             for pair in pairs:
                 pair.advance()
         if len(pairs) == 1:
             return []
         return [f"Anchored targets: mix {', '.join(f'{m:g}' for m in chosen)} for the inputs in order."]
 
+    def _gradients(self, session: Session) -> Outputs:
+        model, ids = session.decoder.model, session.windows.calibration[: self.gradients_again]
+        present = [{name: model.get_submodule(name) for name in block} for block in session.linears]
+        moments, seed = Moments(), session.windows.record["seed"]
+        labels = session.metric.gradient_labels
+        collect_gradients(session.decoder, ids, present, moments, labels=labels, seed=seed, track=session.track)
+        return moments.outputs
+
     def _fit(
-        self, session: Session, ranks: Ranks, group: list[str], pair: "Pair", held_out: "Pair | None" = None
+        self,
+        session: Session,
+        ranks: Ranks,
+        group: list[str],
+        outputs: Outputs,
+        pair: "Pair",
+        held_out: "Pair | None" = None,
     ) -> float:
         """Replace the linears of one input; returns the mix."""
         moments = pair.moments(group, self.residual)
         mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
         errors: dict[float, float] = {}
         for mix in mixes:
-            self._build(session, ranks, group, moments, mix)
+            self._build(session, ranks, group, outputs, moments, mix)
             if held_out is not None:
                 errors[mix] = held_out.block_error()
         if held_out is None:
             return mixes[0]
         best = min(errors, key=lambda mix: errors[mix])
         if best != mixes[-1]:
-            self._build(session, ranks, group, moments, best)
+            self._build(session, ranks, group, outputs, moments, best)
         return best
 
-    def _build(self, session: Session, ranks: Ranks, group: list[str], moments: PairMoments, mix: float) -> None:
+    def _build(
+        self, session: Session, ranks: Ranks, group: list[str], outputs: Outputs, moments: PairMoments, mix: float
+    ) -> None:
         gram = damped(moments.gram / moments.tokens, self.damping)
         for name in group:
             weight = weight_of(session.dense[name]).detach()
             target = anchored_target(weight.double(), gram, moments.cross[name] / moments.tokens, mix)
-            grams = Grams(session.metric.grams(session.site(name)).left, gram)
+            site = replace(session.site(name), outputs=outputs.get(name))
+            grams = Grams(session.metric.grams(site).left, gram)
             decomposition = decompose(target, grams, session.metric.route)
             built = Target(session.dense[name], target.to(weight.dtype), grams, decomposition)
             set_module(session.decoder.model, name, session.form.build(built, ranks[name]))

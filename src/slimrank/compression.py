@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from slimrank.calibrate import check_window, context_length, read_text, sample_windows
+from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
@@ -68,7 +68,7 @@ class Result:
             "recipe": self.plan.recipe.name,
             "linears": f"{budget.used:,} of {budget.dense:,} parameters ({budget.used / budget.dense:.1%})",
             "whole model": f"{after:,} of {before:,} parameters ({after / before:.1%})",
-            "calibration": ", ".join(f"{k} {v}" for k, v in self.plan.calibration.items()),
+            "calibration": ", ".join(f"{key} {_short(value)}" for key, value in self.plan.calibration.items()),
         }
 
 
@@ -86,6 +86,7 @@ def compress(
     plan: Plan | None = None,
     plan_only: bool = False,
     chat: bool = False,
+    special_tokens: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     track: Track = no_track,
@@ -101,6 +102,7 @@ def compress(
         filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
         plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
         plan_only: stop before the weights are touched.
+        special_tokens: begin every calibration window with the tokenizer's default special tokens (BOS).
         chat: the text's rows are chat messages, rendered by the tokenizer's template.
         device, dtype: where and in what to compute; the checkpoint is written in the stored dtype.
         track: who shows progress.
@@ -124,14 +126,12 @@ def compress(
         plan = check_plan(plan, loaded.model, {k: v for block in linears for k, v in block.items()})
         linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
     with clock("calibrate"):
-        window = window or min(context_length(loaded.model.config) or 2048, 2048)
-        check_window(window, loaded.model.config)
-        text = read_text(_spec(loaded, calibration), chat=chat, tokenizer=loaded.tokenizer)
-        windows = sample_windows(loaded.tokenizer, text, samples=samples, window=window, seed=seed)
-        labels = chosen.metric.gradient_labels
-        moments, held_out = calibrate(
-            decoder, windows, linears, gradients=chosen.gradients, labels=labels, track=track
-        )
+        reading = Reading(calibration, samples, window, seed, special_tokens, chat)
+        if plan:
+            reading = Reading.again(plan.calibration, calibration)
+        windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
+        labels = chosen.metric.gradient_labels if chosen.gradients else None
+        moments, held_out = calibrate(decoder, windows, linears, labels=labels, track=track)
     keep = plan.keep if plan else keep
     session = Session(decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out, track=track)
     with clock("decompose"):
@@ -146,12 +146,10 @@ def compress(
     return Result(loaded, plan, (before, count_parameters(loaded.model)), clock.seconds)
 
 
-def _spec(loaded: Loaded, calibration: str | None) -> str:
-    if calibration is None and loaded.name != "demo":
-        raise UsageError(
-            "--calibration is missing: give a text such as train.txt, file.jsonl:text or hub:name/config:split."
-        )
-    return calibration or "demo"
+def _short(value: object) -> str:
+    """A hash by its first twelve digits, a path by its end."""
+    text = str(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else text[-60:]
 
 
 class Clock:

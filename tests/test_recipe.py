@@ -1,0 +1,64 @@
+import pytest
+import yaml
+
+from slimrank.errors import UsageError
+from slimrank.recipe import Recipe, load_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid_and_survives_its_own_yaml(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.summary and recipe.source
+    (tmp_path / "copy.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "copy.yaml") == recipe
+
+
+def test_settings_override_keys_and_open_short_names():
+    recipe = load_recipe("svd-llm", ["metric.route=cholesky", "form.multiple=8"])
+    assert recipe.metric.route == "cholesky" and recipe.form.multiple == 8
+
+
+def test_a_recipe_that_is_one_already_is_kept():
+    recipe = load_recipe("svd")
+    assert load_recipe(recipe) == recipe and isinstance(recipe, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["metric.rout=eigen"], r"Unknown recipe key 'metric\.rout', did you mean 'route'"),
+        (["metrik.route=eigen"], r"has no key 'metrik', did you mean 'metric'"),
+        (["metric.route=qr"], r"'metric\.route': input should be 'projector', 'cholesky' or 'eigen', not 'qr'"),
+        (["metric=white"], r"metric\.name is 'white': choose one of identity"),
+        (["form.multiple=0"], r"'form\.multiple': .*greater than or equal to 1"),
+        (["allocate.name"], r"must read key=value"),
+        (["allocate.name=[1"], r"value is not readable"),
+        (["refine=blocks"], r"refine must be a list"),
+        (["metrics=1"], r"Unknown recipe key 'metrics', did you mean 'metric'"),
+    ],
+)
+def test_a_bad_setting_names_the_key_and_its_neighbours(settings, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe("svd-llm", settings)
+
+
+def test_an_unknown_recipe_lists_those_there_are(tmp_path):
+    with pytest.raises(UsageError, match=r"no recipe 'svdllm'.*svd-llm"):
+        load_recipe("svdllm")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "metric: 3\nallocate: uniform\nform: low_rank", ""])
+def test_a_broken_file_is_one_sentence(text, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_recipe(path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_code_runs_from_a_recipe(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"summary: !!python/object/apply:pathlib.Path.touch [{tmp_path / 'touched'}]")
+    with pytest.raises(UsageError, match="not readable YAML"):
+        load_recipe(path)
+    assert yaml.safe_load("a: 1") == {"a": 1} and not (tmp_path / "touched").exists()

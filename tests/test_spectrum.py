@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from slimrank.metric.grams import Grams, squared_error
+from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, decompose
+
+SHAPES = [(24, 24), (40, 16), (16, 40)]
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(n, tokens=300, rank=None, seed=1):
+    """X (n, tokens) with channels of very different scales; of lower rank where asked."""
+    x = random(n, tokens, seed=seed) * torch.logspace(-3, 1, n, dtype=torch.float64)[:, None]
+    return x if rank is None else random(n, rank, seed=seed) @ random(rank, tokens, seed=seed + 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_loses_the_tail_of_the_svd_of_wx(shape, route):
+    w, x = random(*shape), inputs(shape[1])
+    values = torch.linalg.svdvals(w @ x)
+    found = decompose(w, Grams(right=x @ x.T), route)
+    torch.testing.assert_close(found.values, values[: len(found.values)], rtol=1e-8, atol=1e-8 * values[0].item())
+    for rank in (1, 5, 11):
+        left, right = found.cut(rank)
+        measured = ((w - left @ right) @ x).norm()
+        torch.testing.assert_close(measured, values[rank:].norm(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("route", ["projector", "eigen"])
+def test_predicted_is_measured_where_inputs_are_rank_deficient(shape, route):
+    w, x = random(*shape), inputs(shape[1], rank=9)
+    found = decompose(w, Grams(right=x @ x.T), route)
+    losses = LinearSpectrum(found.values, shape, 0, "").losses()
+    for rank in (1, 4, 8):
+        left, right = found.cut(rank)
+        measured = ((w - left @ right) @ x).square().sum()
+        torch.testing.assert_close(losses[rank], measured, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("deficient", [None, 9])
+def test_the_projector_keeps_the_whole_weight_at_full_rank(shape, deficient):
+    w, x = random(*shape), inputs(shape[1], rank=deficient)
+    left, right = decompose(w, Grams(right=x @ x.T)).cut(min(shape))
+    torch.testing.assert_close(left @ right, w, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_two_sided_is_the_svd_of_the_weighted_matrix(shape, diagonal):
+    m, n = shape
+    w, y, x = random(m, n), random(m, 200, seed=5), inputs(n)
+    g = (y @ y.T).diagonal() if diagonal else y @ y.T
+    root = g.sqrt().diag() if diagonal else torch.linalg.cholesky(g)
+    values = torch.linalg.svdvals(root.T @ w @ x)
+    grams = Grams(g, x @ x.T)
+    found = decompose(w, grams)
+    for rank in (1, 6, 12):
+        left, right = found.cut(rank)
+        error = squared_error(w - left @ right, grams)
+        assert error == pytest.approx(values[rank:].square().sum().item(), rel=1e-8)
+
+
+def test_no_metric_is_plain_svd():
+    w = random(12, 20)
+    left, right = decompose(w, Grams()).cut(5)
+    u, s, v = torch.linalg.svd(w, full_matrices=False)
+    torch.testing.assert_close(left @ right, (u[:, :5] * s[:5]) @ v[:5], rtol=0, atol=1e-10)
+
+
+def test_cholesky_damps_a_singular_gram_and_says_so():
+    w, x = random(16, 24), inputs(24, rank=9)
+    found = decompose(w, Grams(right=x @ x.T), "cholesky")
+    assert found.damping > 0 and found.values.isfinite().all() and found.right.isfinite().all()
+
+
+def test_losses_fall_to_zero_at_full_rank():
+    losses = LinearSpectrum(torch.tensor([3.0, 2.0, 1.0]), (3, 5), 0, "").losses()
+    assert losses.tolist() == [14.0, 5.0, 1.0, 0.0]
+
+
+def test_saved_and_loaded(tmp_path):
+    spectrum = Spectrum(
+        {"a.1.x": LinearSpectrum(random(3), (3, 5), 1, "x"), "a.0.x": LinearSpectrum(random(4), (4, 4), 0, "x")}
+    )
+    spectrum.save(tmp_path / "spectrum.safetensors")
+    again = Spectrum.load(tmp_path / "spectrum.safetensors")
+    assert list(again.linears) == ["a.0.x", "a.1.x"] and again.linears["a.1.x"].shape == (3, 5)
+    assert torch.equal(again.linears["a.0.x"].values, spectrum.linears["a.0.x"].values)
