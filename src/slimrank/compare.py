@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from slimrank.calibrate import Moments, Text, Windows, collect, collect_gradients
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.evaluate import Perplexity, count_parameters, perplexity
+from slimrank.linear import weight_of
 from slimrank.load import Loaded, require_dense
 from slimrank.model import Decoder, require_finite_weights, set_module
 from slimrank.pipeline import decompose_all, factorize, make_plan, refine
@@ -113,7 +114,7 @@ def compare(
         size = stored_bytes(loaded.model, loaded.dtype)
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
-    yield row("dense", 1.0, sum(m.weight.numel() for block in linears for m in block.values()), 0.0)
+    yield row("dense", 1.0, sum(weight_of(m).numel() for block in linears for m in block.values()), 0.0)
     started = time.perf_counter()
     moments, held_out = (
         collect(decoder, windows.calibration, linears, track=track),

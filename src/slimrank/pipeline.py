@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from slimrank.allocate import Problem
 from slimrank.allocate.budget import cost
 from slimrank.calibrate import Moments, Windows, collect, collect_gradients
+from slimrank.calibrate.gradients import Labels
 from slimrank.factorize import Target
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
@@ -23,14 +24,15 @@ def calibrate(
     windows: Windows,
     linears: list[dict[str, nn.Module]],
     *,
-    gradients: bool = False,
+    labels: Labels | None = None,
     track: Track = no_track,
 ) -> tuple[Moments, Moments]:
-    """Texts -> Moments, of the calibration windows and of the held-out ones."""
+    """Texts -> Moments, of the calibration windows and of the held-out ones; with `labels`, of gradients too."""
     moments = collect(decoder, windows.calibration, linears, track=track)
     held_out = collect(decoder, windows.held_out, linears)
-    if gradients:
-        collect_gradients(decoder, windows.calibration, linears, moments, seed=windows.record["seed"], track=track)
+    if labels:
+        seed = windows.record["seed"]
+        collect_gradients(decoder, windows.calibration, linears, moments, labels=labels, seed=seed, track=track)
     return moments, held_out
 
 

@@ -48,8 +48,13 @@ class Session:
             self.held_out.inputs.get(self.moments.leader[name]),
             self.moments.outputs.get(name),
             self.keep,
+            self.role(name),
             self.choices,
         )
+
+    def role(self, name: str) -> str:
+        """A linear's name inside its block."""
+        return name.removeprefix(f"{self.decoder.prefix}.").partition(".")[2]
 
     def spectrum(self) -> Spectrum:
         """The spectra of all linears, in the model's order."""
@@ -59,7 +64,7 @@ class Session:
                     self.decompositions[name].values,
                     shape_of(dense),
                     index,
-                    name.removeprefix(f"{self.decoder.prefix}.{index}."),
+                    self.role(name),
                 )
                 for index, block in enumerate(self.linears)
                 for name, dense in block.items()

@@ -6,6 +6,7 @@ from slimrank.allocate.bayes import Bayes
 from slimrank.allocate.cpsvd import BlockSimilarity
 from slimrank.allocate.dipsvd import BlockImportance
 from slimrank.allocate.duo import MeasuredModules
+from slimrank.allocate.nats import Nats
 from slimrank.allocate.uniform import Uniform
 from slimrank.allocate.v2 import TypeGroups
 
@@ -17,6 +18,7 @@ ALLOCATORS: dict[str, type[Allocator]] = {
     "measured_modules": MeasuredModules,
     "perplexity_scan": PerplexityScan,
     "bayes": Bayes,
+    "nats": Nats,
 }
 
-__all__ = ["ALLOCATORS", "Allocation", "Allocator", "Problem", "Ranks", "Uniform"]
+__all__ = ["ALLOCATORS", "Allocation", "Allocator", "Nats", "Problem", "Ranks", "Uniform"]

@@ -11,6 +11,7 @@ from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
+from slimrank.linear import bias_of
 from slimrank.session import Session
 
 
@@ -117,4 +118,4 @@ def cut(session: Session, name: str, rank: int | None) -> nn.Module:
         return dense
     dtype = session.site(name).weight.dtype
     left, right = (factor.to(dtype) for factor in session.decompositions[name].cut(rank))
-    return LowRank.from_low_rank(left, right, None if dense.bias is None else dense.bias.detach())
+    return LowRank.from_low_rank(left, right, bias_of(dense))

@@ -81,7 +81,7 @@ def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[s
     if taken == 0:
         study.enqueue_trial(dict.fromkeys(names, UNIFORM))
     space = {name: optuna.distributions.FloatDistribution(low, 1.0) for name in names}
-    trial: optuna.Trial = study.ask(space)
+    trial = study.ask(space)
     trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
     return trial
 

@@ -6,6 +6,7 @@ from slimrank.metric.channels import Channels
 from slimrank.metric.fwsvd import FisherRows
 from slimrank.metric.grams import Grams
 from slimrank.metric.identity import Identity
+from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 
 METRICS: dict[str, type[Metric]] = {
@@ -14,6 +15,7 @@ METRICS: dict[str, type[Metric]] = {
     "fisher_rows": FisherRows,
     "mean_abs": MeanAbs,
     "channels": Channels,
+    "two_sided": TwoSided,
 }
 
 __all__ = ["METRICS", "Grams", "Metric", "Site"]

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import InputMoments, OutputMoments
 from slimrank.metric.grams import Grams
 
@@ -15,8 +16,8 @@ class Site:
     """One linear as a metric sees it.
 
     weight (m, n); inputs: the moments of its input on the calibration windows, held_out: on the held-out ones;
-    outputs: only where the metric asked for gradients; keep: the share of parameters that is to stay overall.
-    choices: by linear, what the metric settled by measuring, kept for the next time it is asked.
+    outputs: only where the metric asked for gradients; keep: the share of parameters that is to stay overall;
+    role: the name inside the block; choices: by linear, what the metric settled by measuring, kept for the next time.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Site:
     held_out: InputMoments | None = None
     outputs: OutputMoments | None = None
     keep: float = 1.0
+    role: str = ""
     choices: dict[str, float] = field(default_factory=dict)
 
 
@@ -33,6 +35,11 @@ class Metric(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+
+    @property
+    def gradient_labels(self) -> Labels:
+        """Which next tokens the gradients are taken for."""
+        return "text"
 
     route: Literal["projector", "cholesky", "eigen"] = "projector"
 

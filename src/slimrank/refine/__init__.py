@@ -1,5 +1,6 @@
 """Refiners: what happens to the factors afterwards. A new one is a file here and a line in REFINERS."""
 
+from slimrank.refine.anchored import Anchored
 from slimrank.refine.base import Refiner
 from slimrank.refine.blocks import Blocks
 from slimrank.refine.distill import Distill
@@ -7,6 +8,7 @@ from slimrank.refine.lora import Lora
 from slimrank.refine.update import Update
 
 REFINERS: dict[str, type[Refiner]] = {
+    "anchored": Anchored,
     "update": Update,
     "lora": Lora,
     "blocks": Blocks,
