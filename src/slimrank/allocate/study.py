@@ -67,7 +67,7 @@ def open_study(storage: str | None, identity: dict[str, Any]) -> "optuna.Study":
     return study
 
 
-def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[str], low: float) -> "optuna.Trial":
+def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[str], low: float) -> Any:
     """A trial with one variable a name in (low, 1), the first one uniform.
 
     The sampler is made anew with a seed of the trial's own, so that what it proposes follows from the finished trials
@@ -81,7 +81,7 @@ def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[s
     if taken == 0:
         study.enqueue_trial(dict.fromkeys(names, UNIFORM))
     space = {name: optuna.distributions.FloatDistribution(low, 1.0) for name in names}
-    trial: optuna.Trial = study.ask(space)
+    trial = study.ask(space)
     trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
     return trial
 
