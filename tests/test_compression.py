@@ -169,7 +169,7 @@ def test_a_filter_leaves_the_rest_dense(run):
 
 
 def test_a_missing_model_and_a_missing_text(directory):
-    with pytest.raises(SlimrankError, match="MODEL ./nowhere cannot be loaded"):
+    with pytest.raises(SlimrankError, match=r"MODEL \./nowhere cannot be loaded"):
         load("./nowhere")
     with pytest.raises(UsageError, match="--calibration is missing"):
         compress(str(directory))

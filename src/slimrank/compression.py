@@ -130,7 +130,8 @@ def compress(
         if plan:
             reading = Reading.again(plan.calibration, calibration)
         windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
-        moments, held_out = calibrate(decoder, windows, linears, gradients=chosen.gradients, track=track)
+        labels = chosen.metric.gradient_labels if chosen.gradients else None
+        moments, held_out = calibrate(decoder, windows, linears, labels=labels, track=track)
     keep = plan.keep if plan else keep
     session = Session(decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out, track=track)
     with clock("decompose"):

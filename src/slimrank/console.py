@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from slimrank.compare import Row
 from slimrank.compression import Result, peak_memory
 from slimrank.evaluate import ModelResult
 from slimrank.plan import LinearPlan, Plan
@@ -93,6 +94,31 @@ def show_result(result: Result, size: int | None) -> None:
     if size is not None:
         rows["on disk"] = f"{size:,} bytes"
     totals(rows | {"peak memory": f"{peak_memory() / 2**20:,.0f} MiB"})
+
+
+def show_comparison(rows: Sequence[Row]) -> None:
+    """A row per recipe and keep; the first is the dense model."""
+    texts = list(rows[0].texts)
+    cells = []
+    for row in rows:
+        found = [
+            cell
+            for text in texts
+            for cell in (f"{row.texts[text].perplexity:.2f}", f"{row.texts[text].nats - rows[0].texts[text].nats:+.3f}")
+        ]
+        cells.append(
+            (
+                row.recipe,
+                f"{row.keep:g}",
+                *found,
+                f"{row.linears:,}",
+                f"{row.parameters:,}",
+                f"{row.bytes:,}",
+                f"{row.seconds:.1f}",
+            )
+        )
+    names = [name for text in texts for name in (text.rpartition("/")[2], "nats lost")]
+    table(["recipe", "keep", *names, "linears", "parameters", "bytes", "seconds"], cells)
 
 
 def show_evaluation(results: Sequence[ModelResult]) -> None:

@@ -24,3 +24,9 @@ def shape_of(dense: nn.Module) -> tuple[int, int]:
     """The shape (out, in) of a dense linear's weight."""
     out_features, in_features = weight_of(dense).shape
     return out_features, in_features
+
+
+def bias_of(dense: nn.Module) -> Tensor | None:
+    """The bias (out,), detached, where there is one."""
+    bias: Tensor | None = dense.bias  # type: ignore[assignment]
+    return None if bias is None else bias.detach()

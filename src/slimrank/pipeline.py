@@ -1,12 +1,13 @@
 """The steps of the pipeline, each a function from one plain value to the next."""
 
-from dataclasses import replace
+from collections import Counter
 
 from torch import Tensor, nn
 
 from slimrank.allocate import Problem
 from slimrank.allocate.budget import cost
 from slimrank.calibrate import Moments, Windows, collect, collect_gradients
+from slimrank.calibrate.gradients import Labels
 from slimrank.factorize import Target
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
@@ -23,14 +24,15 @@ def calibrate(
     windows: Windows,
     linears: list[dict[str, nn.Module]],
     *,
-    gradients: bool = False,
+    labels: Labels | None = None,
     track: Track = no_track,
 ) -> tuple[Moments, Moments]:
-    """Texts -> Moments, of the calibration windows and of the held-out ones."""
+    """Texts -> Moments, of the calibration windows and of the held-out ones; with `labels`, of gradients too."""
     moments = collect(decoder, windows.calibration, linears, track=track)
     held_out = collect(decoder, windows.held_out, linears)
-    if gradients:
-        collect_gradients(decoder, windows.calibration, linears, moments, seed=windows.record["seed"], track=track)
+    if labels:
+        seed = windows.record["seed"]
+        collect_gradients(decoder, windows.calibration, linears, moments, labels=labels, seed=seed, track=track)
     return moments, held_out
 
 
@@ -87,6 +89,10 @@ def warnings(session: Session) -> list[str]:
     if damped:
         worst = max(session.decompositions[name].damping for name in damped)
         notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {', '.join(damped)}.")
+    if session.choices:
+        counts = Counter(session.choices.values()).most_common()
+        chosen = ", ".join(f"{value:.3g} for {count}" for value, count in counts)
+        notes.append(f"The metric's own choice on held-out windows was {chosen} of {len(session.choices)} linears.")
     return notes
 
 
@@ -101,8 +107,8 @@ def factorize(session: Session, plan: Plan) -> Plan:
         entry = layer.entry()
         parameters = layer.count_parameters(*plan.linears[name].shape, entry)
         planned[name] = planned[name].model_copy(update={"form": layer.form, "layer": entry, "parameters": parameters})
-        if site.held_out is not None:
-            held_out = metric.grams(replace(site, inputs=site.held_out))
+        held_out = metric.held_out_grams(site)
+        if held_out is not None:
             measured = relative_error(site.weight, layer.dense_weight(), held_out)
             planned[name] = planned[name].model_copy(update={"measured": measured})
         set_module(session.decoder.model, name, layer)

@@ -17,7 +17,10 @@ from slimrank.spectrum import Decomposition, LinearSpectrum, Spectrum
 
 @dataclass
 class Session:
-    """What the steps share. linears: per block, the dense linears by name, also after others took their place."""
+    """What the steps share. linears: per block, the dense linears by name, also after others took their place.
+
+    choices: by linear, what the metric settled by measuring.
+    """
 
     decoder: Decoder
     linears: list[dict[str, nn.Module]]
@@ -28,6 +31,7 @@ class Session:
     moments: Moments
     held_out: Moments
     decompositions: dict[str, Decomposition] = field(default_factory=dict)
+    choices: dict[str, float] = field(default_factory=dict)
     track: Track = no_track
 
     @property
@@ -44,7 +48,13 @@ class Session:
             self.held_out.inputs.get(self.moments.leader[name]),
             self.moments.outputs.get(name),
             self.keep,
+            self.role(name),
+            self.choices,
         )
+
+    def role(self, name: str) -> str:
+        """A linear's name inside its block."""
+        return name.removeprefix(f"{self.decoder.prefix}.").partition(".")[2]
 
     def spectrum(self) -> Spectrum:
         """The spectra of all linears, in the model's order."""
@@ -54,7 +64,7 @@ class Session:
                     self.decompositions[name].values,
                     shape_of(dense),
                     index,
-                    name.removeprefix(f"{self.decoder.prefix}.{index}."),
+                    self.role(name),
                 )
                 for index, block in enumerate(self.linears)
                 for name, dense in block.items()

@@ -48,7 +48,8 @@ class Bayes(Allocator):
                 study.tell(trial, damage.nats(fit_ranks(problem, shares)))
             best = study.best_trial
         ranks = fit_ranks(problem, block_shares(problem, [best.params[name] for name in names]))
-        note = f"Trial {best.number}, the best of {completed(study)}, has perplexity {exp(study.best_value):.2f} on calibration."
+        perplexity = exp(best.value or 0.0)
+        note = f"Trial {best.number}, the best of {completed(study)}, has perplexity {perplexity:.2f} on calibration."
         return Allocation(ranks, (note,))
 
     def _identity(self, problem: Problem) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
-from slimrank.forms.low_rank import LowRank
-from slimrank.linear import weight_of
+from slimrank.forms import LowRank
+from slimrank.linear import bias_of, weight_of
 from slimrank.session import Session
 
 
@@ -114,6 +114,6 @@ def cut(session: Session, name: str, rank: int | None) -> nn.Module:
     dense = session.dense[name]
     if rank is None:
         return dense
-    dtype, bias = weight_of(dense).dtype, getattr(dense, "bias", None)
+    dtype = weight_of(dense).dtype
     left, right = (factor.to(dtype) for factor in session.decompositions[name].cut(rank))
-    return LowRank.from_low_rank(left, right, bias)
+    return LowRank.from_low_rank(left, right, bias_of(dense))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from slimrank.calibrate.collect import require_finite
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.linear import shape_of, weight_of
 from slimrank.model import Decoder
 from slimrank.progress import Track, no_track
 
@@ -78,11 +77,6 @@ def watch_gradients(linears: dict[str, nn.Module], moments: Moments, totals: dic
 
         return watch
 
-    for name, module in linears.items():
-        if name not in moments.outputs:
-            rows = shape_of(module)[0]
-            zeros = torch.zeros(rows, rows, dtype=torch.float64, device=weight_of(module).device)
-            moments.outputs[name] = OutputMoments(zeros, zeros.new_zeros(rows))
     handles = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
     try:
         yield
@@ -97,9 +91,11 @@ def add_gradient(
     """Add one batch: x (..., n) at a linear's input and dL/dy (..., m) at its output, the first axis being windows."""
     g = gradient.detach().float().reshape(len(gradient), -1, gradient.shape[-1])
     per_window = g.transpose(1, 2) @ x.float().reshape(len(x), -1, x.shape[-1])
-    flat, moments = g.flatten(0, 1), outputs[name]
+    flat = g.flatten(0, 1)
+    moments = outputs.setdefault(name, OutputMoments.empty(flat.shape[1], flat.device))
     moments.gram += (flat.T @ flat).double()
     moments.fisher_rows += per_window.double().square().sum((0, 2))
+    moments.fourth += flat.double().square().sum(1).square().sum().item()
     moments.tokens += len(flat)
     moments.windows += len(g)
     totals[name] = totals.get(name, 0) + per_window.sum(0)

@@ -42,14 +42,21 @@ class OutputMoments:
     """What the loss's gradient g (nats, summed over tokens) was at a linear's output of width m.
 
     gram: sum g g^T (m, m) float64; fisher_rows: sum over windows of the row sums of (dL/dW)^2 (m,);
-    gradient_norm: |sum over windows of dL/dW|_F; tokens, windows: the number of summands.
+    gradient_norm: |sum over windows of dL/dW|_F; fourth: sum |g|^4; tokens, windows: the number of summands.
     """
 
     gram: Tensor
     fisher_rows: Tensor
     gradient_norm: float = 0.0
+    fourth: float = 0.0
     tokens: int = 0
     windows: int = 0
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> "OutputMoments":
+        """Before the first token."""
+        zeros = torch.zeros(width, width, dtype=torch.float64, device=device)
+        return cls(zeros, zeros.new_zeros(width))
 
 
 @dataclass

@@ -34,9 +34,13 @@ class Stream:
 
     def outputs(self) -> Iterator[Tensor]:
         """Block `depth`'s output, batch by batch, the stream staying where it is."""
-        with torch.no_grad():
-            for hidden, calls in zip(self.hidden, self.calls, strict=True):
-                yield self.decoder.run(self.depth, hidden, calls[self.depth])
+        for batch in range(len(self.hidden)):
+            yield self.output(batch)
+
+    @torch.no_grad()
+    def output(self, batch: int) -> Tensor:
+        """Block `depth`'s output for one batch, the stream staying where it is."""
+        return self.decoder.run(self.depth, self.hidden[batch], self.calls[batch][self.depth])
 
     def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Run block `depth` and step behind it; yields each batch's hidden states before and after."""

@@ -20,13 +20,21 @@ AMPLE_CHARACTERS_PER_TOKEN = 16
 Encoder = Callable[[list[str]], list[list[int]]]
 
 
+def _no_more(count: int, seed: int) -> Tensor:
+    raise SlimrankError("These windows come from no text, so no more can be drawn: use sample_windows.")
+
+
 @dataclass(frozen=True)
 class Windows:
-    """Token ids, int64: `calibration` (samples, window), `held_out` (held-out windows, window), and how they came."""
+    """Token ids, int64: `calibration` (samples, window), `held_out` (held-out windows, window), and how they came.
+
+    `more(count, seed)` draws further windows from where the calibration ones came from.
+    """
 
     calibration: Tensor
     held_out: Tensor
     record: dict[str, Any]
+    more: Callable[[int, int], Tensor] = _no_more
 
 
 class _Part(NamedTuple):
@@ -70,10 +78,12 @@ def sample_windows(
         "special_tokens": special_tokens,
     }
 
-    def draw(part: _Part, number: int) -> Tensor:
-        return _draw(partial(encode, tokenizer, special_tokens=special_tokens), part, number, window, seed)
+    encoder = partial(encode, tokenizer, special_tokens=special_tokens)
 
-    return Windows(draw(head, samples), draw(tail, count), record)
+    def more(number: int, other_seed: int) -> Tensor:
+        return _draw(encoder, head, number, window, other_seed)
+
+    return Windows(more(samples, seed), _draw(encoder, tail, count, window, seed), record, more)
 
 
 def context_length(config: "PretrainedConfig") -> int | None:

@@ -3,10 +3,12 @@
 from slimrank.factorize.base import Factorizer, Target
 from slimrank.factorize.columns import ColumnsFactorizer
 from slimrank.factorize.low_rank import LowRankFactorizer
+from slimrank.factorize.pivoted import PivotedFactorizer
 
 FACTORIZERS: dict[str, type[Factorizer]] = {
     "low_rank": LowRankFactorizer,
     "columns": ColumnsFactorizer,
+    "pivoted": PivotedFactorizer,
 }
 
 __all__ = ["FACTORIZERS", "Factorizer", "Target"]

@@ -30,3 +30,6 @@ def form_of(name: str, entry: dict[str, Any]) -> type[Form]:
 def compressed_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The JSON entry of every compressed layer of `model`, by module name."""
     return {name: module.entry() for name, module in model.named_modules() if isinstance(module, Form)}
+
+
+__all__ = ["FORMS", "Form", "KeptColumns", "LowRank", "Pivoted", "compressed_layers", "form_of"]

@@ -1,13 +1,21 @@
 """Metrics: what an error costs. A new one is a file here and a line in METRICS."""
 
+from slimrank.metric.asvd import MeanAbs
 from slimrank.metric.base import Metric, Site
+from slimrank.metric.channels import Channels
+from slimrank.metric.fwsvd import FisherRows
 from slimrank.metric.grams import Grams
 from slimrank.metric.identity import Identity
+from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 
 METRICS: dict[str, type[Metric]] = {
     "identity": Identity,
     "whitened": Whitened,
+    "fisher_rows": FisherRows,
+    "mean_abs": MeanAbs,
+    "channels": Channels,
+    "two_sided": TwoSided,
 }
 
 __all__ = ["METRICS", "Grams", "Metric", "Site"]

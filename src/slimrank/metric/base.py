@@ -1,11 +1,12 @@
 """What a metric is: from what calibration saw at a linear to the Grams that weigh its error."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import InputMoments, OutputMoments
 from slimrank.metric.grams import Grams
 
@@ -15,7 +16,8 @@ class Site:
     """One linear as a metric sees it.
 
     weight (m, n); inputs: the moments of its input on the calibration windows, held_out: on the held-out ones;
-    outputs: only where the metric asked for gradients; keep: the share of parameters that is to stay overall.
+    outputs: only where the metric asked for gradients; keep: the share of parameters that is to stay overall;
+    role: the name inside the block; choices: by linear, what the metric settled by measuring, kept for the next time.
     """
 
     name: str
@@ -24,6 +26,8 @@ class Site:
     held_out: InputMoments | None = None
     outputs: OutputMoments | None = None
     keep: float = 1.0
+    role: str = ""
+    choices: dict[str, float] = field(default_factory=dict)
 
 
 class Metric(BaseModel):
@@ -32,8 +36,17 @@ class Metric(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
 
+    @property
+    def gradient_labels(self) -> Labels:
+        """Which next tokens the gradients are taken for."""
+        return "text"
+
     route: Literal["projector", "cholesky", "eigen"] = "projector"
 
     def grams(self, site: Site) -> Grams:
         """The Grams of the metric at one linear."""
         raise NotImplementedError
+
+    def held_out_grams(self, site: Site) -> Grams | None:
+        """The Grams by which an error is measured on the held-out windows, None where no held-out token came by."""
+        return None if site.held_out is None else self.grams(replace(site, inputs=site.held_out))

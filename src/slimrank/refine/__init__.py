@@ -1,7 +1,18 @@
 """Refiners: what happens to the factors afterwards. A new one is a file here and a line in REFINERS."""
 
+from slimrank.refine.anchored import Anchored
 from slimrank.refine.base import Refiner
+from slimrank.refine.blocks import Blocks
+from slimrank.refine.distill import Distill
+from slimrank.refine.lora import Lora
+from slimrank.refine.update import Update
 
-REFINERS: dict[str, type[Refiner]] = {}
+REFINERS: dict[str, type[Refiner]] = {
+    "anchored": Anchored,
+    "update": Update,
+    "lora": Lora,
+    "blocks": Blocks,
+    "distill": Distill,
+}
 
 __all__ = ["REFINERS", "Refiner"]

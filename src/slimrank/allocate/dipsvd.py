@@ -1,0 +1,103 @@
+"""DipSVD's heuristic global protection (arXiv 2506.20353): blocks that matter more keep more."""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slimrank.allocate.base import Allocation, Allocator, Problem
+from slimrank.allocate.budget import fit_ranks
+from slimrank.allocate.shares import min_max, scaled_to
+from slimrank.calibrate.moments import OutputMoments
+from slimrank.errors import SlimrankError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Direction = Literal["paper", "released"]
+Sensitivity = Literal["gradient", "fisher"]
+
+
+class BlockImportance(Allocator):
+    """One share a block, from Q = s^beta u^(1-beta): s its gradient sensitivity, u its output's effective rank.
+
+    Q is mapped to the overall share -+ `band`, clipped to `clip`, and scaled to the budget. direction: whether what is
+    high in sensitivity and rank keeps more (paper) or less (released code). energy: the share of the sum of singular
+    values that the effective rank holds. sensitivity: see the function.
+    """
+
+    name: Literal["block_importance"] = "block_importance"
+    gradients: ClassVar[bool] = True
+
+    beta: Share = 0.3
+    direction: Direction = "released"
+    sensitivity: Sensitivity = "gradient"
+    energy: Share = 0.95
+    band: Share = 0.2
+    clip: tuple[Share, Share] = (0.3, 0.98)
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Ranks from the blocks' shares."""
+        blocks: dict[int, list[str]] = {}
+        for name, spectrum in problem.spectrum.linears.items():
+            blocks.setdefault(spectrum.block, []).append(name)
+        moments = problem.session.moments
+        sensitivities = [sum(self._sensitivity(problem, name) for name in names) for names in blocks.values()]
+        ranks = [effective_rank(moments.blocks[index].gram, self.energy) for index in blocks]
+        scores = importance(
+            torch.tensor(sensitivities).double(), torch.tensor(ranks).double(), self.beta, self.direction
+        )
+        linears = problem.spectrum.linears
+        sizes = [float(sum(math.prod(linears[name].shape) for name in names)) for names in blocks.values()]
+        kept = block_shares(scores, torch.tensor(sizes).double(), problem.keep, self.band, self.clip).tolist()
+        shares = {name: share for share, names in zip(kept, blocks.values(), strict=True) for name in names}
+        return Allocation(fit_ranks(problem, shares), self._notes(problem.keep, scores))
+
+    def _sensitivity(self, problem: Problem, name: str) -> float:
+        site = problem.session.site(name)
+        if site.outputs is None:
+            raise SlimrankError(f"No gradient reached {name}: calibrate on more text or leave it dense.")
+        return sensitivity(site.outputs, site.weight, self.sensitivity)
+
+    def _notes(self, keep: float, scores: Tensor) -> tuple[str, ...]:
+        low, high = self.clip
+        if not low < keep < high:
+            return (f"Every block keeps {keep}, which is not inside allocate.clip ({low}, {high}): widen it.",)
+        if scores.max() == scores.min():
+            return ("DipSVD's score is the same for every block, so that the shares are uniform.",)
+        return ()
+
+
+def sensitivity(outputs: OutputMoments, weight: Tensor, kind: Sensitivity = "gradient") -> float:
+    """How much the loss feels one weight W, relative to |W|_F.
+
+    gradient: |dL/dW|_F / |W|_F with L the loss of all calibration tokens, as DipSVD has it. fisher: the root of the
+    empirical Fisher's trace in its place, sqrt(sum over windows of |dL_w/dW|_F^2), where windows cannot cancel.
+    """
+    norm = outputs.gradient_norm if kind == "gradient" else outputs.fisher_rows.sum().sqrt().item()
+    return norm / max(weight.double().norm().item(), 1e-300)
+
+
+def effective_rank(gram: Tensor, energy: float = 0.95) -> int:
+    """The least k whose largest singular values of X are at least `energy` of their sum; gram = X X^T."""
+    values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt().flip(0)
+    shares = values.cumsum(0) / values.sum()
+    return min(int((shares < energy).sum()) + 1, len(values))
+
+
+def importance(sensitivities: Tensor, ranks: Tensor, beta: float, direction: Direction) -> Tensor:
+    """Q (blocks,) = s^beta u^(1-beta), with s and u min-max normalised.
+
+    paper: s from S and u from R. released: s from 1/S and u from -R.
+    """
+    if direction == "released":
+        sensitivities = 1 / sensitivities.clamp_min(max(1e-12 * sensitivities.max().item(), 1e-300))
+        ranks = -ranks
+    return min_max(sensitivities) ** beta * min_max(ranks) ** (1 - beta)
+
+
+def block_shares(scores: Tensor, sizes: Tensor, keep: float, band: float, clip: tuple[float, float]) -> Tensor:
+    """The share that each block keeps: Q mapped to keep -+ band, clipped, then scaled to mean `keep` over `sizes`."""
+    low, high = clip
+    mapped = keep + band * (2 * min_max(scores) - 1)
+    return scaled_to(mapped.clamp(low, high), sizes, keep, low, high)

@@ -1,0 +1,64 @@
+"""SVD-LLM V2's allocation (arXiv 2503.12340): within each type of matrix, more is removed where little is lost."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slimrank.allocate.base import Allocation, Allocator, Problem
+from slimrank.allocate.budget import fit_ranks
+from slimrank.allocate.shares import scaled_to
+from slimrank.spectrum import LinearSpectrum
+
+
+class TypeGroups(Allocator):
+    """R_i = |group| R g_i / sum g with g_i = 1 / log(L_i), R the removed share, L_i the loss at the uniform rank.
+
+    A group is the linears of one role, over all blocks, and its mean removed share is R. L_i = |W X - W' X|_F over all
+    calibration tokens. Shares that reach 1 are cut there and the rest of the group bears the difference.
+    """
+
+    name: Literal["type_groups"] = "type_groups"
+
+    def allocate(self, problem: Problem) -> Allocation:
+        """Ranks from each group's inverse log losses, with a note of the groups that had to be rescaled."""
+        shares: dict[str, float] = {}
+        rescaled: list[str] = []
+        for role, group in type_groups(problem).items():
+            weights, factor = inverse_logs(torch.tensor([uniform_loss(problem, s) for s in group.values()]).double())
+            sizes = torch.tensor([math.prod(s.shape) for s in group.values()]).double()
+            removed = scaled_to(weights, sizes, 1 - problem.keep)
+            shares |= dict(zip(group, (1 - removed).tolist(), strict=True))
+            if factor != 1:
+                rescaled.append(f"{role} (x {factor:.3g})")
+        note = f"Losses were rescaled so that the smallest of its type is e, for {', '.join(rescaled)}."
+        return Allocation(fit_ranks(problem, shares), (note,) if rescaled else ())
+
+
+def type_groups(problem: Problem) -> dict[str, dict[str, LinearSpectrum]]:
+    """The linears by role, then by name."""
+    groups: dict[str, dict[str, LinearSpectrum]] = {}
+    for name, spectrum in problem.spectrum.linears.items():
+        groups.setdefault(spectrum.role, {})[name] = spectrum
+    return groups
+
+
+def uniform_loss(problem: Problem, spectrum: LinearSpectrum) -> float:
+    """sqrt(sum of the squared singular values beyond the rank for the overall share)."""
+    rank = problem.form.rank_for(spectrum.shape, problem.keep * math.prod(spectrum.shape) + 1e-6)
+    return spectrum.losses()[rank].item() ** 0.5
+
+
+def inverse_logs(losses: Tensor) -> tuple[Tensor, float]:
+    """1 / log(c L) for losses L (k,), and c: 1, or where some L <= e what makes the smallest e.
+
+    1 / log has a pole at L = 1, and what it means depends on the losses' unit. Losses below 1e-12 of the largest count
+    as that much.
+    """
+    if losses.max() <= 0:
+        return torch.ones_like(losses), 1.0
+    losses = losses.clamp_min(1e-12 * losses.max())
+    smallest = losses.min().item()
+    factor = math.e / smallest if smallest <= math.e else 1.0
+    return 1 / (losses.log() + math.log(factor)), factor

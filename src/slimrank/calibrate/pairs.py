@@ -1,0 +1,104 @@
+"""What the dense and the compressed model make of the same tokens at a linear, side by side."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass
+class Seen:
+    """One linear in one forward pass: input x (..., n), output y (..., m), and what y was then added to, if it was."""
+
+    x: Tensor
+    y: Tensor
+    addend: Tensor | None = None
+
+
+@dataclass
+class PairMoments:
+    """Sums over tokens: gram = sum x^ x^T (n, n); cross[linear] = sum t x^T (m, n) with the linear's target t; float64.
+
+    x^ is the input in the compressed model. t is the dense model's output without its bias or, with `residual`, what
+    the output must be for its sum with the compressed residual stream to equal the dense one.
+    """
+
+    gram: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    cross: dict[str, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(
+        self, dense: dict[str, Seen], compressed: dict[str, Seen], biases: dict[str, Tensor], residual: bool
+    ) -> None:
+        """Add one batch of linears that share their input; products in float32, sums in float64."""
+        x = _flat(next(iter(compressed.values())).x)
+        self.gram = self.gram + (x.T @ x).double()
+        self.tokens += len(x)
+        for name, was in dense.items():
+            target, now = was.y, compressed[name]
+            if residual and was.addend is not None and now.addend is not None:
+                target = target + (was.addend - now.addend)
+            if name in biases:
+                target = target - biases[name]
+            self.cross[name] = self.cross.get(name, 0.0) + (_flat(target).T @ x).double()
+
+
+@contextmanager
+def watch_sums(modules: dict[str, nn.Module], awaited: Collection[str] | None = None) -> Iterator[dict[str, Seen]]:
+    """Note each module's input, output and addend in one forward pass inside.
+
+    The pass is broken off once all outputs, and the addends of the `awaited` modules, are there; None lets it end.
+    """
+    sums = _Sums(modules, awaited)
+    handles = [module.register_forward_hook(sums.hook(name)) for name, module in modules.items()]
+    try:
+        with sums:
+            yield sums.seen
+    except _AllSeen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _AllSeen(Exception):
+    """The rest of a forward pass is of no interest."""
+
+
+class _Sums(TorchDispatchMode):
+    """Finds the other operand of a plain sum that an output is part of: in most decoders the residual stream."""
+
+    def __init__(self, modules: Collection[str], awaited: Collection[str] | None) -> None:
+        super().__init__()
+        self.seen: dict[str, Seen] = {}
+        self._modules, self._awaited = modules, awaited
+
+    def hook(self, name: str) -> Any:
+        def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.seen[name] = Seen(args[0], output)
+            self._stop_if_done()
+
+        return watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and not kwargs and all(isinstance(a, Tensor) for a in args):
+            for this, other in (args, args[::-1]):
+                for seen in self.seen.values():
+                    if seen.y is this and seen.addend is None and other.shape == this.shape:
+                        seen.addend = other
+                        self._stop_if_done()
+        return func(*args, **(kwargs or {}))
+
+    def _stop_if_done(self) -> None:
+        if self._awaited is None or len(self.seen) < len(self._modules):
+            return
+        if all(self.seen[name].addend is not None for name in self._awaited):
+            raise _AllSeen
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.detach().flatten(0, -2).float()

@@ -1,0 +1,62 @@
+"""The two-sided metric: an error counts by the loss it causes, so that squared singular values are nats."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slimrank.calibrate.gradients import Labels
+from slimrank.calibrate.moments import OutputMoments
+from slimrank.errors import SlimrankError
+from slimrank.metric.base import Metric, Site
+from slimrank.metric.grams import Grams
+
+
+class TwoSided(Metric):
+    """L L^T = G / 2, R R^T = H / T: |L^T E R|_F^2 is the expected rise of the loss, in nats per token.
+
+    It is the second-order term tr(E^T G E H) / 2 of the loss for an error E of one weight, with G = E[g g^T] and
+    H = E[x x^T] over tokens and the loss's Hessian taken as the Kronecker product of the two (K-FAC's assumption).
+    labels: whether g is the gradient for the text's next token or for one sampled from the model. shrink: G's share
+    that is replaced by its mean diagonal, `auto` for Ledoit and Wolf's. scalar: roles whose G is its mean diagonal
+    alone.
+    """
+
+    name: Literal["two_sided"] = "two_sided"
+    gradients: ClassVar[bool] = True
+
+    labels: Labels = "text"
+    shrink: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    scalar: tuple[str, ...] = ()
+
+    @property
+    def gradient_labels(self) -> Labels:
+        """As the recipe says."""
+        return self.labels
+
+    def grams(self, site: Site) -> Grams:
+        """Both Grams per token, the factor 1/2 in the left one."""
+        if site.outputs is None:
+            raise SlimrankError(f"No gradient reached {site.name}: calibrate on more text or leave it dense.")
+        share = 1.0 if site.role in self.scalar else self.shrink
+        if share == "auto":
+            share = ledoit_wolf(site.outputs)
+        left = shrunk(site.outputs.gram / site.outputs.tokens, share)
+        return Grams(left / 2, site.inputs.gram / site.inputs.tokens)
+
+
+def ledoit_wolf(outputs: OutputMoments) -> float:
+    """The share of the mean diagonal that minimises E|G_shrunk - G_true|_F^2 (Ledoit and Wolf, 2004), in [0, 1].
+
+    (E|g|^4 - |G|_F^2) / T over |G - tr(G)/m I|_F^2, tokens counted as independent.
+    """
+    gram = outputs.gram / outputs.tokens
+    spread = (gram - shrunk(gram, 1.0)).square().sum().item()
+    variance = (outputs.fourth / outputs.tokens - gram.square().sum().item()) / outputs.tokens
+    return min(1.0, max(0.0, variance) / spread) if spread > 0 else 1.0
+
+
+def shrunk(gram: Tensor, share: float) -> Tensor:
+    """(1 - share) gram + share tr(gram)/m I."""
+    return (1 - share) * gram + share * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)

@@ -1,0 +1,172 @@
+"""Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slimrank.allocate import Ranks
+from slimrank.calibrate import Moments, OutputMoments, collect_gradients
+from slimrank.calibrate.pairs import PairMoments, watch_sums
+from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.factorize import Target
+from slimrank.linear import bias_of, weight_of
+from slimrank.metric import Grams
+from slimrank.model import set_module
+from slimrank.refine.base import Refiner
+from slimrank.session import Session
+from slimrank.spectrum import decompose
+
+Outputs = dict[str, OutputMoments]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Anchored(Refiner):
+    """Builds the factors again, blocks in order and inside a block in the order of the inputs.
+
+    With x^ the input that follows from the linears compressed so far and t the dense model's output, the target is
+    T = ((1 - mix) W E[x^ x^T] + mix E[t x^T]) E[x^ x^T]^-1, cut in the metric's left Gram and E[x^ x^T].
+
+    mix: a share, or several of which each input's linears take the one with the least block error on held-out windows.
+    residual: let t also make up for what the residual stream lost before it. damping: of E[x^ x^T], relative to its
+    mean diagonal. windows: how many calibration windows are used, all by default. gradients_again: on how many of them
+    the metric's gradients are first taken anew, of the model as compressed so far; worth it after an earlier pass.
+    """
+
+    name: Literal["anchored"] = "anchored"
+
+    mix: Share | tuple[Share, ...] = 0.75
+    residual: bool = True
+    damping: Annotated[float, Field(gt=0)] = 1e-6
+    windows: Annotated[int, Field(ge=1)] | None = None
+    gradients_again: Annotated[int, Field(ge=0)] = 0
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """The linears that are planned to be dense stay as they are."""
+        outputs = self._gradients(session) if self.gradients_again else session.moments.outputs
+        ids = session.windows.calibration[: self.windows]
+        pairs = [Pair(session, ids)]
+        if isinstance(self.mix, tuple):
+            pairs.append(Pair(session, session.windows.held_out))
+        chosen: list[float] = []
+        order = list(session.moments.leader.items())
+        for block in session.track(session.linears, "anchoring", len(session.linears)):
+            leaders = dict.fromkeys(leader for name, leader in order if name in block)
+            for leader in leaders:
+                group = [name for name, other in order if other == leader and ranks.get(name) is not None]
+                if group:
+                    chosen.append(self._fit(session, ranks, group, outputs, *pairs))
+            for pair in pairs:
+                pair.advance()
+        if len(pairs) == 1:
+            return []
+        return [f"Anchored targets: mix {', '.join(f'{m:g}' for m in chosen)} for the inputs in order."]
+
+    def _gradients(self, session: Session) -> Outputs:
+        model, ids = session.decoder.model, session.windows.calibration[: self.gradients_again]
+        present = [{name: model.get_submodule(name) for name in block} for block in session.linears]
+        moments, seed = Moments(), session.windows.record["seed"]
+        labels = session.metric.gradient_labels
+        collect_gradients(session.decoder, ids, present, moments, labels=labels, seed=seed, track=session.track)
+        return moments.outputs
+
+    def _fit(
+        self,
+        session: Session,
+        ranks: Ranks,
+        group: list[str],
+        outputs: Outputs,
+        pair: "Pair",
+        held_out: "Pair | None" = None,
+    ) -> float:
+        """Replace the linears of one input; returns the mix."""
+        moments = pair.moments(group, self.residual)
+        mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
+        errors: dict[float, float] = {}
+        for mix in mixes:
+            self._build(session, ranks, group, outputs, moments, mix)
+            if held_out is not None:
+                errors[mix] = held_out.block_error()
+        if held_out is None:
+            return mixes[0]
+        best = min(errors, key=lambda mix: errors[mix])
+        if best != mixes[-1]:
+            self._build(session, ranks, group, outputs, moments, best)
+        return best
+
+    def _build(
+        self, session: Session, ranks: Ranks, group: list[str], outputs: Outputs, moments: PairMoments, mix: float
+    ) -> None:
+        gram = damped(moments.gram / moments.tokens, self.damping)
+        for name in group:
+            weight, rank = weight_of(session.dense[name]).detach(), ranks[name]
+            assert rank is not None  # dense linears are in no group
+            target = anchored_target(weight.double(), gram, moments.cross[name] / moments.tokens, mix)
+            site = replace(session.site(name), outputs=outputs.get(name))
+            grams = Grams(session.metric.grams(site).left, gram)
+            decomposition = decompose(target, grams, session.metric.route)
+            built = Target(session.dense[name], target.to(weight.dtype), grams, decomposition)
+            set_module(session.decoder.model, name, session.form.build(built, rank))
+
+
+class Pair:
+    """The same windows on their way through the dense and the compressed model, a block at a time."""
+
+    def __init__(self, session: Session, ids: Tensor) -> None:
+        self.session = session
+        batch = default_batch(ids.shape[1])
+        self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
+
+    @property
+    def block(self) -> dict[str, nn.Module]:
+        """The dense linears of the block that both stand before."""
+        return self.session.linears[self.dense.depth]
+
+    def moments(self, group: list[str], residual: bool) -> PairMoments:
+        """Of the linears in `group`, which share their input."""
+        moments, dense = PairMoments(), {name: self.block[name] for name in group}
+        compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
+        biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
+        summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
+        for batch in range(len(self.dense.hidden)):
+            with self.session.replaced(self.block), watch_sums(dense, summed) as before:
+                self.dense.output(batch)
+            with watch_sums(compressed, summed) as after:
+                self.compressed.output(batch)
+            moments.add(before, after, biases, residual)
+            summed = [name for name, seen in before.items() if residual and seen.addend is not None]
+        return moments
+
+    @cached_property
+    def _dense_outputs(self) -> list[Tensor]:
+        with self.session.replaced(self.block):
+            return list(self.dense.outputs())
+
+    def block_error(self) -> float:
+        """The squared distance of the block's outputs, dense and compressed."""
+        pairs = zip(self._dense_outputs, self.compressed.outputs(), strict=True)
+        return sum((dense - compressed).double().square().sum().item() for dense, compressed in pairs)
+
+    def advance(self) -> None:
+        """Step behind the block in both."""
+        self.__dict__.pop("_dense_outputs", None)
+        with self.session.replaced(self.block):
+            for _ in self.dense.advance():
+                pass
+        for _ in self.compressed.advance():
+            pass
+
+
+def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float) -> Tensor:
+    """T = ((1 - mix) W H + mix C) H^-1 for W (m, n), H = E[x^ x^T] (n, n) of full rank and C = E[t x^T] (m, n)."""
+    if not mix:
+        return weight
+    return (1 - mix) * weight + mix * torch.linalg.solve(gram, cross.T).T
+
+
+def damped(gram: Tensor, share: float) -> Tensor:
+    """gram + share tr(gram)/n I."""
+    return gram + share * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)

@@ -1,0 +1,66 @@
+"""End-to-end distillation: the compressed model's next-token distribution is drawn to the dense model's."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slimrank.allocate import Ranks
+from slimrank.refine.base import Refiner
+from slimrank.refine.training import Best, Descent, default_lr, divergence, teacher_of, trainable, training
+from slimrank.session import Session
+
+
+class Distill(Refiner):
+    """Descent on KL(dense || compressed) over fresh windows of the calibration text.
+
+    tokens: how many are read at most; batch: windows a step; lr: 0.128 / width by default; checks: how often the
+    held-out windows are asked, whose best state is the one that stays.
+    """
+
+    name: Literal["distill"] = "distill"
+
+    tokens: Annotated[int, Field(ge=1)] = 2_000_000
+    batch: Annotated[int, Field(ge=1)] = 16
+    lr: Annotated[float, Field(gt=0)] | None = None
+    checks: Annotated[int, Field(ge=1)] = 10
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
+        student, teacher = session.decoder.model, teacher_of(session)
+        window = session.windows.calibration.shape[1]
+        steps = max(1, self.tokens // (self.batch * window))
+        parameters = trainable([student])
+        held_out = session.windows.held_out.to(session.decoder.device)
+        before = held_out_divergence(student, teacher, held_out)
+        best = Best(parameters, before)
+        descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name)
+        fresh = session.windows.more(steps * self.batch, session.windows.record["seed"] + 1).split(self.batch)
+        every = max(1, steps // self.checks)
+        for step, ids in enumerate(session.track(fresh, "distilling", steps), start=1):
+            ids = ids.to(session.decoder.device)
+            with torch.no_grad():
+                target = logits(teacher, ids)
+            with training(parameters, student):
+                descent.step(divergence(logits(student, ids), target))
+            if step % every == 0 or step == steps:
+                best.offer(held_out_divergence(student, teacher, held_out), step)
+        best.restore()
+        return [
+            f"Distillation read {steps * self.batch * window:,} tokens and took the held-out divergence from "
+            f"{before:.4f} to {best.loss:.4f} nats a token (best at step {best.step} of {steps})."
+        ]
+
+
+def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(batch, tokens, vocabulary)."""
+    return model(input_ids=ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def held_out_divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor) -> float:
+    """KL(teacher || student) over windows, in nats a token."""
+    values = [divergence(logits(student, chunk), logits(teacher, chunk)).item() * len(chunk) for chunk in ids.split(8)]
+    return sum(values) / len(ids)

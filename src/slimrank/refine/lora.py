@@ -1,0 +1,102 @@
+"""SVD-LLM's sequential LoRA (arXiv 2403.07378): an adapter on every U is trained and merged, then one on every V."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slimrank.allocate import Ranks
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.refine.base import Refiner
+from slimrank.refine.factors import low_rank_layers
+from slimrank.session import Session
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Lora(Refiner):
+    """Two trainings on the next token's loss over the calibration windows, U (`up`) first and V (`down`) after it.
+
+    steps, of each training; batch: windows a step; tokens: how much of a window, all by default; rank and alpha: the
+    adapters'; lr: falls linearly to 0, by AdamW.
+    """
+
+    name: Literal["lora"] = "lora"
+
+    steps: Count = 400
+    batch: Count = 16
+    tokens: Annotated[int, Field(ge=2)] | None = None
+    rank: Count = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """Train and merge both adapters; notes the held-out loss before, between and after."""
+        layers, model = low_rank_layers(session, "lora"), session.decoder.model
+        ids = session.windows.calibration[:, : self.tokens].to(session.decoder.device)
+        losses = [held_out_loss(session)]
+        with torch.random.fork_rng(), _trainable_kept(model):
+            torch.manual_seed(session.windows.record["seed"])
+            for factor in ("up", "down"):
+                targets = [f"{name}.{factor}" for name in layers]
+                train_adapter(model, targets, self, ids, session.track(range(self.steps), f"LoRA {factor}", self.steps))
+                losses.append(held_out_loss(session))
+        path = " -> ".join(f"{loss:.4f}" for loss in losses)
+        return [f"LoRA took the held-out loss from {path} nats per token: compressed, U trained, V trained."]
+
+
+def train_adapter(model: PreTrainedModel, targets: list[str], options: Lora, ids: Tensor, steps: Any) -> None:
+    """One adapter on the linears `targets`, trained on windows `ids` (windows, tokens) and merged into them."""
+    peft = _peft()
+    config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets, lora_dropout=0.0)
+    adapted = peft.get_peft_model(model, config)
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.steps)
+    with torch.enable_grad():
+        for _ in steps:
+            loss = next_token_loss(model, ids[torch.randint(len(ids), (options.batch,))])
+            if not torch.isfinite(loss):
+                raise SlimrankError("The LoRA loss became NaN or Inf: lower refine.lora's lr.")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    adapted.merge_and_unload()
+
+
+def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """The mean negative log-likelihood of tokens 1.. of ids (windows, tokens), in nats."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+@torch.no_grad()
+def held_out_loss(session: Session) -> float:
+    """Nats per token over the held-out windows, one window at a time."""
+    ids = session.windows.held_out.to(session.decoder.device)
+    losses = [next_token_loss(session.decoder.model, window).item() for window in ids.split(1)]
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+@contextmanager
+def _trainable_kept(model: nn.Module) -> Iterator[None]:
+    """PEFT freezes what it adapts; afterwards every parameter is as trainable as before."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before.get(name, True))
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError("refine.lora needs PEFT: pip install 'slimrank[lora]'.") from error
+    return peft

@@ -1,0 +1,103 @@
+"""What the refiners that descend on weights share: parameters, learning rate, losses, the best state so far."""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slimrank.errors import SlimrankError
+from slimrank.forms.base import Form
+from slimrank.model import set_module
+from slimrank.session import Session
+
+
+def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of the factors, and of everything else that is a vector: norms and biases."""
+    found: dict[int, nn.Parameter] = {}
+    for module in modules:
+        factors = {id(p) for form in module.modules() if isinstance(form, Form) for p in form.parameters()}
+        found |= {id(p): p for p in module.parameters() if id(p) in factors or p.ndim == 1}
+    return list(found.values())
+
+
+def default_lr(session: Session) -> float:
+    """0.128 / width: the wider the model, the smaller the step that it bears."""
+    return 0.128 / session.moments.blocks[0].gram.shape[0]
+
+
+def teacher_of(session: Session) -> PreTrainedModel:
+    """A copy of the model with the dense linears in their places, sharing no parameter that a refiner trains."""
+    teacher = copy.deepcopy(session.decoder.model)
+    for name, dense in session.dense.items():
+        set_module(teacher, name, dense)
+    return teacher.eval().requires_grad_(False)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) in nats a token, from logits (batch, tokens, vocabulary)."""
+    log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
+    return nn.functional.kl_div(log_q.flatten(0, 1), log_p.flatten(0, 1), reduction="batchmean", log_target=True)
+
+
+class Descent:
+    """AdamW with warm-up and cosine decay over `steps`, gradients clipped to norm 1."""
+
+    def __init__(self, parameters: list[nn.Parameter], *, lr: float, steps: int, what: str) -> None:
+        self.parameters, self.what = parameters, what
+        self.optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        warmup = max(1, steps // 20)
+
+        def scale(step: int) -> float:
+            return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scale)
+
+    def step(self, loss: Tensor) -> None:
+        """One step down `loss`; a SlimrankError if it is not finite."""
+        if not torch.isfinite(loss):
+            raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+
+
+class Best:
+    """The parameters at the smallest held-out loss seen."""
+
+    def __init__(self, parameters: list[nn.Parameter], loss: float) -> None:
+        self.parameters, self.loss, self.step = parameters, math.inf, 0
+        self.offer(loss, 0)
+
+    def offer(self, loss: float, step: int) -> None:
+        """Keep the parameters if the loss is the smallest yet."""
+        if loss < self.loss:
+            self.loss, self.step = loss, step
+            self.state = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        for parameter, value in zip(self.parameters, self.state, strict=True):
+            parameter.copy_(value)
+
+
+@contextmanager
+def training(parameters: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
+    """Gradients for these parameters alone, and every flag as it was afterwards."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None

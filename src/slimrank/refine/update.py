@@ -1,0 +1,53 @@
+"""SVD-LLM's closed-form update (arXiv 2403.07378, version 1): U refitted to the inputs that compression leaves."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slimrank.allocate import Ranks
+from slimrank.calibrate.collect import watch_inputs
+from slimrank.calibrate.moments import Moments
+from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.linear import weight_of
+from slimrank.refine.base import Refiner
+from slimrank.refine.factors import low_rank_layers
+from slimrank.session import Session
+
+
+class Update(Refiner):
+    """U = argmin |W X - U V X|_F, block by block, X what reaches the dense linear behind the compressed blocks before.
+
+    As in the authors' code the block itself is still dense while X is recorded.
+    """
+
+    name: Literal["update"] = "update"
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """Refit every U, over all calibration windows."""
+        layers, missed = low_rank_layers(session, "update"), []
+        windows = session.windows.calibration
+        stream = Stream(session.decoder, windows, default_batch(windows.shape[1]))
+        for linears in session.track(session.linears, "updating", len(session.linears)):
+            moments = Moments()
+            with session.replaced(linears), watch_inputs(linears, moments):
+                for _ in stream.outputs():
+                    pass
+            for name in linears.keys() & layers.keys():
+                if name not in moments.leader:
+                    missed.append(name)
+                    continue
+                layer, gram = layers[name], moments.input_of(name).gram
+                left = updated_left(weight_of(linears[name]), layer.down.weight, gram)
+                layer.up.weight.data.copy_(left)
+            for _ in stream.advance():
+                pass
+        return [f"No token reached {', '.join(sorted(missed))}, which the update left as they were."] if missed else []
+
+
+@torch.no_grad()
+def updated_left(weight: Tensor, right: Tensor, gram: Tensor) -> Tensor:
+    """U = W H V^T (V H V^T)^+ (m, r), float64, for W (m, n), V (r, n) and H = X X^T (n, n)."""
+    weight, right, gram = weight.double(), right.double(), gram.double()
+    projected = right @ gram
+    return weight @ projected.T @ torch.linalg.pinv(projected @ right.T, hermitian=True)

@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from slimrank.calibrate import collect, collect_gradients
+from slimrank.calibrate.windows import Windows
+from slimrank.factorize.pivoted import PivotedFactorizer
+from slimrank.forms import Form
+from slimrank.metric.two_sided import TwoSided
+from slimrank.metric.whitened import Whitened
+from slimrank.model import Decoder, set_module
+from slimrank.refine.anchored import Anchored, anchored_target, damped
+from slimrank.session import Session
+from slimrank.spectrum import decompose
+
+
+def start(model, metric, keep=0.6):
+    decoder, generator = Decoder(model), torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 320, (24, 16), generator=generator)
+    linears = decoder.linears()
+    moments, held_out = collect(decoder, ids[:16], linears), collect(decoder, ids[16:], linears)
+    if metric.gradients:
+        collect_gradients(decoder, ids[:16], linears, moments)
+    windows = Windows(ids[:16], ids[16:], {"seed": 0})
+    return Session(decoder, linears, windows, metric, PivotedFactorizer(), keep, moments, held_out)
+
+
+def weights(session):
+    modules = {name: session.decoder.model.get_submodule(name) for name in session.dense}
+    return {name: m.dense_weight() for name, m in modules.items() if isinstance(m, Form)}
+
+
+def test_the_target_is_the_mix_of_the_weight_and_the_regression():
+    torch.manual_seed(0)
+    x, t, w = torch.randn(30, 5).double(), torch.randn(30, 3).double(), torch.randn(3, 5).double()
+    regression = torch.linalg.lstsq(x, t).solution.T
+    gram, cross = x.T @ x / 30, t.T @ x / 30
+    torch.testing.assert_close(anchored_target(w, gram, cross, 1.0), regression)
+    torch.testing.assert_close(anchored_target(w, gram, cross, 0.25), 0.75 * w + 0.25 * regression)
+    assert anchored_target(w, gram, cross, 0.0) is w
+    torch.testing.assert_close(damped(gram, 0.1), gram + 0.1 * gram.trace() / 5 * torch.eye(5).double())
+
+
+@pytest.mark.parametrize("mix", [0.0, 1.0])
+def test_an_uncompressed_prefix_reduces_to_the_plain_truncation(tiny_llama, mix):
+    session = start(tiny_llama(), Whitened())
+    name = next(k for k in session.linears[1] if k.endswith("up_proj"))
+    plain = decompose(session.site(name).weight, session.metric.grams(session.site(name))).cut(8)
+    Anchored(mix=mix).refine(session, dict.fromkeys(session.dense) | {name: 8})
+    assert list(weights(session)) == [name]
+    torch.testing.assert_close(weights(session)[name], plain[0] @ plain[1], atol=2e-3, rtol=2e-3)
+
+
+def test_only_planned_linears_change_at_the_planned_rank(tiny_llama):
+    session = start(tiny_llama(), TwoSided())
+    ranks = {name: None if name.endswith("q_proj") else 7 for name in session.dense}
+    assert Anchored().refine(session, ranks) == []
+    layers = {name: session.decoder.model.get_submodule(name) for name in ranks}
+    assert all((layers[n] is session.dense[n]) if r is None else layers[n].rank == r for n, r in ranks.items())
+
+
+def test_the_last_linear_is_the_least_squares_map_to_the_dense_residual_stream(tiny_llama):
+    """At mix 1 and full rank in it, an independent regression gives the same weight."""
+    session = start(tiny_llama(num_hidden_layers=1), Whitened())
+    model, ids = session.decoder.model, session.windows.calibration
+    with torch.no_grad():
+        dense = model.model(ids, output_hidden_states=False).last_hidden_state * 0  # shape only
+        seen = {}
+        block = model.model.layers[0]
+        handle = block.register_forward_hook(lambda m, a, out: seen.update(out=out if torch.is_tensor(out) else out[0]))
+        model(ids)
+        dense = seen["out"]
+        down = next(k for k in session.dense if k.endswith("down_proj"))
+        ranks = dict.fromkeys(session.dense, 6) | {down: 32}
+        Anchored(mix=1.0, damping=1e-9).refine(session, ranks)
+        down_layer = model.get_submodule(down)
+        pre = down_layer.register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y))
+        model(ids)
+        handle.remove(), pre.remove()
+    x = seen["x"].flatten(0, 1).double()
+    wanted = (dense - (seen["out"] - seen["y"])).flatten(0, 1).double()
+    expected = torch.linalg.lstsq(x, wanted).solution.T
+    torch.testing.assert_close(down_layer.dense_weight(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_anchoring_lowers_the_distance_to_the_dense_model_and_the_mix_is_noted(tiny_llama):
+    def distance(refiner):
+        session = start(tiny_llama(), Whitened())
+        model, ids = session.decoder.model, session.windows.calibration
+        ranks = dict.fromkeys(session.dense, 8)
+        with torch.no_grad():
+            dense = model.model(ids).last_hidden_state
+            for name, rank in ranks.items():
+                site = session.site(name)
+                left, right = decompose(site.weight, session.metric.grams(site)).cut(rank)
+                plain = torch.nn.Linear(*site.weight.T.shape, bias=False)
+                plain.weight.copy_(left @ right)
+                set_module(model, name, plain)
+            notes = refiner.refine(session, ranks) if refiner else []
+            return (model.model(ids).last_hidden_state - dense).square().sum().item(), notes
+
+    plain, _ = distance(None)
+    anchored, _ = distance(Anchored(mix=1.0))
+    chosen, notes = distance(Anchored(mix=(0.0, 1.0)))
+    assert anchored < plain and chosen < plain
+    assert len(notes) == 1 and notes[0].startswith("Anchored targets: mix ")
+
+
+def test_gradients_taken_again_are_those_of_the_model_as_it_is(tiny_llama):
+    """With nothing compressed they are the calibration's own, so the factors are the same; after a pass they differ."""
+    first, again = (start(tiny_llama(), TwoSided(shrink=0.1)) for _ in range(2))
+    ranks = dict.fromkeys(first.dense, 7)
+    Anchored().refine(first, ranks)
+    Anchored(gradients_again=16).refine(again, ranks)
+    before = weights(first)
+    for name, weight in weights(again).items():
+        torch.testing.assert_close(weight, before[name], atol=1e-5, rtol=1e-5)
+    Anchored(gradients_again=16).refine(again, ranks)
+    assert any((weight - before[name]).abs().max() > 1e-3 for name, weight in weights(again).items())

@@ -1,0 +1,95 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from sessions import session as session_of
+from sessions import windows
+from torch import nn
+
+from slimrank.errors import SlimrankError
+from slimrank.forms.base import Form
+from slimrank.pipeline import factorize, make_plan
+from slimrank.recipe import load_recipe
+from slimrank.refine.blocks import Blocks
+from slimrank.refine.distill import Distill, held_out_divergence
+from slimrank.refine.training import Best, Descent, divergence, teacher_of, trainable
+
+
+@pytest.fixture
+def compressed(tiny_llama):
+    """A session whose model has been cut to half its linears, and the plan's ranks."""
+    session = session_of(tiny_llama())
+
+    def more(count, seed):
+        return windows(320, count, seed=seed).calibration
+
+    session.windows = replace(session.windows, more=more)
+    plan = make_plan(session, load_recipe("svd-llm"))
+    factorize(session, plan)
+    return session, {name: linear.rank for name, linear in plan.linears.items()}
+
+
+def test_divergence_is_the_mean_kl():
+    p, q = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+    ).mean()
+    torch.testing.assert_close(divergence(q, p), expected)
+
+
+def test_only_factors_and_vectors_are_trained(compressed):
+    model = compressed[0].decoder.model
+    found = {id(p) for p in trainable([model])}
+    for name, module in model.named_modules():
+        if isinstance(module, Form):
+            assert all(id(p) in found for p in module.parameters()), name
+    assert id(model.get_input_embeddings().weight) not in found
+    assert id(model.model.norm.weight) in found
+
+
+def test_the_teacher_is_the_dense_model_and_stays_so(compressed, tiny_llama):
+    session = compressed[0]
+    teacher, ids = teacher_of(session), session.windows.held_out
+    for parameter in trainable([session.decoder.model]):
+        parameter.data.add_(1)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(ids).logits, tiny_llama()(ids).logits)
+
+
+def test_distillation_brings_the_compressed_model_nearer(compressed):
+    session, ranks = compressed
+    teacher, ids = teacher_of(session), session.windows.held_out
+    before = held_out_divergence(session.decoder.model, teacher, ids)
+    window = session.windows.calibration.shape[1]
+    (note,) = Distill(tokens=40 * 4 * window, batch=4, lr=3e-3).refine(session, ranks)
+    after = held_out_divergence(session.decoder.model, teacher, ids)
+    assert after < 0.9 * before and f"{before:.4f} to {after:.4f}" in note
+    assert f"read {40 * 4 * window:,} tokens" in note
+    assert all(p.grad is None for p in session.decoder.model.parameters())
+
+
+def test_block_refinement_brings_every_block_nearer(compressed):
+    session, ranks = compressed
+    teacher, ids = teacher_of(session), session.windows.held_out
+    before = held_out_divergence(session.decoder.model, teacher, ids)
+    (note,) = Blocks(passes=10, lr=3e-3).refine(session, ranks)
+    assert held_out_divergence(session.decoder.model, teacher, ids) < before
+    assert "held-out errors" in note
+
+
+def test_the_best_state_comes_back():
+    p = nn.Parameter(torch.zeros(2))
+    best = Best([p], 1.0)
+    p.data.fill_(5)
+    best.offer(0.5, 3)
+    p.data.fill_(9)
+    best.offer(0.7, 4)
+    best.restore()
+    assert p.tolist() == [5, 5] and (best.loss, best.step) == (0.5, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    p = nn.Parameter(torch.ones(1))
+    with pytest.raises(SlimrankError, match=r"refine\.distill became NaN or Inf"):
+        Descent([p], lr=1.0, steps=2, what="distill").step(p * math.nan)
