@@ -22,7 +22,7 @@ def windows(vocabulary: int, count: int = 12, tokens: int = 32, seed: int = 1) -
 
 
 def session(model: PreTrainedModel, keep: float = 0.6, metric: Metric | None = None, **options: Any) -> Session:
-    """Calibrated (gradients=True adds the gradient pass) and decomposed."""
+    """Calibrated (labels="text" adds the gradient pass) and decomposed."""
     metric = metric or Whitened()
     read, decoder = windows(model.config.vocab_size), Decoder(model)
     linears = decoder.linears()

@@ -11,7 +11,7 @@ from slimrank.allocate.dipsvd import BlockImportance, block_shares, effective_ra
 
 @pytest.fixture(scope="module")
 def made(tiny_llama):
-    return session(tiny_llama(num_hidden_layers=4), gradients=True)
+    return session(tiny_llama(num_hidden_layers=4), labels="text")
 
 
 def test_sensitivities_are_those_of_autograd_through_the_whole_model(made):

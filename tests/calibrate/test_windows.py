@@ -1,12 +1,16 @@
 import logging
 import random
+from functools import partial
 
 import pytest
 import torch
 from transformers import Gemma3Config, GPT2Config, LlamaConfig, PretrainedConfig
 
-from slimrank.calibrate import Text, check_window, context_length, sample_windows
+from slimrank import calibrate
+from slimrank.calibrate import Text, check_window, context_length
 from slimrank.errors import SlimrankError, UsageError
+
+sample_windows = partial(calibrate.sample_windows, special_tokens=True)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,20 @@ def test_each_window_is_the_beginning_of_the_text_from_a_random_character(tiny_t
         expected = [ids(tiny_tokenizer, part[rng.randrange(len(part)) :])[:40] for _ in rows]
         assert rows == expected
     assert windows.calibration[:, 0].eq(0).all()  # <s>, the tokenizer's default
+
+
+def test_no_special_token_comes_before_a_window_unasked(tiny_tokenizer, text):
+    with_bos = sample_windows(tiny_tokenizer, text, samples=4, window=40, seed=3).calibration
+    without = calibrate.sample_windows(tiny_tokenizer, text, samples=4, window=39, seed=3).calibration
+    assert torch.equal(with_bos[:, 1:], without) and (with_bos[:, 0] == 0).all()
+
+
+def test_further_windows_come_from_the_same_part(tiny_tokenizer):
+    text = Text("a" * 900 + "b" * 100, "ab", "")
+    windows = calibrate.sample_windows(tiny_tokenizer, text, samples=2, window=10, seed=0)
+    more = windows.more(50, 7)
+    assert more.shape == (50, 10) and set(tiny_tokenizer.decode(more.flatten())) == {"a"}
+    assert torch.equal(windows.more(50, 7), more)
 
 
 def test_held_out_windows_come_from_the_last_tenth_only(tiny_tokenizer):
@@ -121,6 +139,7 @@ def test_record_and_fingerprint(tiny_tokenizer, text):
     tokenizer = record.pop("tokenizer")
     assert record == {
         "source": "story.txt", "sha256": "5ha", "samples": 4, "window": 16, "seed": 9, "held_out": 8,
+        "special_tokens": True,
     }  # fmt: skip
     tiny_tokenizer("cut", truncation=True, max_length=2)
     assert sample_windows(tiny_tokenizer, text, samples=1, window=4, seed=0).record["tokenizer"] == tokenizer

@@ -95,7 +95,7 @@ def add_gradient(
     moments = outputs.setdefault(name, OutputMoments.empty(flat.shape[1], flat.device))
     moments.gram += (flat.T @ flat).double()
     moments.fisher_rows += per_window.double().square().sum((0, 2))
-    moments.fourth += flat.double().square().sum(1).square().sum().item()
+    moments.fourth += flat.square().sum(1).double().square().sum().item()
     moments.tokens += len(flat)
     moments.windows += len(g)
     totals[name] = totals.get(name, 0) + per_window.sum(0)

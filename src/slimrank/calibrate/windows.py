@@ -62,9 +62,10 @@ def sample_windows(
     """
     _check_counts(samples, window, held_out)
     head, tail = _parts(text)
-    _require(_disjoint(tokenizer, head, window, samples), samples, window, head)
+    encoder = partial(encode, tokenizer, special_tokens=special_tokens)
+    _require(_disjoint(encoder, head, window, samples), samples, window, head)
     wanted = max(8, samples // 8) if held_out is None else held_out
-    available = _disjoint(tokenizer, tail, window, wanted)
+    available = _disjoint(encoder, tail, window, wanted)
     count = max(1, min(wanted, available)) if held_out is None else held_out
     _require(available, count, window, tail)
     record = {
@@ -77,8 +78,6 @@ def sample_windows(
         "held_out": count,
         "special_tokens": special_tokens,
     }
-
-    encoder = partial(encode, tokenizer, special_tokens=special_tokens)
 
     def more(number: int, other_seed: int) -> Tensor:
         return _draw(encoder, head, number, window, other_seed)
@@ -117,11 +116,11 @@ def _parts(text: Text) -> tuple[_Part, _Part]:
     )
 
 
-def _disjoint(tokenizer: "PreTrainedTokenizerBase", part: _Part, window: int, wanted: int) -> int:
+def _disjoint(encoder: Encoder, part: _Part, window: int, wanted: int) -> int:
     """How many windows the part yields without overlap; `wanted` where it is too long to need counting."""
     if len(part.characters) >= AMPLE_CHARACTERS_PER_TOKEN * window * wanted:
         return wanted
-    return len(encode(tokenizer, [part.characters])[0]) // window
+    return len(encoder([part.characters])[0]) // window
 
 
 def _require(available: int, asked: int, window: int, part: _Part) -> None:

@@ -1,22 +1,21 @@
 """Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimrank.allocate import Ranks
 from slimrank.calibrate import Moments, OutputMoments, collect_gradients
-from slimrank.calibrate.pairs import PairMoments, watch_sums
-from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
-from slimrank.linear import bias_of, weight_of
+from slimrank.linear import weight_of
 from slimrank.metric import Grams
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
+from slimrank.refine.pair import Pair
 from slimrank.session import Session
 from slimrank.spectrum import decompose
 
@@ -79,8 +78,8 @@ class Anchored(Refiner):
         ranks: Ranks,
         group: list[str],
         outputs: Outputs,
-        pair: "Pair",
-        held_out: "Pair | None" = None,
+        pair: Pair,
+        held_out: Pair | None = None,
     ) -> float:
         """Replace the linears of one input; returns the mix."""
         moments = pair.moments(group, self.residual)
@@ -110,54 +109,6 @@ class Anchored(Refiner):
             decomposition = decompose(target, grams, session.metric.route)
             built = Target(session.dense[name], target.to(weight.dtype), grams, decomposition)
             set_module(session.decoder.model, name, session.form.build(built, rank))
-
-
-class Pair:
-    """The same windows on their way through the dense and the compressed model, a block at a time."""
-
-    def __init__(self, session: Session, ids: Tensor) -> None:
-        self.session = session
-        batch = default_batch(ids.shape[1])
-        self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
-
-    @property
-    def block(self) -> dict[str, nn.Module]:
-        """The dense linears of the block that both stand before."""
-        return self.session.linears[self.dense.depth]
-
-    def moments(self, group: list[str], residual: bool) -> PairMoments:
-        """Of the linears in `group`, which share their input."""
-        moments, dense = PairMoments(), {name: self.block[name] for name in group}
-        compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
-        biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
-        summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
-        for batch in range(len(self.dense.hidden)):
-            with self.session.replaced(self.block), watch_sums(dense, summed) as before:
-                self.dense.output(batch)
-            with watch_sums(compressed, summed) as after:
-                self.compressed.output(batch)
-            moments.add(before, after, biases, residual)
-            summed = [name for name, seen in before.items() if residual and seen.addend is not None]
-        return moments
-
-    @cached_property
-    def _dense_outputs(self) -> list[Tensor]:
-        with self.session.replaced(self.block):
-            return list(self.dense.outputs())
-
-    def block_error(self) -> float:
-        """The squared distance of the block's outputs, dense and compressed."""
-        pairs = zip(self._dense_outputs, self.compressed.outputs(), strict=True)
-        return sum((dense - compressed).double().square().sum().item() for dense, compressed in pairs)
-
-    def advance(self) -> None:
-        """Step behind the block in both."""
-        self.__dict__.pop("_dense_outputs", None)
-        with self.session.replaced(self.block):
-            for _ in self.dense.advance():
-                pass
-        for _ in self.compressed.advance():
-            pass
 
 
 def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float) -> Tensor:

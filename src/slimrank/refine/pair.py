@@ -1,0 +1,58 @@
+"""The dense and the compressed model side by side on the same windows."""
+
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from slimrank.calibrate.pairs import PairMoments, watch_sums
+from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.linear import bias_of
+from slimrank.session import Session
+
+
+class Pair:
+    """The same windows on their way through the dense and the compressed model, a block at a time."""
+
+    def __init__(self, session: Session, ids: Tensor) -> None:
+        self.session = session
+        batch = default_batch(ids.shape[1])
+        self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
+
+    @property
+    def block(self) -> dict[str, nn.Module]:
+        """The dense linears of the block that both stand before."""
+        return self.session.linears[self.dense.depth]
+
+    def moments(self, group: list[str], residual: bool) -> PairMoments:
+        """Of the linears in `group`, which share their input."""
+        moments, dense = PairMoments(), {name: self.block[name] for name in group}
+        compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
+        biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
+        summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
+        for batch in range(len(self.dense.hidden)):
+            with self.session.replaced(self.block), watch_sums(dense, summed) as before:
+                self.dense.output(batch)
+            with watch_sums(compressed, summed) as after:
+                self.compressed.output(batch)
+            moments.add(before, after, biases, residual)
+            summed = [name for name, seen in before.items() if residual and seen.addend is not None]
+        return moments
+
+    @cached_property
+    def _dense_outputs(self) -> list[Tensor]:
+        with self.session.replaced(self.block):
+            return list(self.dense.outputs())
+
+    def block_error(self) -> float:
+        """The squared distance of the block's outputs, dense and compressed."""
+        pairs = zip(self._dense_outputs, self.compressed.outputs(), strict=True)
+        return sum((dense - compressed).double().square().sum().item() for dense, compressed in pairs)
+
+    def advance(self) -> None:
+        """Step behind the block in both."""
+        self.__dict__.pop("_dense_outputs", None)
+        with self.session.replaced(self.block):
+            for _ in self.dense.advance():
+                pass
+        for _ in self.compressed.advance():
+            pass
