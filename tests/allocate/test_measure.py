@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from sessions import problem, session
@@ -59,7 +61,7 @@ def test_runs_only_the_blocks_from_the_change_on(made):
     damage.kl({names[14]: 2})
     damage.kl({names[3]: None})
     assert damage.passes == 9
-    assert damage.account(5) == "Measured in 9 block passes of 2 windows; 5 whole models take 15."
+    assert damage.account(5) == "Measured in 9 block passes of 2 windows; 5 models run whole: 15."
 
 
 def test_more_windows_than_calibrated_are_refused(made):
@@ -82,7 +84,7 @@ def test_measures_in_less_than_half_of_the_passes_of_whole_models(tiny_llama):
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 6, "num_attention_heads": 2}
     deep = session(tiny_llama(**sizes), keep=0.5)
     (note,) = MeasuredModules(windows=1, grid=(0.1, 0.3, 0.5, 0.7, 1.0)).allocate(problem(deep)).notes
-    passes, _, _, whole = (int(word) for word in note.replace(".", "").split() if word.isdigit())
+    passes, _, _, whole = map(int, re.findall(r"\d+", note))
     assert 2 * passes < whole
 
 

@@ -32,9 +32,8 @@ class PerplexityScan(Allocator):
         for name in problem.session.track(names, "scanning", len(names)):
             ranks = dict.fromkeys(rank_at(problem, name, share) for share in grid)
             scans[name] = {rank: damage.nats({name: rank}) for rank in ranks} | {None: damage.nats({})}
-        return Allocation(
-            common_threshold(problem, scans), (damage.account(1 + sum(map(len, scans.values())) - len(scans)),)
-        )
+        models = 1 + sum(len(losses) - 1 for losses in scans.values())
+        return Allocation(common_threshold(problem, scans), (damage.account(models),))
 
 
 def default_grid(keep: float) -> list[float]:

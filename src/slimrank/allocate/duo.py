@@ -28,7 +28,7 @@ class MeasuredModules(Allocator):
     windows: int = Field(32, ge=1)
     grid: Annotated[tuple[Share, ...], Len(1)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     units: int = Field(50_000, ge=1)
-    tolerance: float = Field(0.01, ge=0)
+    tolerance: float = Field(0.005, ge=0)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the knapsack's optimum."""

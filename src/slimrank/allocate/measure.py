@@ -11,7 +11,7 @@ from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
-from slimrank.linear import bias_of
+from slimrank.linear import bias_of, weight_of
 from slimrank.session import Session
 
 
@@ -56,10 +56,8 @@ class Damage:
 
     def account(self, models: int) -> str:
         """What the measurements took beside running `models` models whole, a sentence for the plan's notes."""
-        whole = models * len(self.decoder)
-        return (
-            f"Measured in {self.passes} block passes of {len(self._ids)} windows; {models} whole models take {whole}."
-        )
+        took, whole = self.passes, models * len(self.decoder)
+        return f"Measured in {took} block passes of {len(self._ids)} windows; {models} models run whole: {whole}."
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {name: rank for name, rank in ranks.items() if rank != self.base[name]}
@@ -116,6 +114,6 @@ def cut(session: Session, name: str, rank: int | None) -> nn.Module:
     dense = session.dense[name]
     if rank is None:
         return dense
-    dtype = session.site(name).weight.dtype
+    dtype = weight_of(dense).dtype
     left, right = (factor.to(dtype) for factor in session.decompositions[name].cut(rank))
     return LowRank.from_low_rank(left, right, bias_of(dense))

@@ -67,7 +67,7 @@ def open_study(storage: str | None, identity: dict[str, Any]) -> "optuna.Study":
     return study
 
 
-def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[str], low: float) -> "optuna.Trial":
+def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[str], low: float) -> Any:
     """A trial with one variable a name in (low, 1), the first one uniform.
 
     The sampler is made anew with a seed of the trial's own, so that what it proposes follows from the finished trials

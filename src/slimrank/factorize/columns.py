@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from slimrank.factorize.base import Factorizer, Shape, Target
-from slimrank.forms import Form, KeptColumns, LowRank
+from slimrank.forms.base import Form
+from slimrank.forms.kept_columns import KeptColumns
+from slimrank.forms.low_rank import LowRank
 from slimrank.metric.grams import Grams, times
 from slimrank.spectrum import Decomposition, decompose
 

@@ -1,0 +1,26 @@
+import pytest
+from sessions import session
+
+from slimrank.factorize import FACTORIZERS
+from slimrank.forms import Form
+from slimrank.pipeline import factorize, make_plan
+from slimrank.recipe import Recipe
+
+
+@pytest.mark.parametrize("form", ["low_rank", {"name": "columns", "gain": 0.0, "search": "every"}])
+def test_the_plan_counts_and_names_what_is_built(tiny_llama, form):
+    recipe = Recipe(name="a", metric="whitened", allocate="uniform", form=form)
+    made = session(tiny_llama(), keep=0.7)
+    made.form = recipe.form
+    before = make_plan(made, recipe)
+    plan = factorize(made, before)
+    stored = 0
+    for name, linear in plan.linears.items():
+        layer = made.decoder.model.get_submodule(name)
+        numbers = sum(tensor.numel() for tensor in layer.state_dict().values())
+        assert isinstance(layer, Form) and linear.form == layer.form and linear.layer == layer.entry()
+        assert linear.parameters == numbers <= before.linears[name].parameters
+        stored += numbers
+    assert plan.budget.used == stored <= plan.budget.allowed
+    assert {linear.form for linear in plan.linears.values()} == {"low_rank", recipe.form.name}
+    assert recipe.form.name in FACTORIZERS
