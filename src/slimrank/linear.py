@@ -24,3 +24,9 @@ def shape_of(dense: nn.Module) -> tuple[int, int]:
     """The shape (out, in) of a dense linear's weight."""
     out_features, in_features = weight_of(dense).shape
     return out_features, in_features
+
+
+def bias_of(dense: nn.Module) -> Tensor | None:
+    """The bias (out,) of a dense linear, detached, where it has one."""
+    bias = getattr(dense, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
+from slimrank.linear import bias_of
 from slimrank.metric.grams import Grams
 from slimrank.spectrum import Decomposition
 
@@ -24,8 +25,7 @@ class Target:
     @property
     def bias(self) -> Tensor | None:
         """The dense bias (m,)."""
-        bias: Tensor | None = self.dense.bias  # type: ignore[assignment]
-        return None if bias is None else bias.detach()
+        return bias_of(self.dense)
 
 
 class Factorizer(BaseModel):

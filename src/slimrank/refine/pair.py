@@ -1,11 +1,13 @@
 """The dense and the compressed model side by side on the same windows."""
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from slimrank.calibrate.pairs import PairMoments, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.linear import bias_of
 from slimrank.session import Session
 
 
@@ -22,11 +24,11 @@ class Pair:
         """The dense linears of the block that both stand before."""
         return self.session.linears[self.dense.depth]
 
-    def moments(self, group: list[str], residual: bool) -> PairMoments:
+    def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
         """Of the linears in `group`, which share their input."""
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
         compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
-        biases = {name: linear.bias.detach() for name, linear in dense.items() if linear.bias is not None}
+        biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
         summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
         for batch in range(len(self.dense.hidden)):
             with self.session.replaced(self.block), watch_sums(dense, summed) as before:
