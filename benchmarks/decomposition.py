@@ -3,8 +3,8 @@
     python benchmarks/decomposition.py --out benchmarks/results/decomposition.json
 
 Prints, per shape (m, n): seconds of both, their ratio, and the largest relative difference of the predicted errors at
-a quarter, half and three quarters of the ranks. Both start from W and H: the alternative takes the root of H, multiplies
-and factors; ours takes a root only where it needs one (m > n).
+a quarter, half and three quarters of the ranks. Both start from W and H: the alternative takes the root of H,
+multiplies and factors; ours takes a root only where it needs one (m > n).
 """
 
 import argparse
@@ -31,6 +31,10 @@ def timed(function, repeats):
     return best, result
 
 
+def whitened_svd(weight, gram):
+    return torch.linalg.svd(weight @ square_root(gram)[0], full_matrices=False)
+
+
 def compare(shape, repeats):
     m, n = shape
     generator = torch.Generator().manual_seed(m * n)
@@ -38,7 +42,7 @@ def compare(shape, repeats):
     x = torch.randn(n, 2 * n, dtype=torch.float64, generator=generator) * torch.logspace(-2, 1, n).double()[:, None]
     gram = x @ x.T
     ours, found = timed(lambda: decompose(weight, Grams(right=gram)), repeats)
-    theirs, (_, values, _) = timed(lambda: torch.linalg.svd(weight @ square_root(gram)[0], full_matrices=False), repeats)
+    theirs, (_, values, _) = timed(lambda: whitened_svd(weight, gram), repeats)
     a, b = (LinearSpectrum(v, shape, 0, "").losses() for v in (found.values, values))
     ranks = [min(shape) * k // 4 for k in (1, 2, 3)]
     return {

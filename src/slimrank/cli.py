@@ -239,6 +239,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
 def main() -> None:
     """The console entry point: errors become one sentence and an exit status."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are not news, its failures become our sentence
     debug = "--debug" in sys.argv
     try:
         app(standalone_mode=True)

@@ -27,6 +27,6 @@ def shape_of(dense: nn.Module) -> tuple[int, int]:
 
 
 def bias_of(dense: nn.Module) -> Tensor | None:
-    """The bias (out,), detached, where there is one."""
-    bias: Tensor | None = dense.bias  # type: ignore[assignment]
-    return None if bias is None else bias.detach()
+    """The bias (out,) of a dense linear, detached, where it has one."""
+    bias = getattr(dense, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None

@@ -8,7 +8,7 @@ from slimrank.forms import Form
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 from slimrank.model import Decoder, set_module
-from slimrank.refine.anchored import Anchored, anchored_target, damped
+from slimrank.refine.anchored import Anchored, anchored_target
 from slimrank.session import Session
 from slimrank.spectrum import decompose
 
@@ -34,10 +34,13 @@ def test_the_target_is_the_mix_of_the_weight_and_the_regression():
     x, t, w = torch.randn(30, 5).double(), torch.randn(30, 3).double(), torch.randn(3, 5).double()
     regression = torch.linalg.lstsq(x, t).solution.T
     gram, cross = x.T @ x / 30, t.T @ x / 30
-    torch.testing.assert_close(anchored_target(w, gram, cross, 1.0), regression)
-    torch.testing.assert_close(anchored_target(w, gram, cross, 0.25), 0.75 * w + 0.25 * regression)
-    assert anchored_target(w, gram, cross, 0.0) is w
-    torch.testing.assert_close(damped(gram, 0.1), gram + 0.1 * gram.trace() / 5 * torch.eye(5).double())
+    torch.testing.assert_close(anchored_target(w, gram, cross, 1.0, 0.0), regression)
+    torch.testing.assert_close(anchored_target(w, gram, cross, 0.25, 0.0), 0.75 * w + 0.25 * regression)
+    assert anchored_target(w, gram, cross, 0.0, 0.1) is w
+    # damping is a ridge towards W: rows of weight sqrt(30 damping tr/n) that ask for W
+    ridge = (30 * 0.1 * gram.trace() / 5).sqrt() * torch.eye(5).double()
+    expected = torch.linalg.lstsq(torch.cat([x, ridge]), torch.cat([t, ridge @ w.T])).solution.T
+    torch.testing.assert_close(anchored_target(w, gram, cross, 1.0, 0.1), expected)
 
 
 @pytest.mark.parametrize("mix", [0.0, 1.0])
@@ -106,7 +109,7 @@ def test_anchoring_lowers_the_distance_to_the_dense_model_and_the_mix_is_noted(t
 
 
 def test_gradients_taken_again_are_those_of_the_model_as_it_is(tiny_llama):
-    """With nothing compressed they are the calibration's own, so the factors are the same; after a pass they differ."""
+    """With nothing compressed yet they are the calibration's own, so the factors are the same, but not after a pass."""
     first, again = (start(tiny_llama(), TwoSided(shrink=0.1)) for _ in range(2))
     ranks = dict.fromkeys(first.dense, 7)
     Anchored().refine(first, ranks)

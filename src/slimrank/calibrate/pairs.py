@@ -36,7 +36,7 @@ class PairMoments:
     ) -> None:
         """Add one batch of linears that share their input; products in float32, sums in float64."""
         x = _flat(next(iter(compressed.values())).x)
-        self.gram = self.gram + (x.T @ x).double()
+        self.gram = self.gram.to(x.device) + (x.T @ x).double()
         self.tokens += len(x)
         for name, was in dense.items():
             target, now = was.y, compressed[name]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from slimrank.factorize.base import Factorizer, Shape, Target
-from slimrank.forms import Pivoted
+from slimrank.forms.pivoted import Pivoted
 
 
 class PivotedFactorizer(Factorizer):

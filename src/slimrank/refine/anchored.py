@@ -30,9 +30,10 @@ class Anchored(Refiner):
     T = ((1 - mix) W E[x^ x^T] + mix E[t x^T]) E[x^ x^T]^-1, cut in the metric's left Gram and E[x^ x^T].
 
     mix: a share, or several of which each input's linears take the one with the least block error on held-out windows.
-    residual: let t also make up for what the residual stream lost before it. damping: of E[x^ x^T], relative to its
-    mean diagonal. windows: how many calibration windows are used, all by default. gradients_again: on how many of them
-    the metric's gradients are first taken anew, of the model as compressed so far; worth it after an earlier pass.
+    residual: let t also make up for what the residual stream lost before it. damping: of the correction's
+    E[x^ x^T], relative to its mean diagonal. windows: how many calibration windows are used, all by default.
+    gradients_again: on how many of them the metric's gradients are first taken anew, of the model as compressed so
+    far; worth it after an earlier pass.
     """
 
     name: Literal["anchored"] = "anchored"
@@ -55,9 +56,9 @@ class Anchored(Refiner):
         for block in session.track(session.linears, "anchoring", len(session.linears)):
             leaders = dict.fromkeys(leader for name, leader in order if name in block)
             for leader in leaders:
-                group = [name for name, other in order if other == leader and ranks.get(name) is not None]
+                group = {name: rank for name, rank in ranks.items() if rank and session.moments.leader[name] == leader}
                 if group:
-                    chosen.append(self._fit(session, ranks, group, outputs, *pairs))
+                    chosen.append(self._fit(session, group, outputs, *pairs))
             for pair in pairs:
                 pair.advance()
         if len(pairs) == 1:
@@ -75,8 +76,7 @@ class Anchored(Refiner):
     def _fit(
         self,
         session: Session,
-        ranks: Ranks,
-        group: list[str],
+        group: dict[str, int],
         outputs: Outputs,
         pair: Pair,
         held_out: Pair | None = None,
@@ -86,24 +86,23 @@ class Anchored(Refiner):
         mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
         errors: dict[float, float] = {}
         for mix in mixes:
-            self._build(session, ranks, group, outputs, moments, mix)
+            self._build(session, group, outputs, moments, mix)
             if held_out is not None:
                 errors[mix] = held_out.block_error()
         if held_out is None:
             return mixes[0]
         best = min(errors, key=lambda mix: errors[mix])
         if best != mixes[-1]:
-            self._build(session, ranks, group, outputs, moments, best)
+            self._build(session, group, outputs, moments, best)
         return best
 
     def _build(
-        self, session: Session, ranks: Ranks, group: list[str], outputs: Outputs, moments: PairMoments, mix: float
+        self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        gram = damped(moments.gram / moments.tokens, self.damping)
-        for name in group:
-            weight, rank = weight_of(session.dense[name]).detach(), ranks[name]
-            assert rank is not None  # dense linears are in no group
-            target = anchored_target(weight.double(), gram, moments.cross[name] / moments.tokens, mix)
+        gram = moments.gram / moments.tokens
+        for name, rank in group.items():
+            weight = weight_of(session.dense[name]).detach()
+            target = anchored_target(weight.double(), gram, moments.cross[name] / moments.tokens, mix, self.damping)
             site = replace(session.site(name), outputs=outputs.get(name))
             grams = Grams(session.metric.grams(site).left, gram)
             decomposition = decompose(target, grams, session.metric.route)
@@ -111,13 +110,13 @@ class Anchored(Refiner):
             set_module(session.decoder.model, name, session.form.build(built, rank))
 
 
-def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float) -> Tensor:
-    """T = ((1 - mix) W H + mix C) H^-1 for W (m, n), H = E[x^ x^T] (n, n) of full rank and C = E[t x^T] (m, n)."""
+def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:
+    """T = W + mix (C - W H) (H + damping tr(H)/n I)^-1 for W (m, n), H = E[x^ x^T] (n, n) and C = E[t x^T] (m, n).
+
+    Without damping that is ((1 - mix) W H + mix C) H^-1; what the inputs say little of stays with W.
+    """
     if not mix:
         return weight
-    return (1 - mix) * weight + mix * torch.linalg.solve(gram, cross.T).T
-
-
-def damped(gram: Tensor, share: float) -> Tensor:
-    """gram + share tr(gram)/n I."""
-    return gram + share * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    eye = torch.eye(len(gram)).to(gram)
+    damped = gram + damping * gram.diagonal().mean() * eye
+    return weight + mix * torch.linalg.solve(damped, (cross - weight @ gram).T).T

@@ -1,5 +1,6 @@
 """The dense and the compressed model side by side on the same windows."""
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Pair:
         """The dense linears of the block that both stand before."""
         return self.session.linears[self.dense.depth]
 
-    def moments(self, group: list[str], residual: bool) -> PairMoments:
+    def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
         """Of the linears in `group`, which share their input."""
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
         compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
