@@ -12,8 +12,8 @@ export TOKENIZERS_PARALLELISM = false
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/slimrank compress demo --keep 0.8 --out demo-compressed --overwrite
-	$(BIN)/slimrank evaluate demo demo-compressed --text demo --max-windows 128
+	$(BIN)/slimrank compress demo --keep 0.6 --samples 128 --window 256 --out demo-compressed --overwrite
+	$(BIN)/slimrank evaluate demo demo-compressed --text demo --window 256 --max-windows 128
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 2

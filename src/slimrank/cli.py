@@ -53,7 +53,7 @@ def options(
 @app.command()
 def compress(
     model: Model,
-    recipe: RecipeName = "svd-llm",
+    recipe: RecipeName = "slimrank",
     keep: Keep = 0.8,
     calibration: Calibration = None,
     samples: Samples = 256,
@@ -72,7 +72,7 @@ def compress(
 ) -> None:
     """Compress MODEL and write a checkpoint that loads like any other.
 
-    Example: slimrank compress demo --recipe svd-llm --keep 0.8 --out small
+    Example: slimrank compress demo --keep 0.6 --out small
     """
     from slimrank import console
     from slimrank.checkpoint import check_free
@@ -97,7 +97,7 @@ def compress(
 def plan(
     model: Model,
     out: Annotated[Path, typer.Option(help="The plan's file.")],
-    recipe: RecipeName = "svd-llm",
+    recipe: RecipeName = "slimrank",
     keep: Keep = 0.8,
     calibration: Calibration = None,
     samples: Samples = 256,

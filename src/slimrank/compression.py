@@ -74,7 +74,7 @@ class Result:
 
 def compress(
     model: str | Loaded,
-    recipe: str | Path | Recipe = "svd-llm",
+    recipe: str | Path | Recipe = "slimrank",
     *,
     keep: float = 0.8,
     calibration: str | None = None,

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from slimrank import load
+from slimrank.calibrate import read_text
+from slimrank.calibrate.reading import Reading
+from slimrank.cli import app, parse_keeps
+from slimrank.compare import compare
+from slimrank.compression import compress
+from slimrank.errors import UsageError
+from slimrank.evaluate import perplexity
+from slimrank.recipe import load_recipe
+
+
+@pytest.fixture
+def place(tiny_llama, tiny_tokenizer, make_text, tmp_path, monkeypatch):
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(make_text(4000))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_row_is_what_a_run_of_its_own_gives_and_the_model_ends_as_it_began(place):
+    loaded, text = load("dense"), read_text("text.txt")
+    before = {name: p.clone() for name, p in loaded.model.named_parameters()}
+    recipes = [load_recipe("svd-llm"), load_recipe("svd-llm-distilled", ["refine=[{name: distill, tokens: 1024}]"])]
+    reading = Reading("text.txt", 16, 32, 3)
+    rows = list(compare(loaded, recipes, [0.6, 0.4], [text], reading, max_windows=8))
+    after = dict(loaded.model.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert [(row.recipe, row.keep) for row in rows[1:3]] == [("svd-llm", 0.6), ("svd-llm", 0.4)]
+    for row, recipe in zip(rows[1:], [r for r in recipes for _ in range(2)], strict=True):
+        own = compress("dense", recipe, keep=row.keep, calibration="text.txt", samples=16, window=32)
+        found = perplexity(own.model, own.loaded.tokenizer, text, window=32, max_windows=8)
+        assert row.texts["text.txt"].nats == pytest.approx(found.nats, abs=1e-6)
+        assert row.linears == own.plan.budget.used and row.plan.linears.keys() == own.plan.linears.keys()
+
+
+def test_the_command_writes_json_and_pictures(place):
+    pytest.importorskip("matplotlib")
+    args = ["compare", "dense", "--recipes", "svd,svd-llm", "--keep", "0.6,0.4", "--calibration", "text.txt"]
+    args += ["--text", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4", "--out", "out"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((place / "out" / "compare.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == ["dense", "svd", "svd", "svd-llm", "svd-llm"]
+    assert rows[0]["nats_lost"]["text.txt"] == 0 and rows[1]["plan"]["budget"]["used"] == rows[1]["linears"]
+    assert all((place / "out" / name).stat().st_size > 5000 for name in ("perplexity.png", "ranks.png"))
+
+
+def test_keeps_that_are_no_numbers():
+    assert parse_keeps("0.8,0.6") == [0.8, 0.6]
+    with pytest.raises(UsageError, match="separated by commas"):
+        parse_keeps("0.8;0.6")
