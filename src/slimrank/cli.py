@@ -9,6 +9,21 @@ from typing import Annotated
 import typer
 
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.options import (
+    Calibration,
+    Chat,
+    Device,
+    Dtype,
+    JsonFile,
+    Keep,
+    Model,
+    RecipeName,
+    Samples,
+    Seed,
+    Settings,
+    SpecialTokens,
+    Window,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,26 +31,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Compress Hugging Face causal language models by SVD, with an honest account of what it costs.",
 )
-
-Model = Annotated[str, typer.Argument(help="Hub id, local directory, or `demo`, the embedded model.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
-Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`."),
-]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
-Window = Annotated[int | None, typer.Option(min=2, help="Tokens a window; by default the context, at most 2048.")]
-Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random choice.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as metric.alpha=0.3."),
-]
-Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
-SpecialTokens = Annotated[bool, typer.Option(help="Begin windows with the tokenizer's special tokens (BOS).")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
-Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON to this file.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -247,8 +242,10 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), error.status)
-    except KeyboardInterrupt:
-        _fail("Stopped by Ctrl-C; nothing was written.", 130)
+    except SystemExit as stop:
+        if stop.code == 130:  # how typer ends on Ctrl-C
+            _fail("Stopped by Ctrl-C; nothing was written.", 130)
+        raise
     except OSError as error:
         if debug:
             raise

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Hub id, local directory, or `demo`, the embedded model.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
+Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`."),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
+Window = Annotated[int | None, typer.Option(min=2, help="Tokens a window; by default the context, at most 2048.")]
+Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random choice.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as metric.alpha=0.3."),
+]
+Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
+SpecialTokens = Annotated[bool, typer.Option(help="Begin windows with the tokenizer's special tokens (BOS).")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
+Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON to this file.")]
