@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.calibrate import Moments, Text, Windows, collect, collect_gradients
+from slimrank.calibrate import Moments, Text, Windows, collect_gradients
 from slimrank.calibrate.reading import Reading, read_windows
-from slimrank.evaluate import Perplexity, count_parameters, perplexity
+from slimrank.evaluate import Perplexity, count_parameters, perplexities
 from slimrank.linear import weight_of
 from slimrank.load import Loaded, require_dense
 from slimrank.model import Decoder, require_finite_weights, set_module
-from slimrank.pipeline import decompose_all, factorize, make_plan, refine
+from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, refine
 from slimrank.plan import Plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe
@@ -99,27 +99,15 @@ def compare(
     window = windows.calibration.shape[1]
 
     def row(recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
-        measured = {
-            text.source: perplexity(
-                loaded.model,
-                loaded.tokenizer,
-                text,
-                window=window,
-                max_windows=max_windows,
-                special_tokens=special_tokens,
-                track=track,
-            )
-            for text in texts
-        }
+        measured = perplexities(
+            loaded, texts, window=window, max_windows=max_windows, special_tokens=special_tokens, track=track
+        )
         size = stored_bytes(loaded.model, loaded.dtype)
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
     yield row("dense", 1.0, sum(weight_of(m).numel() for block in linears for m in block.values()), 0.0)
     started = time.perf_counter()
-    moments, held_out = (
-        collect(decoder, windows.calibration, linears, track=track),
-        collect(decoder, windows.held_out, linears),
-    )
+    moments, held_out = calibrate(decoder, windows, linears, track=track)
     shared = Calibration(decoder, linears, windows, moments, held_out, time.perf_counter() - started, track)
     for recipe in recipes:
         for keep in keeps:

@@ -1,13 +1,14 @@
 """Evaluate several models on several texts, side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from slimrank.calibrate.texts import read_text
+from slimrank.calibrate.texts import Text, read_text
 from slimrank.calibrate.windows import check_window, context_length
 from slimrank.errors import UsageError
-from slimrank.evaluate.perplexity import perplexity
+from slimrank.evaluate.perplexity import Perplexity, perplexity
 from slimrank.evaluate.results import ModelResult, count_parameters, weight_bytes
 from slimrank.forms.base import Form
 from slimrank.linear import is_linear, shape_of
@@ -39,21 +40,17 @@ def evaluate_models(
         loaded = load(name, dtype=dtype, device=device)
         window = window or min(context_length(loaded.model.config) or 2048, 2048)
         check_window(window, loaded.model.config)
-        measured = {
-            text.source: perplexity(
-                loaded.model,
-                loaded.tokenizer,
-                text,
-                window=window,
-                max_windows=max_windows,
-                special_tokens=special_tokens,
-                track=track,
-            )
-            for text in read
-        }
+        measured = perplexities(
+            loaded, read, window=window, max_windows=max_windows, special_tokens=special_tokens, track=track
+        )
         parameters = count_parameters(loaded.model)
         results.append(ModelResult(name, measured, linear_parameters(loaded), parameters, stored_bytes(loaded)))
     return results
+
+
+def perplexities(loaded: Loaded, texts: Sequence[Text], *, window: int, **options: Any) -> dict[str, Perplexity]:
+    """The perplexity of each text by its source; `options` are those of `perplexity`."""
+    return {text.source: perplexity(loaded.model, loaded.tokenizer, text, window=window, **options) for text in texts}
 
 
 def linear_parameters(loaded: Loaded) -> int:
