@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 from slimrank import load
 from slimrank.calibrate import read_text
 from slimrank.calibrate.reading import Reading
-from slimrank.cli import app, parse_keeps
+from slimrank.cli import app
+from slimrank.commands.compare import parse_keeps
 from slimrank.compare import compare
 from slimrank.compression import compress
 from slimrank.errors import UsageError

@@ -1,0 +1,6 @@
+"""python -m slimrank: the command line, as torchrun starts it."""
+
+from slimrank.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""slimrank compare: many recipes on one model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimrank.errors import UsageError
+from slimrank.options import Calibration, Device, Dtype, Model, Samples, Seed, Settings, Window
+
+
+def compare(
+    model: Model,
+    recipes: Annotated[str, typer.Option(help="Recipes, separated by commas.")],
+    keep: Annotated[str, typer.Option(help="Shares of parameters that stay, separated by commas.")] = "0.8,0.6,0.4",
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text to evaluate on, as --calibration; may be repeated.")
+    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    window: Window = None,
+    max_windows: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first windows only.")] = None,
+    special_tokens: Annotated[bool, typer.Option(help="Evaluate with the tokenizer's default special tokens.")] = True,
+    seed: Seed = 3,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and the pictures.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Compare recipes on one model, calibrating once; nothing is written unless --out says where.
+
+    Example: slimrank compare demo --recipes svd,svd-llm --keep 0.8,0.6
+    """
+    from slimrank import console
+    from slimrank.calibrate import read_text
+    from slimrank.calibrate.reading import Reading
+    from slimrank.checkpoint import write_text
+    from slimrank.compare import compare, to_json
+    from slimrank.load import load
+    from slimrank.recipe import load_recipe
+    from slimrank.report import perplexity_picture, ranks_picture
+
+    chosen = [load_recipe(name, settings or ()) for name in recipes.split(",")]
+    keeps = parse_keeps(keep)
+    if not text and model != "demo":
+        raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
+    texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
+    reading = Reading(calibration, samples, window, seed)
+    loaded = load(model, dtype=dtype, device=device)
+    rows = []
+    for row in compare(
+        loaded, chosen, keeps, texts, reading,
+        max_windows=max_windows, special_tokens=special_tokens, track=console.track,
+    ):  # fmt: skip
+        rows.append(row)
+        console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s", highlight=False)
+    console.show_comparison(rows)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        asked = {"model": model, "recipes": [r.name for r in chosen], "set": settings or [], "reading": vars(reading)}
+        write_text(out / "compare.json", to_json(rows, asked | {"max_windows": max_windows}))
+        perplexity_picture(rows, out / "perplexity.png")
+        ranks_picture(rows, out / "ranks.png")
+        console.out.print(f"Written to {out}: compare.json, perplexity.png, ranks.png", highlight=False)
+
+
+def parse_keeps(text: str) -> list[float]:
+    """The numbers of a list such as 0.8,0.6."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--keep {text!r} must be numbers separated by commas, such as 0.8,0.6.") from error

@@ -1,0 +1,63 @@
+"""slimrank compress: from a model to a smaller checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimrank.options import (
+    Calibration,
+    Chat,
+    Device,
+    Dtype,
+    Keep,
+    Model,
+    RecipeName,
+    Samples,
+    Seed,
+    Settings,
+    SpecialTokens,
+    Window,
+)
+
+
+def compress(
+    model: Model,
+    recipe: RecipeName = "slimrank",
+    keep: Keep = 0.8,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    window: Window = None,
+    seed: Seed = 3,
+    settings: Settings = None,
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan; its recipe and budget hold.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint; by default MODEL-RECIPE-KEEP.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace what --out holds, once the new checkpoint is whole.")
+    ] = False,
+    chat: Chat = False,
+    special_tokens: SpecialTokens = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Compress MODEL and write a checkpoint that loads like any other.
+
+    Example: slimrank compress demo --keep 0.6 --out small
+    """
+    from slimrank import console
+    from slimrank.checkpoint import check_free
+    from slimrank.compression import compress
+    from slimrank.evaluate import weight_bytes
+    from slimrank.plan import Plan
+
+    chosen = Plan.load(plan) if plan else None
+    out = out or Path(f"{Path(model).name}-{chosen.recipe.name if chosen else Path(recipe).stem}-{keep:g}")
+    check_free(out, overwrite)
+    result = compress(
+        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        settings=settings or (), plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+        track=console.track,
+    )  # fmt: skip
+    result.save(out, overwrite=overwrite)
+    console.show_result(result, weight_bytes(out))
+    console.out.print(f"\nWritten to {out}", highlight=False)

@@ -1,0 +1,57 @@
+"""slimrank plan: everything up to the plan."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimrank.errors import UsageError
+from slimrank.options import (
+    Calibration,
+    Chat,
+    Device,
+    Dtype,
+    Keep,
+    Model,
+    RecipeName,
+    Samples,
+    Seed,
+    Settings,
+    SpecialTokens,
+    Window,
+)
+
+
+def plan(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The plan's file.")],
+    recipe: RecipeName = "slimrank",
+    keep: Keep = 0.8,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    window: Window = None,
+    seed: Seed = 3,
+    settings: Settings = None,
+    chat: Chat = False,
+    special_tokens: SpecialTokens = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Do everything up to the plan, and write that: a JSON file to read, edit, and give to `compress --plan`.
+
+    Example: slimrank plan demo --keep 0.6 --out plan.json
+    """
+    from slimrank import console
+    from slimrank.checkpoint import write_text
+    from slimrank.compression import compress
+
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
+    result = compress(
+        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+        track=console.track,
+    )  # fmt: skip
+    write_text(out, result.plan.to_json())
+    console.show_plan(result.plan)
+    console.out.print(f"Written to {out}", highlight=False)

@@ -1,0 +1,17 @@
+"""slimrank recipes: what ships."""
+
+from typing import Annotated
+
+import typer
+
+
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
+    """List the shipped recipes, or print one."""
+    from slimrank import console
+    from slimrank.recipe import load_recipe, shipped_recipes
+
+    if name:
+        typer.echo(load_recipe(name).to_yaml(), nl=False)
+        return
+    shipped = [load_recipe(n) for n in shipped_recipes()]
+    console.table(["recipe", "what it does"], [(r.name, r.summary) for r in shipped])
