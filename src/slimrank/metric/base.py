@@ -35,6 +35,7 @@ class Metric(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+    weight_gradients: ClassVar[bool] = False  # whether it needs what they say of the gradients of the weights
 
     @property
     def gradient_labels(self) -> Labels:
