@@ -30,7 +30,8 @@ def test_every_row_is_what_a_run_of_its_own_gives_and_the_model_ends_as_it_began
     before = {name: p.clone() for name, p in loaded.model.named_parameters()}
     recipes = [load_recipe("svd-llm"), load_recipe("svd-llm-distilled", ["refine=[{name: distill, tokens: 1024}]"])]
     reading = Reading("text.txt", 16, 32, 3)
-    rows = list(compare(loaded, recipes, [0.6, 0.4], [text], reading, max_windows=8))
+    runs = [(recipe, keep) for recipe in recipes for keep in (0.6, 0.4)]
+    rows = list(compare(loaded, runs, [text], reading, max_windows=8))
     after = dict(loaded.model.named_parameters())
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert [(row.recipe, row.keep) for row in rows[1:3]] == [("svd-llm", 0.6), ("svd-llm", 0.4)]

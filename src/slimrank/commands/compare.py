@@ -29,6 +29,8 @@ def compare(
 ) -> None:
     """Compare recipes on one model, calibrating once; nothing is written unless --out says where.
 
+    --set is for all recipes, or for one of them: --set dipsvd-bo:allocate.trials=60.
+
     Example: slimrank compare demo --recipes svd,svd-llm --keep 0.8,0.6
     """
     from slimrank import console
@@ -37,9 +39,10 @@ def compare(
     from slimrank.checkpoint import write_text
     from slimrank.compare import compare, to_json
     from slimrank.load import load
-    from slimrank.recipe import load_recipe
+    from slimrank.recipe import load_recipe, settings_by_recipe
 
-    chosen = [load_recipe(name, settings or ()) for name in recipes.split(",")]
+    names = recipes.split(",")
+    chosen = [load_recipe(name, own) for name, own in settings_by_recipe(names, settings or ()).items()]
     keeps = parse_keeps(keep)
     if not text and model != "demo":
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
@@ -48,7 +51,7 @@ def compare(
     loaded = load(model, dtype=dtype, device=device)
     rows = []
     for row in compare(
-        loaded, chosen, keeps, texts, reading,
+        loaded, [(recipe, keep) for recipe in chosen for keep in keeps], texts, reading,
         max_windows=max_windows, special_tokens=special_tokens, track=console.track,
     ):  # fmt: skip
         rows.append(row)
