@@ -67,3 +67,4 @@ def compress(
     )  # fmt: skip
     console.show_result(result, weight_bytes(out))
     console.out.print(f"\nWritten to {out}", highlight=False)
+    console.write_report(out)
