@@ -16,6 +16,7 @@ from slimrank.account import Account, curves_of
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.errors import UsageError
+from slimrank.estimate import Announce, estimate, silent
 from slimrank.evaluate import count_parameters, weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.limits import Limits
@@ -124,6 +125,7 @@ def compress(
     overwrite: bool = False,
     resume: bool = True,
     memory: int | None = None,
+    announce: Announce = silent,
     track: Track = no_track,
 ) -> Result:
     """Compress a causal LM; the model in memory is changed in place.
@@ -145,6 +147,7 @@ def compress(
         overwrite: replace what `out` holds, once the new checkpoint is whole.
         resume: False throws such progress away.
         memory: bytes of host memory to stay within, by default what is free.
+        announce: who is told the estimate of memory, disk and time, before the work begins.
         track: who shows progress.
 
     Raises:
@@ -176,6 +179,13 @@ def compress(
                 reading = Reading.again(plan.calibration, calibration)
             windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
             identify(pieces, decoder, chosen, plan, plan.keep if plan else keep, windows, linears)
+            if out is not None:
+                anchored = any(not step.whole_model for step in chosen.refine)
+                expected = estimate(
+                    decoder, linears, windows.calibration, gradients=chosen.gradients, anchored=anchored
+                )
+                announce(expected)
+                expected.check(limits, out.resolve().parent, memory is not None)
             moments, held_out = calibrate(
                 decoder,
                 windows,

@@ -81,12 +81,13 @@ def decompose_all(session: Session) -> None:
 def measured_curve(session: Session, name: str) -> Curve:
     """One linear's curve."""
     site, metric = session.site(name), session.metric
-    grams, held_out = metric.grams(site), metric.held_out_grams(site)
+    held_out, grams = metric.held_out_inputs(site), metric.grams(site)
     if metric.route == "projector" or session.pieces.lasting:
         found = curve(site.weight, grams, held_out, metric.route)
         return found if session.bases else replace(found, basis=None)
     session.decompositions[name] = decompose(site.weight, grams, metric.route)
-    return curve_of(site.weight, session.decompositions[name], held_out)
+    measured = held_out and Grams(grams.left, held_out.right)
+    return curve_of(site.weight, session.decompositions[name], measured)
 
 
 def save_curves(session: Session, index: int, found: dict[str, Curve]) -> None:

@@ -50,8 +50,20 @@ def projector_route(
         spread = Root.of(grams.right).whiten(target.T).T @ basis
         sizes = spread.norm(dim=0)
         lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support: complete the basis with what W does there
-        basis = torch.linalg.qr(torch.where(lost, target @ basis, spread) if lost.any() else spread).Q
+        if lost.any():
+            basis = torch.linalg.qr(torch.where(lost, target @ basis, spread)).Q
+        else:
+            basis = orthonormal(spread / sizes)
     return Decomposition(values, root.unwhiten(basis), basis.T @ target)
+
+
+def orthonormal(basis: Tensor) -> Tensor:
+    """An orthonormal basis of the columns' nested spans, by Cholesky where they are almost orthonormal, else by QR."""
+    square = basis.T @ basis
+    factor, failed = torch.linalg.cholesky_ex(square)
+    if failed or (square.abs().sum(0) > 1.5).any():
+        return torch.linalg.qr(basis).Q
+    return torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)
 
 
 def eigenvectors(target: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -140,7 +152,7 @@ def curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: str = "pr
     """
     weight = weight.double()
     if route != "projector":
-        return curve_of(weight, decompose(weight, grams, route), held_out)
+        return curve_of(weight, decompose(weight, grams, route), held_out and Grams(grams.left, held_out.right))
     target = Root.of(grams.left).whiten(weight)
     values, basis = eigenvectors(target, grams.right)
     if held_out is None:
@@ -157,7 +169,7 @@ def curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: str = "pr
 
 
 def curve_of(weight: Tensor, found: Decomposition, held_out: Grams | None) -> Curve:
-    """The curve that a decomposition of W (m, n) gives, by whatever route it was found."""
+    """The curve that a decomposition of W (m, n) gives, by whatever route it was found, measured under `held_out`."""
     measured = None if held_out is None else _expansion_shares(weight.double(), found, held_out)
     return Curve(found.values, measured, found.damping)
 

@@ -86,7 +86,7 @@ class BlockMoments:
 
 
 class _Stored:
-    """Moments whose Gram is unpacked from half the space in float32 when it is asked for."""
+    """Moments whose Gram is unpacked anew, from half the space in float32, whenever it is asked for."""
 
     def __init__(self, packed: Tensor, width: int, device: torch.device, rest: dict[str, Any]) -> None:
         self._packed, self._width, self._device = packed, width, device
@@ -95,8 +95,7 @@ class _Stored:
     def __getattr__(self, name: str) -> Any:
         if name != "gram":
             raise AttributeError(name)
-        self.gram = unpack(self._packed.to(self._device), self._width)
-        return self.gram
+        return unpack(self._packed.to(self._device), self._width)
 
 
 class StoredInput(_Stored, InputMoments):

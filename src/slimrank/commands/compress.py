@@ -63,7 +63,7 @@ def compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
         out=out, overwrite=overwrite, resume=resume, memory=parse_size(memory) if memory else None,
-        track=console.track,
+        announce=console.show_estimate, track=console.track,
     )  # fmt: skip
     console.show_result(result, weight_bytes(out))
     console.out.print(f"\nWritten to {out}", highlight=False)

@@ -48,6 +48,10 @@ class Metric(BaseModel):
         """The Grams of the metric at one linear."""
         raise NotImplementedError
 
+    def held_out_inputs(self, site: Site) -> Grams | None:
+        """As held_out_grams, of which the right one alone is of interest."""
+        return self.held_out_grams(site)
+
     def held_out_grams(self, site: Site) -> Grams | None:
         """The Grams by which an error is measured on the held-out windows, None where no held-out token came by."""
         return None if site.held_out is None else self.grams(replace(site, inputs=site.held_out))

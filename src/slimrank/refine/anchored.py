@@ -99,6 +99,7 @@ class Anchored(Refiner):
     ) -> float:
         """Replace the linears of one input; returns the mix."""
         moments = pair.moments(group, self.residual)
+        moments.settle()
         mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
         errors: dict[float, float] = {}
         for mix in mixes:
@@ -115,10 +116,10 @@ class Anchored(Refiner):
     def _build(
         self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        gram = moments.gram / moments.tokens
+        gram = moments.gram
         for name, rank in group.items():
             weight = weight_of(session.dense[name]).detach()
-            target = anchored_target(weight.double(), gram, moments.cross[name] / moments.tokens, mix, self.damping)
+            target = anchored_target(weight.double(), gram, moments.cross[name], mix, self.damping)
             site = replace(session.site(name), outputs=outputs.get(name))
             grams = Grams(session.metric.grams(site).left, gram)
             decomposition = decompose(target, grams, session.metric.route)
@@ -133,6 +134,11 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
     """
     if not mix:
         return weight
-    eye = torch.eye(len(gram)).to(gram)
-    damped = gram + damping * gram.diagonal().mean() * eye
-    return weight + mix * torch.linalg.solve(damped, (cross - weight @ gram).T).T
+    damped = gram.clone()
+    damped.diagonal().add_(damping * gram.diagonal().mean())
+    correction = cross - weight @ gram
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return weight + mix * torch.linalg.solve(damped, correction.T).T
+    del damped
+    return weight + mix * torch.cholesky_solve(correction.T, factor).T
