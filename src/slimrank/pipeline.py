@@ -8,7 +8,6 @@ from slimrank.allocate import Problem
 from slimrank.allocate.budget import cost
 from slimrank.calibrate import Moments, Windows, collect, collect_gradients
 from slimrank.calibrate.gradients import Labels
-from slimrank.factorize import Target
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
 from slimrank.model import Decoder, set_module
@@ -52,6 +51,8 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
     for name, spectrum in problem.spectrum.linears.items():
         rank, losses = allocation.ranks[name], spectrum.losses()
         loss = 0.0 if rank is None else losses[rank].item()
+        if rank is not None and recipe.form.searches:
+            loss = recipe.form.loss(session.target(name), rank)
         linears[name] = LinearPlan(
             block=spectrum.block,
             role=spectrum.role,
@@ -60,7 +61,7 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
             shape=spectrum.shape,
             parameters=cost(problem, name, rank),
             loss=loss,
-            relative=(loss / max(losses[0].item(), 1e-300)) ** 0.5,
+            relative=relative(loss, losses[0].item()),
         )
     used = sum(linear.parameters for linear in linears.values())
     return Plan(
@@ -101,12 +102,13 @@ def factorize(session: Session, plan: Plan) -> Plan:
     metric, planned = session.metric, dict(plan.linears)
     chosen = [(name, linear.rank) for name, linear in plan.linears.items() if linear.rank is not None]
     for name, rank in session.track(chosen, "factorising", len(chosen)):
-        site = session.site(name)
-        target = Target(session.dense[name], site.weight, metric.grams(site), session.decompositions[name])
+        site, target = session.site(name), session.target(name)
         layer = session.form.build(target, rank)
-        entry = layer.entry()
+        entry, loss = layer.entry(), session.form.loss(target, rank)
         parameters = layer.count_parameters(*plan.linears[name].shape, entry)
-        planned[name] = planned[name].model_copy(update={"form": layer.form, "layer": entry, "parameters": parameters})
+        built = {"form": layer.form, "layer": entry, "parameters": parameters, "loss": loss}
+        built["relative"] = relative(loss, target.decomposition.loss(0))
+        planned[name] = planned[name].model_copy(update=built)
         held_out = metric.held_out_grams(site)
         if held_out is not None:
             measured = relative_error(site.weight, layer.dense_weight(), held_out)
@@ -121,6 +123,11 @@ def refine(session: Session, plan: Plan) -> Plan:
     ranks = {name: linear.rank for name, linear in plan.linears.items()}
     notes = [note for refiner in plan.recipe.refine for note in refiner.refine(session, ranks)]
     return plan.model_copy(update={"notes": [*plan.notes, *notes]})
+
+
+def relative(loss: float, whole: float) -> float:
+    """The error's share of the output's norm, from their squares."""
+    return (loss / max(whole, 1e-300)) ** 0.5
 
 
 def relative_error(weight: Tensor, approximation: Tensor, grams: Grams) -> float:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from slimrank.calibrate import Moments, Windows
-from slimrank.factorize import Factorizer
+from slimrank.factorize import Factorizer, Target
 from slimrank.linear import shape_of, weight_of
 from slimrank.metric import Metric, Site
 from slimrank.model import Decoder, set_module
@@ -19,7 +20,7 @@ from slimrank.spectrum import Decomposition, LinearSpectrum, Spectrum
 class Session:
     """What the steps share. linears: per block, the dense linears by name, also after others took their place.
 
-    choices: by linear, what the metric settled by measuring.
+    choices: by linear, what the metric settled by measuring; found: by linear, what the form searched for.
     """
 
     decoder: Decoder
@@ -32,6 +33,7 @@ class Session:
     held_out: Moments
     decompositions: dict[str, Decomposition] = field(default_factory=dict)
     choices: dict[str, float] = field(default_factory=dict)
+    found: dict[str, dict[int, Any]] = field(default_factory=dict)
     track: Track = no_track
 
     @property
@@ -51,6 +53,11 @@ class Session:
             self.role(name),
             self.choices,
         )
+
+    def target(self, name: str) -> Target:
+        """A linear as a factorizer sees it."""
+        site, found = self.site(name), self.found.setdefault(name, {})
+        return Target(self.dense[name], site.weight, self.metric.grams(site), self.decompositions[name], found)
 
     def role(self, name: str) -> str:
         """A linear's name inside its block."""

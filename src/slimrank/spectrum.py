@@ -33,6 +33,10 @@ class Decomposition:
         """The two factors, (m, rank) and (rank, n)."""
         return self.left[:, :rank], self.right[:rank]
 
+    def loss(self, rank: int) -> float:
+        """The squared error of the cut, the sum of the squared values that it drops."""
+        return self.values[rank:].square().sum().item()
+
 
 def projector_route(weight: Tensor, grams: Grams) -> Decomposition:
     """W'_r = L^-T U_r U_r^T L^T W, from the eigenvectors of the smaller Gram: R is never inverted."""

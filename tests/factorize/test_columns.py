@@ -5,8 +5,9 @@ from torch import Tensor
 from slimrank.factorize import Target
 from slimrank.factorize.columns import (
     ColumnsFactorizer,
-    best_split,
+    best_trade,
     bought_columns,
+    column_order,
     column_scores,
     golden_section,
     split_at,
@@ -59,28 +60,27 @@ def test_search_against_every_delta(rows, columns, rank, seed):
     losses = by_hand(weight, gram, rank)
     grams = Grams(right=gram)
     golden, every = (
-        best_split(weight, grams, decompose(weight, grams), rank, search=search) for search in ("golden", "every")
+        best_trade(weight, grams, decompose(weight, grams), rank, search=search) for search in ("golden", "every")
     )
-    worth = min(losses) < 0.99 * losses[0]
-    assert every is not None if worth else every is None
-    for split in (golden, every):
-        if split is not None:
-            assert split.loss == pytest.approx(losses[rank - split.rank], rel=1e-8)
-            assert split.loss < 0.99 * losses[0]
-    if every is not None:
+    assert (every.traded > 0) == (min(losses) < 0.99 * losses[0])
+    for trade in (golden, every):
+        assert trade.loss == pytest.approx(losses[trade.traded], rel=1e-8)
+        assert trade.traded == 0 or trade.loss < 0.99 * losses[0]
+    if every.traded:
         assert every.loss == pytest.approx(min(losses), rel=1e-8)
-    assert (losses[0] if golden is None else golden.loss) <= 1.1 * min(losses)
+    assert golden.loss <= 1.1 * min(losses)
 
 
 def test_columns_are_kept_where_they_pay_and_the_loss_is_exact():
     weight, gram = matrix(30, 30, 1)
     grams = Grams(right=gram)
-    split = best_split(weight, grams, decompose(weight, grams), 12)
-    assert split is not None
+    decomposition = decompose(weight, grams)
+    trade = best_trade(weight, grams, decomposition, 12)
+    split = split_at(weight, grams, column_order(weight, grams, decomposition, 12), 12, trade.traded)
     loss, approximation = optimum_with(weight, gram, split.order[: split.columns], split.rank)
     layer = build(weight, grams, 12)
     assert isinstance(layer, KeptColumns) and layer.columns == split.columns > 0
-    assert split.loss == pytest.approx(loss, rel=1e-8)
+    assert split.loss == trade.loss == pytest.approx(loss, rel=1e-8)
     torch.testing.assert_close(layer.dense_weight(), approximation, rtol=1e-6, atol=1e-8)
     kept = split.order[: split.columns]
     assert torch.equal(layer.dense_weight()[:, kept], weight[:, kept])

@@ -15,7 +15,7 @@ def test_the_cost_is_what_is_stored_and_the_weight_is_the_cut(shape, rank):
     decomposition = decompose(dense.weight.detach(), Grams())
     layer = PivotedFactorizer().build(Target(dense, dense.weight.detach(), Grams(), decomposition), rank)
     linears = [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)]
-    stored = sum(w.numel() for w in linears) + layer.order.numel()
+    stored = sum(w.numel() for w in linears) + layer.chosen.numel()
     assert PivotedFactorizer().cost(shape, rank) == stored
     assert stored == Pivoted.count_parameters(*shape, layer.entry())
     u, s, v = torch.linalg.svd(dense.weight.detach().double())

@@ -3,6 +3,7 @@ from sessions import session
 
 from slimrank.factorize import FACTORIZERS
 from slimrank.forms import Form
+from slimrank.metric.grams import squared_error
 from slimrank.pipeline import factorize, make_plan
 from slimrank.recipe import Recipe
 
@@ -20,6 +21,8 @@ def test_the_plan_counts_and_names_what_is_built(tiny_llama, form):
         numbers = sum(tensor.numel() for tensor in layer.state_dict().values())
         assert isinstance(layer, Form) and linear.form == layer.form and linear.layer == layer.entry()
         assert linear.parameters == numbers <= before.linears[name].parameters
+        error = squared_error(made.site(name).weight - layer.dense_weight(), made.metric.grams(made.site(name)))
+        assert linear.loss == pytest.approx(before.linears[name].loss, rel=1e-9) == pytest.approx(error, rel=1e-4)
         stored += numbers
     assert plan.budget.used == stored <= plan.budget.allowed
     assert {linear.form for linear in plan.linears.values()} == {"low_rank", recipe.form.name}

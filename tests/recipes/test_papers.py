@@ -8,7 +8,7 @@ from slimrank.pipeline import decompose_all, factorize, make_plan, refine
 from slimrank.recipe import load_recipe
 
 SHORT = {"asvd": ["allocate.windows=4"], "svd-llm-lora": ["refine=[{name: lora, steps: 1, batch: 2}]"]}
-NAMES = ["fwsvd", "asvd", "svd-llm-v2", "dipsvd", "cpsvd-shares", "svd-llm-update", "svd-llm-lora"]
+NAMES = ["fwsvd", "asvd", "svd-llm-v2", "dipsvd", "cpsvd", "cpsvd-shares", "svd-llm-update", "svd-llm-lora"]
 
 
 @pytest.mark.parametrize("settings", [[], ["metric.variant=released"], ["metric.gain=auto"]])

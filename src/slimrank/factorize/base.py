@@ -1,6 +1,7 @@
 """What a factorizer is: how many numbers a rank costs in its form, and the layer that a linear becomes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -15,12 +16,16 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Target:
-    """One linear to be replaced: the dense module, the weight (m, n) to approximate, its metric and decomposition."""
+    """One linear to be replaced: the dense module, the weight (m, n) to approximate, its metric and decomposition.
+
+    found: what the form searched for and found at each rank, kept for the next time.
+    """
 
     dense: nn.Module
     weight: Tensor
     grams: Grams
     decomposition: Decomposition
+    found: dict[int, Any] = field(default_factory=dict)
 
     @property
     def bias(self) -> Tensor | None:
@@ -32,6 +37,8 @@ class Factorizer(BaseModel):
     """Base of the forms' factorizers; a subclass's fields are its options in a recipe, `name` is the form's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    searches: ClassVar[bool] = False  # whether loss() must look at the weight, and not at its spectrum alone
 
     name: str
     multiple: int = Field(default=1, ge=1)
@@ -47,6 +54,10 @@ class Factorizer(BaseModel):
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.cost(shape, middle) <= budget else (low, middle - 1)
         return low if low == min(shape) else low // self.multiple * self.multiple
+
+    def loss(self, target: Target, rank: int) -> float:
+        """The squared error in the metric of what `build` makes: that of the decomposition's cut."""
+        return target.decomposition.loss(rank)
 
     def build(self, target: Target, rank: int) -> Form:
         """The layer that replaces the dense linear, within cost(shape, rank)."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,14 @@ from slimrank.spectrum import Decomposition, decompose
 
 GOLDEN = (3 - 5**0.5) / 2
 Search = Literal["golden", "every"]
+
+
+@dataclass(frozen=True)
+class Trade:
+    """How many ranks go into kept columns, and the squared error that then remains."""
+
+    traded: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class ColumnsFactorizer(Factorizer):
     the loss may have several valleys.
     """
 
+    searches: ClassVar[bool] = True
+
     name: Literal["columns"] = "columns"
     gain: float = Field(0.01, ge=0, lt=1)
     search: Search = "golden"
@@ -47,38 +57,57 @@ class ColumnsFactorizer(Factorizer):
         """r0 (m + n), never overshot and, with columns kept, mostly undershot by less than m."""
         return rank * sum(shape)
 
+    def loss(self, target: Target, rank: int) -> float:
+        """The squared error of the best split, or of the plain cut."""
+        return self._trade(target, rank).loss
+
     def build(self, target: Target, rank: int) -> Form:
         """The best split of the budget, or the plain cut of the decomposition."""
         weight, dtype = target.weight, target.weight.dtype
-        split = best_split(weight, target.grams, target.decomposition, rank, self.gain, self.search)
-        if split is None:
+        traded = self._trade(target, rank).traded
+        if traded == 0:
             left, right = (factor.to(dtype) for factor in target.decomposition.cut(rank))
             return LowRank.from_low_rank(left, right, target.bias)
+        order = column_order(weight, target.grams, target.decomposition, rank)
+        split = split_at(weight, target.grams, order, rank, traded)
         left, right = (factor.to(dtype) for factor in split.rest.cut(split.rank))
         kept = split.order[: split.columns]
         return KeptColumns.from_columns(weight[:, kept], left, right, kept, target.bias)
 
+    def _trade(self, target: Target, rank: int) -> Trade:
+        if rank not in target.found:
+            found = best_trade(target.weight, target.grams, target.decomposition, rank, self.gain, self.search)
+            target.found[rank] = found
+        trade: Trade = target.found[rank]
+        return trade
 
-def best_split(
+
+def best_trade(
     weight: Tensor,
     grams: Grams,
     decomposition: Decomposition,
     rank: int,
     gain: float = 0.01,
     search: Search = "golden",
-) -> Split | None:
-    """The split of r0 = `rank` with the least loss that the search finds, None unless it gains that share.
+) -> Trade:
+    """How many of the ranks r0 = `rank` to trade for the least loss that the search finds, 0 unless it gains `gain`.
 
     weight (m, n); decomposition of it in the metric of `grams`, any Grams.
     """
+    order = column_order(weight, grams, decomposition, rank)
+    plain = decomposition.loss(rank)
+    loss = cache(lambda traded: split_at(weight, grams, order, rank, traded).loss if traded else plain)
+    traded = SEARCHES[search](loss, rank)
+    bought = bought_columns((weight.shape[0], weight.shape[1]), rank, traded)
+    if bought == 0 or loss(traded) >= (1 - gain) * plain:
+        return Trade(0, plain)
+    return Trade(traded, loss(traded))
+
+
+def column_order(weight: Tensor, grams: Grams, decomposition: Decomposition, rank: int) -> Tensor:
+    """The columns (n,) by their part of the cut's squared error, the largest first."""
     left, right = decomposition.cut(rank)
-    order = column_scores(weight.double() - left @ right, grams).argsort(descending=True, stable=True)
-    plain = decomposition.values[rank:].square().sum().item()
-    at = cache(lambda traded: split_at(weight, grams, order, rank, traded))
-    traded = SEARCHES[search](lambda traded: at(traded).loss if traded else plain, rank)
-    if traded == 0 or at(traded).columns == 0 or at(traded).loss >= (1 - gain) * plain:
-        return None
-    return at(traded)
+    return column_scores(weight.double() - left @ right, grams).argsort(descending=True, stable=True)
 
 
 def column_scores(error: Tensor, grams: Grams) -> Tensor:

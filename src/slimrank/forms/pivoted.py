@@ -9,17 +9,20 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.bits import pack, packed_bytes, unpack
 
 
 class Pivoted(Form):
-    """y = scatter(y_P, C y_P) + b with y_P = W'[P] x: r (out + in) - r^2 numbers and out indices.
+    """y = scatter(y_P, C y_P) + b with y_P = W'[P] x: r (out + in) - r^2 numbers and a bit for every row.
 
-    `pivots` holds W'[P] (r, in), `others` holds C (out - r, r) or is None at full rank, and `order` (out,) int32 sends
-    the concatenation [y_P, y_N] to the layer's own row order.
+    `pivots` holds W'[P] (r, in), `others` holds C (out - r, r) or is None at full rank, and `chosen` (ceil(out / 8),)
+    uint8 has a bit for every row that is a pivot. `order` (out,), which sends [y_P, y_N] to the layer's own row order,
+    follows from `chosen` and isn't stored: it is made at the first call.
     """
 
     form = "pivoted"
-    order: Tensor
+    chosen: Tensor
+    order: Tensor | None
 
     def __init__(
         self,
@@ -38,15 +41,28 @@ class Pivoted(Form):
         self.pivots = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.register_buffer("order", torch.arange(out_features, device=device, dtype=torch.int32))
+        self.register_buffer("chosen", torch.zeros(packed_bytes(out_features), device=device, dtype=torch.uint8))
+        self.register_buffer("order", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         y = self.pivots(x)
         if self.others is not None:
             y = torch.cat([y, self.others(y)], dim=-1)
+        if self.order is None:
+            self.order = self.own_order()
         y = y.index_select(-1, self.order)
         return y if self.bias is None else y + self.bias
+
+    def own_order(self) -> Tensor:
+        """For every row (out,) int64 its place in [y_P, y_N], both ascending."""
+        pivot = unpack(self.chosen, self.out_features)
+        places = torch.where(pivot, pivot.cumsum(0), self.rank + (~pivot).cumsum(0))
+        return places - 1
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.order = None
 
     @classmethod
     def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
@@ -65,14 +81,15 @@ class Pivoted(Form):
             module.others.weight.copy_(combinations)
         if module.bias is not None and bias is not None:
             module.bias.copy_(bias)
-        module.order.copy_(rows.argsort())
+        pivot = torch.zeros(out_features, dtype=torch.bool, device=left.device)
+        module.chosen.copy_(pack(pivot.index_fill(0, rows[: module.rank], True)))
         return module
 
     @staticmethod
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
-        """r in + (out - r) r, and out indices."""
+        """r in + (out - r) r, and a byte for every eight rows."""
         rank = entry["rank"]
-        return rank * in_features + (out_features - rank) * rank + out_features
+        return rank * in_features + (out_features - rank) * rank + packed_bytes(out_features)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
@@ -80,7 +97,7 @@ class Pivoted(Form):
         weight = self.pivots.weight.double()
         if self.others is not None:
             weight = torch.cat([weight, self.others.weight.double() @ weight])
-        return weight.index_select(0, self.order)
+        return weight.index_select(0, self.own_order())
 
 
 def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
