@@ -13,6 +13,7 @@ from rich.text import Text
 from slimrank.compare import Row
 from slimrank.compression import Result, peak_memory
 from slimrank.evaluate import ModelResult
+from slimrank.evaluate.speed import Bench
 from slimrank.plan import LinearPlan, Plan
 
 T = TypeVar("T")
@@ -137,3 +138,28 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
         ]
         title = f"{text}: {reference.windows} windows of {reference.window} tokens"
         table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)
+
+
+def show_bench(bench: Bench) -> None:
+    """A row per model; speeds with their ratio to the first model's, then what the ratios mean."""
+    first, tokens = bench.speeds[0], bench.asked.tokens
+    theirs = first.seconds(tokens)
+    rows = []
+    for speed in bench.speeds:
+        cells = [
+            f"{1000 * seconds:,.1f} ms" if label == "first token" else f"{count / seconds:,.1f}"
+            for label, (count, seconds) in speed.seconds(tokens).items()
+        ]
+        gains = [f"{theirs[label][1] / seconds:.2f}x" for label, (_, seconds) in speed.seconds(tokens).items()]
+        peak = "-" if speed.peak is None else f"{speed.peak / 2**20:,.0f}"
+        mixed = [cell for pair in zip(cells, gains, strict=True) for cell in pair]
+        rows.append((speed.name, *mixed, f"{speed.weights / 2**20:,.0f}", peak))
+    names = [cell for label in theirs for cell in (label, "")]
+    table(["model", *names, "MiB", "peak"], rows, f"Tokens a second after a prompt of {tokens} tokens; medians")
+    limits = bench.limits
+    out.print(
+        f"Measured limits: {limits.bandwidth / 1e9:,.1f} GB/s, {limits.operations / 1e9:,.0f} GFLOP/s.",
+        highlight=False,
+    )
+    for note in bench.notes():
+        err.print("[yellow]note:[/]", Text(note))

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from slimrank.commands.bench import bench
 from slimrank.commands.compare import compare
 from slimrank.commands.compress import compress
 from slimrank.commands.evaluate import evaluate
 from slimrank.commands.plan import plan
 from slimrank.commands.recipes import recipes
 
-COMMANDS: tuple[Callable[..., None], ...] = (compress, plan, evaluate, compare, recipes)
+COMMANDS: tuple[Callable[..., None], ...] = (compress, plan, evaluate, compare, bench, recipes)
