@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from slimrank.account import FILE as ACCOUNT
+from slimrank.account import Account, curves_of
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.errors import UsageError
-from slimrank.evaluate import count_parameters
+from slimrank.evaluate import count_parameters, weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, Filter, require_finite_weights
@@ -22,6 +24,8 @@ from slimrank.plan import Plan, check_plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.session import Session
+from slimrank.spectrum import Spectrum
+from slimrank.versions import versions
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Result:
 
     loaded: Loaded
     plan: Plan
+    spectrum: Spectrum
     parameters: tuple[int, int]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -47,8 +52,29 @@ class Result:
             dtype=self.loaded.dtype,
             source=self.loaded.directory,
             tokenizer=self.loaded.tokenizer,
-            extras={"slimrank/plan.json": self.plan.to_json(), "README.md": self.card(out.name)},
+            extras={
+                "slimrank/plan.json": self.plan.to_json(),
+                ACCOUNT: self.account().to_json(),
+                "README.md": self.card(out.name),
+            },
             overwrite=overwrite,
+        )
+
+    def account(self) -> Account:
+        """What the run measured beside the plan; the bytes of a hub model are what its stored dtype takes."""
+        loaded, (before, after) = self.loaded, self.parameters
+        size, directory = loaded.dtype.itemsize, loaded.directory
+        return Account(
+            model=loaded.name,
+            device=str(self.model.device),
+            computed=str(self.model.dtype).removeprefix("torch."),
+            stored=str(loaded.dtype).removeprefix("torch."),
+            parameters={"dense": before, "compressed": after},
+            dense_bytes=weight_bytes(directory) if directory else before * size,
+            seconds=self.seconds,
+            memory=peak_memory(),
+            versions=versions(),
+            curves=curves_of(self.spectrum, {name: linear.rank for name, linear in self.plan.linears.items()}),
         )
 
     def card(self, name: str) -> str:
@@ -143,7 +169,7 @@ def compress(
             plan = factorize(session, plan)
         with clock("refine"):
             plan = refine(session, plan)
-    return Result(loaded, plan, (before, count_parameters(loaded.model)), clock.seconds)
+    return Result(loaded, plan, session.spectrum(), (before, count_parameters(loaded.model)), clock.seconds)
 
 
 def _short(value: object) -> str:
