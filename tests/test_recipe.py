@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from slimrank.errors import UsageError
-from slimrank.recipe import Recipe, load_recipe, shipped_recipes
+from slimrank.recipe import Recipe, load_recipe, settings_by_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -62,3 +62,13 @@ def test_no_code_runs_from_a_recipe(tmp_path):
     with pytest.raises(UsageError, match="not readable YAML"):
         load_recipe(path)
     assert yaml.safe_load("a: 1") == {"a": 1} and not (tmp_path / "touched").exists()
+
+
+def test_settings_are_for_all_recipes_or_for_the_one_they_name():
+    settings = ["form.multiple=8", "duo-svd:allocate={name: measured_modules, windows: 4}"]
+    assert settings_by_recipe(["svd", "duo-svd"], settings) == {
+        "svd": ["form.multiple=8"],
+        "duo-svd": ["form.multiple=8", "allocate={name: measured_modules, windows: 4}"],
+    }
+    with pytest.raises(UsageError, match="'asvd' is none of the recipes svd, duo-svd"):
+        settings_by_recipe(["svd", "duo-svd"], ["asvd:allocate.windows=4"])

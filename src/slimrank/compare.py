@@ -82,8 +82,7 @@ class Calibration:
 
 def compare(
     loaded: Loaded,
-    recipes: Sequence[Recipe],
-    keeps: Sequence[float],
+    runs: Sequence[tuple[Recipe, float]],
     texts: Sequence[Text],
     reading: Reading,
     *,
@@ -91,7 +90,7 @@ def compare(
     special_tokens: bool = True,
     track: Track = no_track,
 ) -> Iterator[Row]:
-    """The dense model's row, then one for each recipe and keep as it is done; the model ends as it began."""
+    """The dense model's row, then one for each run, a recipe at a keep, as it is done; the model ends as it began."""
     require_dense(loaded)
     require_finite_weights(loaded.model)
     decoder = Decoder(loaded.model)
@@ -109,16 +108,15 @@ def compare(
     started = time.perf_counter()
     moments, held_out = calibrate(decoder, windows, linears, track=track)
     shared = Calibration(decoder, linears, windows, moments, held_out, time.perf_counter() - started, track)
-    for recipe in recipes:
-        for keep in keeps:
-            found, calibrated = shared.moments_for(recipe)
-            started = time.perf_counter()
-            session = Session(decoder, linears, windows, recipe.metric, recipe.form, keep, found, held_out, track=track)
-            with dense_afterwards(session):
-                decompose_all(session)
-                plan = refine(session, factorize(session, make_plan(session, recipe)))
-                seconds = calibrated + time.perf_counter() - started
-                yield row(recipe.name, keep, plan.budget.used, seconds, plan)
+    for recipe, keep in runs:
+        found, calibrated = shared.moments_for(recipe)
+        started = time.perf_counter()
+        session = Session(decoder, linears, windows, recipe.metric, recipe.form, keep, found, held_out, track=track)
+        with dense_afterwards(session):
+            decompose_all(session)
+            plan = refine(session, factorize(session, make_plan(session, recipe)))
+            seconds = calibrated + time.perf_counter() - started
+            yield row(recipe.name, keep, plan.budget.used, seconds, plan)
 
 
 @contextmanager

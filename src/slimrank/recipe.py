@@ -72,6 +72,22 @@ def load_recipe(recipe: "str | Path | Recipe", settings: Sequence[str] = ()) -> 
     return _validated(Recipe, raw, "")
 
 
+def settings_by_recipe(recipes: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:
+    """Each recipe's overrides: `key=value` is for all of them, `RECIPE:key=value` for one.
+
+    Raises:
+        UsageError: for an override of a recipe that isn't there.
+    """
+    found: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    for setting in settings:
+        recipe, separator, _ = setting.partition("=")[0].rpartition(":")
+        if separator and recipe not in found:
+            raise UsageError(f"--set {setting}: {recipe!r} is none of the recipes {', '.join(recipes)}.")
+        for name in [recipe] if separator else found:
+            found[name].append(setting.removeprefix(f"{recipe}:") if separator else setting)
+    return found
+
+
 def _chosen(value: Any, key: str, table: Mapping[str, type[BaseModel]]) -> BaseModel:
     """What a recipe's value, a name or a mapping with a name, means in the table of its step."""
     if isinstance(value, BaseModel):

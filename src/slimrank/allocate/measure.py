@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
@@ -14,12 +14,14 @@ from slimrank.forms import LowRank
 from slimrank.linear import bias_of, weight_of
 from slimrank.session import Session
 
+ROWS = 32
+
 
 class Damage:
     """Losses of assignments that differ from a base assignment, measured on the first `windows` calibration windows.
 
     Blocks before the first difference aren't run again: the base model's hidden states before every block are held,
-    windows x tokens x width numbers a block. The dense log-probabilities are held too, once `kl` has been asked for,
+    windows x tokens x width numbers a block. The dense probabilities are held too, once `kl` has been asked for,
     windows x tokens x vocabulary in float32.
 
     passes: blocks run so far, each over all windows.
@@ -69,13 +71,14 @@ class Damage:
         return self._known[key]
 
     def _divergence(self, batch: int, ids: Tensor, logits: Tensor) -> float:
-        model = logits.log_softmax(-1)
-        return kl_div(model, self._dense[batch], reduction="sum", log_target=True).item()
+        probabilities, negentropy = self._dense[batch]
+        return negentropy + cross_nats(probabilities, logits)
 
     @cached_property
-    def _dense(self) -> list[Tensor]:
-        """The dense model's log-probabilities by batch, (batch, tokens, vocabulary) float32."""
-        return [logits.log_softmax(-1) for logits in self._logits(dict.fromkeys(self.base))]
+    def _dense(self) -> list[tuple[Tensor, float]]:
+        """By batch the dense model's probabilities (batch, tokens, vocabulary) float32, and the sum of p log p."""
+        pairs = ((logits.softmax(-1), logits) for logits in self._logits(dict.fromkeys(self.base)))
+        return [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
 
     @torch.no_grad()
     def _run_base(self, layers: dict[str, nn.Module]) -> tuple[Stream, list[list[Tensor]]]:
@@ -102,6 +105,12 @@ class Damage:
                 for index in range(first, len(self.decoder)):
                     hidden = self.decoder.run(index, hidden, self._stream.calls[batch][index])
                 yield self.decoder.head(self._stream.ids[batch], hidden).float()
+
+
+def cross_nats(probabilities: Tensor, logits: Tensor) -> float:
+    """-sum p log softmax(logits) over all tokens, for both (..., vocabulary); a few tokens at a time fit the cache."""
+    rows = zip(probabilities.flatten(0, -2).split(ROWS), logits.flatten(0, -2).split(ROWS), strict=True)
+    return torch.stack([(z.logsumexp(-1) - torch.linalg.vecdot(p, z)).double().sum() for p, z in rows]).sum().item()
 
 
 def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:

@@ -23,11 +23,13 @@ def compare(
     special_tokens: Annotated[bool, typer.Option(help="Evaluate with the tokenizer's default special tokens.")] = True,
     seed: Seed = 3,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and the pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and report.html.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Compare recipes on one model, calibrating once; nothing is written unless --out says where.
+
+    --set is for all recipes, or for one of them: --set dipsvd-bo:allocate.trials=60.
 
     Example: slimrank compare demo --recipes svd,svd-llm --keep 0.8,0.6
     """
@@ -37,10 +39,10 @@ def compare(
     from slimrank.checkpoint import write_text
     from slimrank.compare import compare, to_json
     from slimrank.load import load
-    from slimrank.recipe import load_recipe
-    from slimrank.report import perplexity_picture, ranks_picture
+    from slimrank.recipe import load_recipe, settings_by_recipe
 
-    chosen = [load_recipe(name, settings or ()) for name in recipes.split(",")]
+    names = recipes.split(",")
+    chosen = [load_recipe(name, own) for name, own in settings_by_recipe(names, settings or ()).items()]
     keeps = parse_keeps(keep)
     if not text and model != "demo":
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
@@ -49,7 +51,7 @@ def compare(
     loaded = load(model, dtype=dtype, device=device)
     rows = []
     for row in compare(
-        loaded, chosen, keeps, texts, reading,
+        loaded, [(recipe, keep) for recipe in chosen for keep in keeps], texts, reading,
         max_windows=max_windows, special_tokens=special_tokens, track=console.track,
     ):  # fmt: skip
         rows.append(row)
@@ -59,9 +61,8 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
         asked = {"model": model, "recipes": [r.name for r in chosen], "set": settings or [], "reading": vars(reading)}
         write_text(out / "compare.json", to_json(rows, asked | {"max_windows": max_windows}))
-        perplexity_picture(rows, out / "perplexity.png")
-        ranks_picture(rows, out / "ranks.png")
-        console.out.print(f"Written to {out}: compare.json, perplexity.png, ranks.png", highlight=False)
+        console.out.print(f"Written to {out / 'compare.json'}", highlight=False)
+        console.write_report(out)
 
 
 def parse_keeps(text: str) -> list[float]:

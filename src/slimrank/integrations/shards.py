@@ -42,7 +42,7 @@ class _Part(nn.Module):
     """Some rows and columns of one linear. gathers: it picks from the input itself, and keeps its input factor."""
 
     gathers = False
-    first: nn.Parameter | None = None
+    first: nn.Parameter | None
 
     def give_first(self) -> Tensor:
         """Hand over the input factor (r, in here), whose product with x `forward` then gets."""
