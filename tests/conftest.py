@@ -28,6 +28,17 @@ def make_text() -> Callable[..., str]:
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of at most 320 tokens, trained on the spot; its default special token is a leading <s> (id 0)."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def module_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, once a module."""
+    return make_tokenizer()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Made anew each time, since tokenizers can be changed."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,8 +13,10 @@ from rich.text import Text
 
 from slimrank.compare import Row
 from slimrank.compression import Result, peak_memory
+from slimrank.errors import MissingLibrary
 from slimrank.evaluate import ModelResult
 from slimrank.plan import LinearPlan, Plan
+from slimrank.report import write_report as write_page
 
 T = TypeVar("T")
 out = Console() if sys.stdout.isatty() else Console(width=160)
@@ -46,6 +49,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for row in rows:
         view.add_row(*row)
     out.print(view)
+
+
+def write_report(folder: Path) -> None:
+    """Write the page of what was just made and say where it is, or what to install for it."""
+    try:
+        out.print(f"Report: {write_page(folder)}", highlight=False)
+    except MissingLibrary as error:
+        err.print("[yellow]note:[/]", Text(f"{error} Then: slimrank report {folder}"))
 
 
 def totals(rows: Mapping[str, str]) -> None:

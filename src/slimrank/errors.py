@@ -11,3 +11,7 @@ class UsageError(SlimrankError):
     """An option, recipe key or plan that cannot be meant (exit status 2)."""
 
     status = 2
+
+
+class MissingLibrary(UsageError):
+    """Something asked for needs an optional library that is not installed; the message says what to install."""

@@ -7,5 +7,6 @@ from slimrank.commands.compress import compress
 from slimrank.commands.evaluate import evaluate
 from slimrank.commands.plan import plan
 from slimrank.commands.recipes import recipes
+from slimrank.commands.report import report
 
-COMMANDS: tuple[Callable[..., None], ...] = (compress, plan, evaluate, compare, recipes)
+COMMANDS: tuple[Callable[..., None], ...] = (compress, plan, evaluate, compare, recipes, report)

@@ -23,7 +23,7 @@ def compare(
     special_tokens: Annotated[bool, typer.Option(help="Evaluate with the tokenizer's default special tokens.")] = True,
     seed: Seed = 3,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and the pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and report.html.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -40,7 +40,6 @@ def compare(
     from slimrank.compare import compare, to_json
     from slimrank.load import load
     from slimrank.recipe import load_recipe, settings_by_recipe
-    from slimrank.report import perplexity_picture, ranks_picture
 
     names = recipes.split(",")
     chosen = [load_recipe(name, own) for name, own in settings_by_recipe(names, settings or ()).items()]
@@ -62,9 +61,8 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
         asked = {"model": model, "recipes": [r.name for r in chosen], "set": settings or [], "reading": vars(reading)}
         write_text(out / "compare.json", to_json(rows, asked | {"max_windows": max_windows}))
-        perplexity_picture(rows, out / "perplexity.png")
-        ranks_picture(rows, out / "ranks.png")
-        console.out.print(f"Written to {out}: compare.json, perplexity.png, ranks.png", highlight=False)
+        console.out.print(f"Written to {out / 'compare.json'}", highlight=False)
+        console.write_report(out)
 
 
 def parse_keeps(text: str) -> list[float]:

@@ -61,3 +61,4 @@ def compress(
     result.save(out, overwrite=overwrite)
     console.show_result(result, weight_bytes(out))
     console.out.print(f"\nWritten to {out}", highlight=False)
+    console.write_report(out)

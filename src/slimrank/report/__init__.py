@@ -1,5 +1,5 @@
-"""What a run looks like, for people."""
+"""What a run or a comparison looks like, for people: one HTML file that loads nothing from elsewhere."""
 
-from slimrank.report.pictures import perplexity_picture, ranks_picture
+from slimrank.report.write import page_of, write_report
 
-__all__ = ["perplexity_picture", "ranks_picture"]
+__all__ = ["page_of", "write_report"]

@@ -1,0 +1,161 @@
+"""The charts, as Vega-Lite specifications over named columns (see data.py) that the page brings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from slimrank.errors import MissingLibrary
+from slimrank.report.data import Columns
+
+Spec = dict[str, Any]
+
+
+def altair() -> Any:
+    """The library, where it is installed."""
+    try:
+        import altair
+        import vl_convert  # noqa: F401  (its bundle runs the charts in the page)
+    except ImportError as error:
+        raise MissingLibrary(
+            "The report needs altair and vl-convert-python: pip install 'slimrank[report]'."
+        ) from error
+    return altair
+
+
+def heat_map(
+    field: str, title: str, columns: Columns, *, largest: float | None = None, runs: Sequence[str] = ()
+) -> Spec:
+    """`field` of every linear by block and type, its rank written in; `runs` are chosen from a list.
+
+    columns: those of the linears, for the size; largest: the colours' end, the largest value by default.
+    """
+    alt = altair()
+    top = largest or max(columns[field]) or 1
+    axis = alt.Axis(orient="top", labelAngle=-45, domain=False, ticks=False)
+    base = alt.Chart(alt.NamedData("linears")).encode(
+        x=alt.X("type:N", sort=None, title=None, axis=axis),
+        y=alt.Y("block:O", title="block", axis=alt.Axis(domain=False, ticks=False)),
+        tooltip=_linear_tooltip(alt, columns),
+    )
+    scale = alt.Scale(domain=[0, top], scheme="viridis")
+    legend = alt.Legend(orient="bottom", title=title, direction="horizontal", gradientLength=180, titleLimit=300)
+    cells = base.mark_rect(stroke="white").encode(color=alt.Color(f"{field}:Q", scale=scale, legend=legend))
+    bright = alt.condition(f"datum['{field}'] > {0.6 * top}", alt.value("black"), alt.value("white"))
+    ranks = base.mark_text(fontSize=10).encode(text="cell:N", color=bright)
+    return _finished(_chosen(alt, alt.layer(cells, ranks), "run", runs), height=22 * len(set(columns["block"])))
+
+
+def spectra(types: Sequence[str]) -> Spec:
+    """Every block's spectrum for one type of linear, the cut marked; what is shown is chosen."""
+    alt = altair()
+    measures = ["singular value", "error after a cut here"]
+    measure = alt.param(name="measure", value=measures[0], bind=alt.binding_radio(options=measures, name="Show "))
+    base = (
+        alt.Chart(alt.NamedData("curves"))
+        .transform_calculate(shown=f"measure == '{measures[0]}' ? datum.singular : datum.error")
+        .transform_filter("datum.shown > 1e-7")
+        .encode(
+            x=alt.X("rank:Q", title="rank", scale=alt.Scale(nice=False)),
+            y=alt.Y("shown:Q", title="share of the largest", scale=alt.Scale(type="log"), axis=alt.Axis(format=".1~e")),
+            color=alt.Color("block:O", scale=alt.Scale(scheme="viridis"), legend=_block_legend(alt)),
+            tooltip=["block:O", "rank:Q", alt.Tooltip("singular:Q"), alt.Tooltip("error:Q")],
+        )
+    )
+    cut = base.transform_filter("datum.cut").mark_point(filled=True, size=70, opacity=1, stroke="black", strokeWidth=1)
+    both = alt.layer(base.mark_line(strokeWidth=1.5), cut).add_params(measure)
+    return _finished(_chosen(alt, both, "type", types), height=320)
+
+
+def agreement(columns: Columns, runs: Sequence[str] = ()) -> Spec:
+    """The error measured on held-out windows against the predicted one, a point a linear, and where they are equal."""
+    alt = altair()
+    scale = alt.Scale(type="log", nice=False, padding=12)
+    both = alt.Chart(alt.NamedData("linears")).transform_filter("datum.measured > 0 && datum.predicted > 0")
+    x = alt.X("predicted:Q", title="predicted error", scale=scale, axis=alt.Axis(format="~g"))
+    equal = both.mark_line(color="#999", strokeDash=[4, 4]).encode(x=x, y=alt.Y("predicted:Q"))
+    points = both.mark_point(filled=True, size=60, opacity=0.8).encode(
+        x=x,
+        y=alt.Y("measured:Q", title="measured error", scale=scale, axis=alt.Axis(format="~g")),
+        color=alt.Color("type:N", sort=None, legend=alt.Legend(orient="bottom", title=None, columns=3)),
+        tooltip=_linear_tooltip(alt, columns),
+    )
+    return _finished(_chosen(alt, alt.layer(equal, points), "run", runs), height=320)
+
+
+def stages(columns: Columns) -> Spec:
+    """The seconds of every stage."""
+    alt = altair()
+    bars = alt.Chart(alt.NamedData("stages")).mark_bar(color="#31688e")
+    chart = bars.encode(
+        x=alt.X("seconds:Q", title="seconds"),
+        y=alt.Y("stage:N", sort=None, title=None),
+        tooltip=["stage:N", alt.Tooltip("seconds:Q", format=".2f")],
+    )
+    return _finished(chart, height=24 * len(columns["stage"]))
+
+
+def frontier(texts: Sequence[str]) -> Spec:
+    """Perplexity against the bytes of the weights, a line a recipe; the dense model is the dashed line."""
+    alt = altair()
+    picked = alt.selection_point(fields=["recipe"], bind="legend")
+    base = alt.Chart(alt.NamedData("measured")).encode(
+        x=alt.X("megabytes:Q", title="weights on disk, MB", scale=alt.Scale(zero=False)),
+        y=alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False, padding=10)),
+        tooltip=[
+            "recipe:N",
+            "keep:Q",
+            alt.Tooltip("perplexity:Q", format=".3f"),
+            alt.Tooltip("nats:Q", format="+.4f", title="nats lost"),
+            alt.Tooltip("megabytes:Q", format=",.2f", title="MB"),
+        ],
+    )
+    others = base.transform_filter("datum.recipe != 'dense'").encode(
+        color=alt.Color(
+            "recipe:N",
+            sort=None,
+            scale=alt.Scale(scheme="category10"),
+            legend=alt.Legend(orient="bottom", title=None, columns=3),
+        ),
+        opacity=alt.condition(picked, alt.value(1), alt.value(0.12)),
+    )
+    dense = base.transform_filter("datum.recipe == 'dense'")
+    layers = alt.layer(
+        alt.Chart(alt.NamedData("measured"))
+        .transform_filter("datum.recipe == 'dense'")
+        .mark_rule(strokeDash=[5, 4], color="#555")
+        .encode(y="perplexity:Q"),
+        dense.mark_point(shape="diamond", filled=True, size=90, color="black"),
+        others.mark_line(strokeWidth=2),
+        others.mark_point(filled=True, size=70).add_params(picked),
+    )
+    return _finished(_chosen(alt, layers, "text", texts), height=380)
+
+
+def _chosen(alt: Any, chart: Any, field: str, options: Sequence[str]) -> Any:
+    """Only the rows whose `field` is the one chosen in a list, where there is a choice."""
+    if len(options) < 2:
+        return chart
+    bind = alt.binding_select(options=list(options), name=f"{field} ")
+    return chart.transform_filter(f"datum.{field} == chosen").add_params(
+        alt.param(name="chosen", value=options[0], bind=bind)
+    )
+
+
+def _linear_tooltip(alt: Any, columns: Columns) -> list[Any]:
+    kinds = {"name": "N", "block": "O", "type": "N", "form": "N", "shape": "N", "cell": "N"}
+    shown = ("name", "block", "type", "form", "shape", "cell", "kept", "predicted", "measured")
+    titles = {"cell": "rank"}
+    return [
+        alt.Tooltip(f"{field}:{kinds.get(field, 'Q')}", title=titles.get(field, field))
+        for field in shown
+        if field in columns
+    ]
+
+
+def _block_legend(alt: Any) -> Any:
+    return alt.Legend(orient="bottom", title="block", columns=12, symbolLimit=24)
+
+
+def _finished(chart: Any, height: int) -> Spec:
+    sized = chart.properties(width="container", height=height, autosize={"type": "fit-x", "contains": "padding"})
+    spec: Spec = sized.configure_view(stroke=None).configure_axis(gridColor="#eee").to_dict()
+    return spec

@@ -1,0 +1,132 @@
+"""The page of a comparison, made from its compare.json."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from slimrank.plan import Plan
+from slimrank.report import charts
+from slimrank.report.data import Columns, columns, joined, linear_columns
+from slimrank.report.measured import read_json
+from slimrank.report.page import render
+
+ALIKE = ("name", "form", "shape")  # what a comparison's page leaves out, to stay small
+
+
+def comparison_page(path: Path) -> str:
+    """The HTML for the compare.json at `path`.
+
+    Raises:
+        UsageError: if it can't be read, or altair is not installed.
+    """
+    found = read_json(path, "rows")
+    rows, settings = found["rows"], found["settings"]
+    plans = {label(row): Plan.model_validate(row["plan"]) for row in rows if row["plan"]}
+    linears = joined([without(linear_columns(plan, run=run), ALIKE) for run, plan in plans.items()])
+    texts = list(rows[0]["texts"])
+    return render(
+        "comparison",
+        comparison_charts(linears, list(plans), texts),
+        {"linears": linears, "measured": columns(point for row in rows for point in points(row))},
+        title=f"{settings['model']}: {len(set(settings['recipes']))} recipes compared",
+        lead=lead(rows, texts),
+        head=head(texts),
+        rows=[cells(row, texts) for row in rows],
+        command=command(settings, rows),
+        fingerprints=settings_shown(settings) + fingerprints(plans),
+        recipes=list({plan.recipe.name: plan.recipe.to_yaml() for plan in plans.values()}.items()),
+    )
+
+
+def comparison_charts(linears: Columns, runs: list[str], texts: list[str]) -> dict[str, charts.Spec]:
+    """By the id of their element."""
+    made = {"frontier-chart": charts.frontier(texts)}
+    if runs:
+        made["map-kept"] = charts.heat_map("kept", "share of parameters kept", linears, largest=1, runs=runs)
+        if any(linears["measured"]):
+            made["agreement"] = charts.agreement(linears, runs)
+    return made
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row's name in the lists."""
+    return f"{row['recipe']} at {row['keep']:g}"
+
+
+def points(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row's perplexity on every text."""
+    return [
+        {
+            "recipe": row["recipe"],
+            "keep": row["keep"],
+            "text": text,
+            "perplexity": measured["perplexity"],
+            "nats": row["nats_lost"][text],
+            "megabytes": row["bytes"] / 1e6,
+        }
+        for text, measured in row["texts"].items()
+    ]
+
+
+def lead(rows: list[dict[str, Any]], texts: list[str]) -> str:
+    """The best recipe at every keep, on the first text."""
+    best = []
+    for keep in sorted({row["keep"] for row in rows if row["plan"]}, reverse=True):
+        lost = {row["recipe"]: row["nats_lost"][texts[0]] for row in rows if row["plan"] and row["keep"] == keep}
+        first = min(lost, key=lambda recipe: lost[recipe])
+        best.append(f"{first} at keep {keep:g} ({lost[first]:+.3f} nats a token)")
+    return f"Least lost on {texts[0]}: " + ", ".join(best) + "." if best else "The dense model alone."
+
+
+def head(texts: list[str]) -> list[str]:
+    """The columns of the table of rows."""
+    names = [name for text in texts for name in (Path(text).name, "nats lost")]
+    return ["recipe", "keep", *names, "linears", "parameters", "bytes", "seconds"]
+
+
+def cells(row: dict[str, Any], texts: list[str]) -> list[str]:
+    """A row of it."""
+    found = [c for t in texts for c in (f"{row['texts'][t]['perplexity']:.3f}", f"{row['nats_lost'][t]:+.4f}")]
+    counts = [f"{row[key]:,}" for key in ("linears", "parameters", "bytes")]
+    return [row["recipe"], f"{row['keep']:g}", *found, *counts, f"{row['seconds']:.1f}"]
+
+
+def command(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The command that makes the comparison again."""
+    reading = settings["reading"]
+    keeps = dict.fromkeys(row["keep"] for row in rows if row["plan"])
+    words = ["slimrank", "compare", settings["model"], "--recipes", ",".join(dict.fromkeys(settings["recipes"]))]
+    words += ["--keep", ",".join(f"{keep:g}" for keep in keeps)]
+    words += ["--calibration", reading["spec"]] if reading["spec"] else []
+    words += [] if settings["model"] == "demo" else [w for text in rows[0]["texts"] for w in ("--text", text)]
+    words += ["--samples", reading["samples"], "--seed", reading["seed"]]
+    words += ["--window", reading["window"]] if reading["window"] else []
+    words += ["--max-windows", settings["max_windows"]] if settings.get("max_windows") else []
+    words += [word for setting in settings.get("set", ()) for word in ("--set", setting)]
+    return shlex.join(str(word) for word in words)
+
+
+def fingerprints(plans: dict[str, Plan]) -> list[tuple[str, str]]:
+    """The hashes of the model and of the calibration text, which all rows share."""
+    plan = next(iter(plans.values()), None)
+    if plan is None:
+        return []
+    return [
+        (f"{part}, {key}", str(value))
+        for part in ("model", "calibration")
+        for key, value in getattr(plan, part).items()
+    ]
+
+
+def settings_shown(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings as a person writes them."""
+    flat = {k: v for k, v in settings.items() if k != "reading"} | {
+        f"reading, {k}": v for k, v in settings["reading"].items()
+    }
+    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flat.items()]
+
+
+def without(table: Columns, names: tuple[str, ...]) -> Columns:
+    """The other columns."""
+    return {key: values for key, values in table.items() if key not in names}

@@ -1,0 +1,69 @@
+"""Tables from what `slimrank evaluate` and `slimrank bench` wrote with --json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slimrank.errors import UsageError
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def read_json(path: Path, key: str) -> dict[str, Any]:
+    """A JSON object with `key` in it.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read as JSON ({error}): give a file that slimrank wrote.") from error
+    if not isinstance(found, dict) or key not in found:
+        raise UsageError(f"{path} has no {key!r} in it: give a file that slimrank wrote.")
+    return found
+
+
+def evaluation_tables(path: Path) -> list[Table]:
+    """A table per text, and one of the tasks where some ran."""
+    models = read_json(path, "models")["models"]
+    tables = []
+    for text in models[0]["texts"] if models else ():
+        read = models[0]["texts"][text]
+        rows = [_text_row(model, model["texts"][text]) for model in models if text in model["texts"]]
+        caption = f"{text}: {read['windows']} windows of {read['window']} tokens"
+        tables.append((caption, ["model", "perplexity", "nats lost", "parameters", "bytes"], rows))
+    return tables
+
+
+def _text_row(model: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    perplexity, lost = found["perplexity"], found["nats_lost"]
+    return [
+        model["name"],
+        "beyond a float" if perplexity is None else f"{perplexity:.3f}",
+        "-" if lost is None else f"{lost:+.4f}",
+        f"{model['parameters']['model']:,}",
+        f"{model['bytes']:,}",
+    ]
+
+
+def speed_table(path: Path) -> dict[str, Any]:
+    """Medians by model: prefill, first token, decoding by batch, memory."""
+    found = read_json(path, "models")
+    models, settings = found["models"], found["settings"]
+    batches = list(models[0]["decode"])
+    head = ["model", f"prefill of {settings['tokens']}, ms", "first token, ms"]
+    head += [f"decode {batch}, tokens/s" for batch in batches] + ["weights, bytes", "peak, bytes"]
+    rows = [
+        [
+            model["name"],
+            f"{1e3 * model['prefill']:.1f}",
+            f"{1e3 * model['first']:.1f}",
+            *(f"{int(batch) / model['decode'][batch]:,.1f}" for batch in batches),
+            f"{model['weights']:,}",
+            f"{model['peak']:,}" if model["peak"] else "-",
+        ]
+        for model in models
+    ]
+    caption = "Medians, all models in one run: " + ", ".join(f"{key} {value}" for key, value in settings.items()) + "."
+    return {"caption": caption, "head": head, "rows": rows, "notes": found.get("notes", [])}

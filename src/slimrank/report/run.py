@@ -1,0 +1,172 @@
+"""The page of one run: what was asked, what came out, and how to have it again."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slimrank.account import Account
+from slimrank.evaluate import weight_bytes
+from slimrank.plan import Plan
+from slimrank.report import charts
+from slimrank.report.data import Columns, columns, curve_columns, linear_columns, root_mean_square
+from slimrank.report.measured import evaluation_tables, speed_table
+from slimrank.report.page import render
+
+Facts = list[tuple[str, str]]
+
+
+def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = None) -> str:
+    """The HTML for the checkpoint in `folder`; the JSON of `slimrank evaluate` and `slimrank bench` may be added.
+
+    Raises:
+        UsageError: if the folder has no plan or account, a JSON can't be read, or altair is not installed.
+    """
+    plan, account = Plan.load(folder / "slimrank" / "plan.json"), Account.load(folder)
+    rows = sizes(plan, account, folder)
+    data = {
+        "linears": linear_columns(plan),
+        "curves": curve_columns(plan, account.curves),
+        "stages": columns([{"stage": k, "seconds": round(v, 3)} for k, v in account.seconds.items()]),
+    }
+    return render(
+        "run",
+        run_charts(data),
+        data,
+        title=f"{account.model}, {plan.recipe.name} at keep {plan.keep:g}",
+        lead=lead(plan, account, folder),
+        headline=headline(plan, account, rows),
+        asked=asked(plan, account),
+        sizes=rows,
+        forms=forms(plan),
+        notes=plan.notes,
+        evaluations=evaluation_tables(evaluation) if evaluation else [],
+        speed=speed_table(bench) if bench else None,
+        by_plan=shlex.join(["slimrank", "compress", account.model, "--plan", str(folder / "slimrank" / "plan.json")]),
+        by_recipe=command(plan, account),
+        recipe=plan.recipe.to_yaml(),
+        fingerprints=fingerprints(plan, account),
+        linears=linear_table(plan),
+    )
+
+
+def run_charts(data: dict[str, Columns]) -> dict[str, charts.Spec]:
+    """By the id of their element, in the page's order; those that have something to show."""
+    linears = data["linears"]
+    made = {
+        "map-kept": charts.heat_map("kept", "share of parameters kept", linears, largest=1),
+        "spectra-chart": charts.spectra(list(dict.fromkeys(linears["type"]))),
+    }
+    if None in linears["measured"]:
+        made["map-predicted"] = charts.heat_map("predicted", "predicted error", linears)
+    else:
+        made["agreement"] = charts.agreement(linears)
+        made["map-measured"] = charts.heat_map("measured", "measured error", linears)
+    return made | {"stages": charts.stages(data["stages"])}
+
+
+def lead(plan: Plan, account: Account, folder: Path) -> str:
+    """The run in a sentence."""
+    linears = plan.budget.used / plan.budget.dense
+    whole = account.parameters["compressed"] / account.parameters["dense"]
+    size = weight_bytes(folder)
+    return (
+        f"The decoder blocks' linears keep {linears:.1%} of their parameters, the whole model {whole:.1%}; "
+        f"its weights take {megabytes(size)} instead of {megabytes(account.dense_bytes)}."
+    )
+
+
+def sizes(plan: Plan, account: Account, folder: Path) -> list[tuple[str, ...]]:
+    """Dense, compressed and share: of the linears, the whole model, and the bytes."""
+    pairs = {
+        "linears": (plan.budget.dense, plan.budget.used),
+        "whole model": (account.parameters["dense"], account.parameters["compressed"]),
+        "bytes": (account.dense_bytes, weight_bytes(folder)),
+    }
+    return [(name, f"{a:,}", f"{b:,}", f"{b / a:.1%}") for name, (a, b) in pairs.items()]
+
+
+def headline(plan: Plan, account: Account, rows: Sequence[tuple[str, ...]]) -> Facts:
+    """The numbers to see first."""
+    cut = [one for one in plan.linears.values() if one.rank is not None]
+    predicted = root_mean_square(one.relative for one in cut)
+    measured = root_mean_square(one.measured for one in cut)
+    found = [
+        ("of the linears' parameters", rows[0][3]),
+        ("of the whole model", rows[1][3]),
+        ("of the bytes on disk", rows[2][3]),
+        ("error predicted, root mean square", "-" if predicted is None else f"{predicted:.3g}"),
+        ("error measured on held-out windows", "-" if measured is None else f"{measured:.3g}"),
+        ("seconds", f"{sum(account.seconds.values()):,.1f}"),
+        ("peak memory", f"{account.memory / 2**20:,.0f} MiB"),
+    ]
+    return found
+
+
+def asked(plan: Plan, account: Account) -> Facts:
+    """The settings, for people."""
+    record = plan.calibration
+    return [
+        ("Model", account.model),
+        ("Recipe", f"{plan.recipe.name}: {plan.recipe.summary}" if plan.recipe.summary else plan.recipe.name),
+        ("Source", plan.recipe.source or "-"),
+        ("Keep", f"{plan.keep:g} of the parameters of the blocks' linears"),
+        ("Calibration", f"{record['source']}, {record['samples']} windows of {record['window']} tokens"),
+        ("Seed", str(record["seed"])),
+        ("Special tokens", "at the start of every window" if record["special_tokens"] else "none"),
+        ("Rows", "chat messages, rendered by the tokenizer's template" if record.get("chat") else "plain text"),
+        ("Computed", f"in {account.computed} on {account.device}; stored in {account.stored}"),
+    ]
+
+
+def forms(plan: Plan) -> str:
+    """How many linears took which form."""
+    counts = Counter(one.form for one in plan.linears.values())
+    return f"{len(plan.linears)} linears: " + ", ".join(f"{count} {form}" for form, count in counts.most_common()) + "."
+
+
+def command(plan: Plan, account: Account) -> str:
+    """The command that makes the run again from its recipe."""
+    record = plan.calibration
+    demo = record["source"] == "demo (calibration)"
+    words = ["slimrank", "compress", account.model, "--recipe", "recipe.yaml", "--keep", f"{plan.keep:g}"]
+    words += [] if demo else ["--calibration", record["source"]]
+    words += ["--samples", record["samples"], "--window", record["window"], "--seed", record["seed"]]
+    words += ["--special-tokens"] if record["special_tokens"] else []
+    words += ["--chat"] if record.get("chat") else []
+    words += ["--device", account.device, "--dtype", account.computed]
+    return shlex.join(str(word) for word in words)
+
+
+def fingerprints(plan: Plan, account: Account) -> Facts:
+    """Hashes, the rest of what calibration recorded, and the versions."""
+    said = {"source", "samples", "window", "seed", "special_tokens", "chat"}
+    found = [(f"Model, {key}", value) for key, value in plan.model.items()]
+    found += [(f"Calibration, {key}", str(value)) for key, value in plan.calibration.items() if key not in said]
+    return [*found, *account.versions.items()]
+
+
+def linear_table(plan: Plan) -> dict[str, Any]:
+    """A row per linear."""
+    head = ["linear", "form", "rank", "shape", "parameters", "kept", "predicted", "measured"]
+    rows = [
+        (
+            name,
+            one.form,
+            "-" if one.rank is None else str(one.rank),
+            f"{one.shape[0]} x {one.shape[1]}",
+            f"{one.parameters:,}",
+            f"{one.parameters / math.prod(one.shape):.3f}",
+            f"{one.relative:.4f}",
+            "-" if one.measured is None else f"{one.measured:.4f}",
+        )
+        for name, one in plan.linears.items()
+    ]
+    return {"head": head, "rows": rows}
+
+
+def megabytes(count: int) -> str:
+    """Bytes as people write them."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

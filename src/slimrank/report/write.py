@@ -1,0 +1,46 @@
+"""From a folder that slimrank wrote to its page."""
+
+from pathlib import Path
+
+from slimrank.checkpoint import write_text
+from slimrank.errors import UsageError
+from slimrank.report.comparison import comparison_page
+from slimrank.report.run import run_page
+
+COMPARISON = "compare.json"
+
+
+def page_of(folder: Path) -> Path:
+    """Where the page of a checkpoint or of a comparison belongs.
+
+    Raises:
+        UsageError: if the folder holds neither.
+    """
+    if (folder / COMPARISON).is_file():
+        return folder / "report.html"
+    if (folder / "slimrank" / "plan.json").is_file():
+        return folder / "slimrank" / "report.html"
+    raise UsageError(
+        f"{folder} holds neither slimrank/plan.json nor {COMPARISON}: give a folder that slimrank compress or "
+        "slimrank compare --out wrote."
+    )
+
+
+def write_report(
+    folder: Path, out: Path | None = None, *, evaluation: Path | None = None, bench: Path | None = None
+) -> Path:
+    """Write the page of what `folder` holds to `out`, by default into the folder; returns where it is.
+
+    Raises:
+        UsageError: if something that the page needs is missing: it is named.
+    """
+    place = page_of(folder)
+    out = out or place
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
+    if (folder / COMPARISON).is_file():
+        page = comparison_page(folder / COMPARISON)
+    else:
+        page = run_page(folder, evaluation, bench)
+    write_text(out, page)
+    return out

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from slimrank import compress
+from slimrank.cli import app
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_llama, tmp_path_factory, make_text, module_tokenizer):
+    """A checkpoint that compress wrote, without its page."""
+    place = tmp_path_factory.mktemp("run")
+    tiny_llama().to(torch.bfloat16).save_pretrained(place / "dense")
+    module_tokenizer.save_pretrained(place / "dense")
+    (place / "text.txt").write_text(make_text(3000))
+    options = {"calibration": str(place / "text.txt"), "samples": 8, "window": 32}
+    compress(str(place / "dense"), "svd-llm", keep=0.6, **options).save(place / "small")
+    return place / "small"
+
+
+@pytest.fixture(scope="module")
+def comparison_folder(run_folder):
+    """What compare --out wrote, on the same model."""
+    out, text = run_folder.parent / "compared", str(run_folder.parent / "text.txt")
+    args = ["compare", str(run_folder.parent / "dense"), "--recipes", "svd,svd-llm", "--keep", "0.6,0.4"]
+    args += ["--calibration", text, "--text", text, "--samples", "8", "--window", "32", "--max-windows", "4"]
+    result = CliRunner().invoke(app, [*args, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def measured(run_folder):
+    """The files of evaluate --json and bench --json, with made-up numbers."""
+    text = {"perplexity": 12.5, "nats": 2.5, "nats_lost": 0.25, "tokens": 10, "windows": 2, "window": 6}
+    model = {"name": "small & <fast>", "parameters": {"linears": 7, "model": 9}, "bytes": 18, "texts": {"a.txt": text}}
+    evaluation = {"version": 1, "models": [model]}
+    speed = {
+        "name": "small",
+        "weights": 18,
+        "read": 7,
+        "peak": None,
+        "prefill": 0.5,
+        "first": 0.25,
+        "decode": {"8": 0.1},
+    }
+    bench = {
+        "version": 1,
+        "settings": {"tokens": 512},
+        "limits": {},
+        "models": [speed],
+        "notes": ["It waits for memory."],
+    }
+    files = run_folder.parent / "evaluation.json", run_folder.parent / "bench.json"
+    for file, content in zip(files, (evaluation, bench), strict=True):
+        file.write_text(json.dumps(content))
+    return files
