@@ -17,6 +17,7 @@ from slimrank.errors import MissingLibrary
 from slimrank.evaluate import ModelResult
 from slimrank.evaluate.speed import Bench
 from slimrank.plan import LinearPlan, Plan
+from slimrank.progress import Description
 from slimrank.report import write_report as write_page
 
 T = TypeVar("T")
@@ -24,8 +25,9 @@ out = Console() if sys.stdout.isatty() else Console(width=160)
 err = Console(stderr=True, soft_wrap=True)
 
 
-def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
+def track(iterable: Iterable[T], description: Description, total: int) -> Iterator[T]:
     """A progress bar on stderr with the time left, where stderr is a terminal."""
+    describe = description if callable(description) else lambda: description
     columns = (
         TextColumn("{task.description:>12}"),
         BarColumn(),
@@ -34,7 +36,10 @@ def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+        task = progress.add_task(describe(), total=total)
+        for item in progress.track(iterable, total=total, task_id=task):
+            progress.update(task, description=describe())
+            yield item
 
 
 def error(message: str) -> None:
