@@ -6,6 +6,8 @@ import torch
 
 from slimrank import compress
 from slimrank.errors import UsageError
+from slimrank.limits import Limits, parse_size
+from slimrank.model import Room
 
 RECIPES = {
     "slimrank": {"recipe": "slimrank", "settings": ["refine=[{name: anchored}]"]},
@@ -34,23 +36,21 @@ def in_this_process(options, out, **changes):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_block_at_a_time_gives_what_the_whole_model_in_memory_gives(options, recipe, tmp_path):
+def test_a_block_at_a_time_gives_what_the_whole_model_in_memory_gives(options, recipe, tmp_path, monkeypatch):
     options |= RECIPES[recipe]
-    in_this_process(options, tmp_path / "parts", memory=2**28)
     in_this_process(options, None).save(tmp_path / "whole")
+    monkeypatch.setattr(Limits, "of", lambda memory, device: Limits(2**40, 1, Room()))  # room for one block
+    in_this_process(options, tmp_path / "parts")
     assert kills.contents(tmp_path / "parts") == kills.contents(tmp_path / "whole")
     assert not (tmp_path / ".parts.progress").exists()
 
 
 def test_states_in_files_and_followed_again_change_nothing(options, tmp_path, monkeypatch):
-    from slimrank.limits import Limits
-    from slimrank.model import Room
-
     options |= RECIPES["slimrank"]
     in_this_process(options, tmp_path / "plenty")
     size = 12 * 32 * 32 * 4
     for name, room in (("files", 1), ("again", int(3.5 * size))):
-        monkeypatch.setattr(Limits, "of", lambda memory, device, room=room: Limits(1, 1, Room(host=room)))
+        monkeypatch.setattr(Limits, "of", lambda memory, device, room=room: Limits(2**40, 1, Room(host=room)))
         in_this_process(options, tmp_path / name)
         assert kills.contents(tmp_path / name) == kills.contents(tmp_path / "plenty")
 
@@ -94,6 +94,20 @@ def test_progress_of_another_run_is_refused_by_name(options, tmp_path):
             in_this_process(options, tmp_path / "out", **changes)
     in_this_process(options, tmp_path / "out", keep=0.5, resume=False)
     assert (tmp_path / "out").is_dir() and not (tmp_path / ".out.progress").exists()
+
+
+def test_too_little_memory_is_refused_before_the_work(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    with pytest.raises(UsageError, match=r"--memory 0\.1 GiB is too little: .* need about \d"):
+        in_this_process(options, tmp_path / "out", memory=parse_size("100MiB"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GiB", 2**33), ("8GB", 8 * 10**9), ("1.5 M", 1_500_000), ("77", 77)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(f"-{text}")
 
 
 def test_two_processes_do_not_write_one_folder(options, tmp_path):

@@ -36,7 +36,8 @@ class Session:
     """What the steps share. linears: per block, the dense linears by name, also after others took their place.
 
     choices: by linear, what the metric settled by measuring; found: by linear, what the form searched for; pieces:
-    where what is finished is kept; bases: whether the decompositions will be asked for, and not the curves alone.
+    where what is finished is kept; bases: whether the decompositions will be asked for, and not the curves alone;
+    curves: by linear.
     """
 
     decoder: Decoder
@@ -52,9 +53,9 @@ class Session:
     track: Track = no_track
     pieces: Pieces = field(default_factory=MemoryPieces)
     bases: bool = True
+    curves: dict[str, Curve] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.curves: dict[str, Curve] = {}
         self.decompositions = Decompositions(self._decompose, not self.pieces.lasting)
         self.stages = Stages(self.decoder.weights, self.pieces)
 

@@ -15,7 +15,7 @@ from slimrank.model import Decoder
 from slimrank.progress import Track, no_track
 
 Labels = Literal["text", "sampled"]
-LOGITS = {"cpu": 2**24}  # numbers at a time
+LOGITS = {"cpu": 2**22}  # numbers at a time
 MANY_LOGITS = 2**28
 
 
