@@ -6,6 +6,7 @@ import slimrank.integrations.transformers  # noqa: F401  (registers the quantiza
 from slimrank.compression import Result, compress
 from slimrank.evaluate import evaluate_models
 from slimrank.load import Loaded, load
+from slimrank.optimize import optimize
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe, shipped_recipes
 
@@ -23,5 +24,6 @@ __all__ = [
     "evaluate_models",
     "load",
     "load_recipe",
+    "optimize",
     "shipped_recipes",
 ]

@@ -15,8 +15,10 @@ from slimrank.compare import Row
 from slimrank.compression import Result, peak_memory
 from slimrank.errors import MissingLibrary
 from slimrank.evaluate import ModelResult
+from slimrank.evaluate.speed import Bench
 from slimrank.integrations.lm_eval import Score
 from slimrank.plan import LinearPlan, Plan
+from slimrank.progress import Description
 from slimrank.report import write_report as write_page
 
 T = TypeVar("T")
@@ -24,8 +26,9 @@ out = Console() if sys.stdout.isatty() else Console(width=160)
 err = Console(stderr=True, soft_wrap=True)
 
 
-def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
+def track(iterable: Iterable[T], description: Description, total: int) -> Iterator[T]:
     """A progress bar on stderr with the time left, where stderr is a terminal."""
+    describe = description if callable(description) else lambda: description
     columns = (
         TextColumn("{task.description:>12}"),
         BarColumn(),
@@ -34,7 +37,10 @@ def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+        task = progress.add_task(describe(), total=total)
+        for item in progress.track(iterable, total=total, task_id=task):
+            progress.update(task, description=describe())
+            yield item
 
 
 def error(message: str) -> None:
@@ -157,3 +163,28 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
 
 def _score(score: Score) -> str:
     return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
+
+
+def show_bench(bench: Bench) -> None:
+    """A row per model; speeds with their ratio to the first model's, then what the ratios mean."""
+    first, tokens = bench.speeds[0], bench.asked.tokens
+    theirs = first.seconds(tokens)
+    rows = []
+    for speed in bench.speeds:
+        cells = [
+            f"{1000 * seconds:,.1f} ms" if label == "first token" else f"{count / seconds:,.1f}"
+            for label, (count, seconds) in speed.seconds(tokens).items()
+        ]
+        gains = [f"{theirs[label][1] / seconds:.2f}x" for label, (_, seconds) in speed.seconds(tokens).items()]
+        peak = "-" if speed.peak is None else f"{speed.peak / 2**20:,.0f}"
+        mixed = [cell for pair in zip(cells, gains, strict=True) for cell in pair]
+        rows.append((speed.name, *mixed, f"{speed.weights / 2**20:,.0f}", peak))
+    names = [cell for label in theirs for cell in (label, "")]
+    table(["model", *names, "MiB", "peak"], rows, f"Tokens a second after a prompt of {tokens} tokens; medians")
+    limits = bench.limits
+    out.print(
+        f"Measured limits: {limits.bandwidth / 1e9:,.1f} GB/s, {limits.operations / 1e9:,.0f} GFLOP/s.",
+        highlight=False,
+    )
+    for note in bench.notes():
+        err.print("[yellow]note:[/]", Text(note))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from slimrank.commands.bench import bench
 from slimrank.commands.compare import compare
 from slimrank.commands.compress import compress
 from slimrank.commands.evaluate import evaluate
@@ -9,4 +10,4 @@ from slimrank.commands.plan import plan
 from slimrank.commands.recipes import recipes
 from slimrank.commands.report import report
 
-COMMANDS: tuple[Callable[..., None], ...] = (compress, plan, evaluate, compare, recipes, report)
+COMMANDS: tuple[Callable[..., None], ...] = (compress, plan, evaluate, compare, bench, recipes, report)

@@ -1,0 +1,57 @@
+"""Compressed layers and models with random weights: speed depends on shapes only, so nothing needs calibration."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slimrank.forms import KeptColumns, LowRank, Pivoted
+from slimrank.forms.bits import pack
+from slimrank.linear import is_linear
+
+ALIGN = 8
+"""Ranks are multiples of this, which matrix kernels like; set it to 1 for any rank."""
+
+
+def rank_for(form: str, out: int, inp: int, keep: float) -> int:
+    """The largest such rank whose numbers are at most `keep` of the dense layer's; a sixteenth of columns is kept."""
+    budget, both = keep * out * inp, out + inp
+    kept = inp // 16 if form == "columns" else 0
+    rank = (budget - kept * out) / (both - kept)
+    if form == "pivoted":
+        rank = (both - math.sqrt(both * both - 4 * budget)) / 2
+    return int(rank) // ALIGN * ALIGN
+
+
+def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype) -> nn.Module:
+    """A layer of this form with random factors and, where it has them, random pivots or kept columns."""
+    rank = rank_for(form, out, inp, keep)
+    if form == "columns":
+        module = KeptColumns(inp, out, rank, inp // 16, bias=False, device="meta", dtype=dtype).to_empty(device="cpu")
+        module.kept.copy_(torch.randperm(inp)[: inp // 16].sort().values)
+    else:
+        kind = {"low_rank": LowRank, "pivoted": Pivoted}[form]
+        module = kind.empty(inp, out, rank, False, dtype).to_empty(device="cpu")
+    if isinstance(module, Pivoted):
+        module.chosen.copy_(pack(torch.zeros(out, dtype=torch.bool).index_fill(0, torch.randperm(out)[:rank], True)))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return module.eval()
+
+
+def random_llama(form: str, keep: float, dtype: torch.dtype, **config: int) -> LlamaForCausalLM:
+    """A random Llama whose blocks' linears all have this form; `dense` leaves them as they are."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False)).to(dtype)
+    rotary = LlamaForCausalLM(LlamaConfig(**{**config, "num_hidden_layers": 1, "vocab_size": 8})).model.rotary_emb
+    model.model.rotary_emb = rotary
+    for name, linear in list(model.model.layers.named_modules(prefix="model.layers")):
+        if form != "dense" and is_linear(linear):
+            model.set_submodule(name, random_form(form, *linear.weight.shape, keep, dtype))
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                filled = torch.empty(parameter.shape, dtype=dtype).normal_(std=0.02)
+                setattr(module, name, nn.Parameter(filled if parameter.ndim > 1 else torch.ones_like(filled)))
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,77 @@
+"""Speed of a random 1.45B Llama (hidden 2048, ffn 5632, 24 layers, vocabulary 32000), dense and in each form.
+
+    python benchmarks/serving.py --threads 2 --out benchmarks/results/serving-cpu.json
+    python benchmarks/serving.py --device cuda --out benchmarks/results/serving-cuda.json
+
+Prints what `slimrank bench` prints. On CUDA, decoding replays CUDA graphs.
+"""
+
+import argparse
+import platform
+from pathlib import Path
+
+import random_forms
+import torch
+from random_forms import random_llama
+
+from slimrank import console
+from slimrank.evaluate.speed import Asked, bench
+from slimrank.load import DTYPES
+from slimrank.optimize import optimize
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--align", type=int, default=8, help="round ranks down to multiples of this")
+    parser.add_argument("--forms", default="low_rank,pivoted,columns")
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--ffn", type=int, default=5632)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--plain", action="store_true", help="do not pack linears that share an input")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    random_forms.ALIGN = args.align
+    shape = {
+        "hidden_size": args.hidden,
+        "intermediate_size": args.ffn,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.hidden // 64,
+        "vocab_size": args.vocabulary,
+        "max_position_embeddings": 4096,
+    }
+    models = {
+        form: random_llama(form, args.keep, DTYPES[args.dtype], **shape).to(args.device)
+        for form in ("dense", *args.forms.split(","))
+    }
+    if not args.plain:
+        models = {form: optimize(model) for form, model in models.items()}
+    asked = Asked(args.tokens, tuple(int(batch) for batch in args.batches.split(",")), args.steps, args.rounds)
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+    settings = {
+        "machine": machine,
+        "threads": args.threads,
+        "keep": args.keep,
+        "align": args.align,
+        "dtype": args.dtype,
+        **shape,
+    }
+    found = bench(models, asked, settings | {"packed": not args.plain, "torch": torch.__version__}, console.track)
+    console.show_bench(found)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(found.to_json())
+
+
+if __name__ == "__main__":
+    main()

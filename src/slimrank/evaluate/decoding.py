@@ -1,0 +1,68 @@
+"""A model ready to run one step after another, the way a server would: prefill, then decode a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+
+Step = Callable[[], None]
+
+
+def prompt(model: PreTrainedModel, tokens: int, batch: int = 1) -> Tensor:
+    """Random token ids (batch, tokens), the same for every model of one vocabulary."""
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    return ids.expand(batch, tokens).to(model.device)
+
+
+def prefill(model: PreTrainedModel, ids: Tensor) -> DynamicCache:
+    """Read the prompt and fill a cache; logits of the last position only, as generation needs."""
+    cache = DynamicCache(config=model.config)
+    model(ids, past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+def first_token(model: PreTrainedModel, ids: Tensor) -> None:
+    """What a user waits for before the first token appears, generation's own preparations included."""
+    options: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    model.generate(ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[operator]
+
+
+def decoder(model: PreTrainedModel, tokens: int, batch: int, steps: int) -> Step:
+    """A function that decodes one token of each of `batch` sequences that start after `tokens` tokens.
+
+    On CUDA it replays a CUDA graph over a static cache with room for `steps` calls.
+    """
+    if model.device.type == "cuda":
+        return _graph(model, tokens, batch, steps)
+    cache = prefill(model, prompt(model, tokens))
+    cache.batch_repeat_interleave(batch)
+    token = prompt(model, 1, batch)
+
+    def step() -> None:
+        model(token, past_key_values=cache, logits_to_keep=1)
+
+    return step
+
+
+def _graph(model: PreTrainedModel, tokens: int, batch: int, steps: int) -> Step:
+    warmup = 3
+    room = tokens + steps + warmup + 1
+    cache = StaticCache(config=model.config, max_cache_len=room)
+    model(prompt(model, tokens, batch), past_key_values=cache, logits_to_keep=1)
+    token = prompt(model, 1, batch).contiguous()
+
+    def step() -> None:
+        model(token, past_key_values=cache, logits_to_keep=1)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -1,0 +1,14 @@
+import json
+
+from typer.testing import CliRunner
+
+from slimrank.cli import app
+
+
+def test_bench_prints_and_writes(tmp_path):
+    options = ["--tokens", "16", "--batches", "1", "--steps", "1", "--rounds", "1", "--dtype", "float32"]
+    result = CliRunner().invoke(app, ["bench", "demo", *options, "--json", str(tmp_path / "speed.json")])
+    assert result.exit_code == 0, result.output
+    assert "decode 1" in result.output and "GB/s" in result.output
+    record = json.loads((tmp_path / "speed.json").read_text())
+    assert record["settings"]["dtype"] == "float32" and record["models"][0]["name"] == "demo"
