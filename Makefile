@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all test-vllm lint clean
+.PHONY: demo docs test test-all test-vllm lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,9 @@ test-all: .venv/installed lint
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/integrations/test_vllm.py
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict --site-dir out/site
 
 lint: .venv/installed
 	$(BIN)/ruff check .

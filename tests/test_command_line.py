@@ -28,7 +28,7 @@ def shell(monkeypatch, capsys):
     [
         (("compress", "demo", "--keep", "abc"), "'--keep'"),
         (("compress", "demo", "--kep", "0.8"), "No such option: --kep"),
-        (("compress",), "Missing argument 'MODEL'"),
+        (("compress",), "Missing argument"),
         (("comprez",), "No such command 'comprez'"),
         (("evaluate", "demo", "--limit", "0"), "'--limit'"),
     ],
