@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all test-vllm test-torchao lint clean
+.PHONY: demo docs test test-all test-vllm test-torchao lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,9 @@ test-vllm: .venv-vllm/installed
 
 test-torchao: .venv-torchao/installed
 	.venv-torchao/bin/python -m pytest tests/test_quantize.py
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict --site-dir out/site
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -57,3 +57,14 @@ def test_keeps_that_are_no_numbers():
     assert parse_keeps("0.8,0.6") == [0.8, 0.6]
     with pytest.raises(UsageError, match="separated by commas"):
         parse_keeps("0.8;0.6")
+    with pytest.raises(UsageError, match=r"--keep 0\.8,60 must be above 0 and at most 1"):
+        parse_keeps("0.8,60")
+
+
+def test_a_recipe_that_fails_leaves_the_rows_before_it(place):
+    args = ["compare", "dense", "--recipes", "svd,duo-svd", "--keep", "0.6", "--calibration", "text.txt"]
+    args += ["--text", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4", "--out", "out"]
+    result = CliRunner().invoke(app, args)
+    assert isinstance(result.exception, UsageError) and "32 is more than the 8" in str(result.exception)
+    rows = json.loads((place / "out" / "compare.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == ["dense", "svd"]

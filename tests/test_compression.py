@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from architectures import ARCHITECTURES, VOCABULARY
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from slimrank import compress, load
@@ -94,6 +95,18 @@ def test_the_checkpoint_has_exactly_the_plans_parameters(run, tmp_path):
             parameter.copy_(parameter.to(torch.bfloat16))
         ids = torch.arange(20)[None]
         torch.testing.assert_close(loaded.float()(ids).logits, result.model(ids).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm-v2", "cpsvd", "slimrank"])
+def test_the_file_holds_as_many_numbers_as_the_plan_says_indices_included(run, tmp_path, recipe):
+    result = run(recipe, keep=0.6)
+    result.save(tmp_path / "out")
+    stored, linears = load_file(tmp_path / "out" / "model.safetensors"), result.plan.linears
+    for name, linear in linears.items():
+        assert sum(t.numel() for key, t in stored.items() if key.startswith(f"{name}.")) == linear.parameters
+    used = sum(linear.parameters for linear in linears.values())
+    assert used == result.plan.budget.used <= result.plan.budget.allowed
+    assert result.plan.recipe.form.name in {linear.form for linear in linears.values()}
 
 
 def test_same_inputs_same_result_to_the_bit(run):

@@ -16,7 +16,9 @@ from slimrank.compression import Result, peak_memory
 from slimrank.errors import MissingLibrary
 from slimrank.evaluate import ModelResult
 from slimrank.evaluate.speed import Bench
+from slimrank.integrations.lm_eval import Score
 from slimrank.plan import LinearPlan, Plan
+from slimrank.progress import Description
 from slimrank.report import write_report as write_page
 
 T = TypeVar("T")
@@ -24,8 +26,9 @@ out = Console() if sys.stdout.isatty() else Console(width=160)
 err = Console(stderr=True, soft_wrap=True)
 
 
-def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
+def track(iterable: Iterable[T], description: Description, total: int) -> Iterator[T]:
     """A progress bar on stderr with the time left, where stderr is a terminal."""
+    describe = description if callable(description) else lambda: description
     columns = (
         TextColumn("{task.description:>12}"),
         BarColumn(),
@@ -34,7 +37,10 @@ def track(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+        task = progress.add_task(describe(), total=total)
+        for item in progress.track(iterable, total=total, task_id=task):
+            progress.update(task, description=describe())
+            yield item
 
 
 def error(message: str) -> None:
@@ -149,6 +155,14 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
         ]
         title = f"{text}: {reference.windows} windows of {reference.window} tokens"
         table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)
+    for name, task in results[0].tasks.items():
+        metrics = list(task.metrics)
+        scored = [(r.name, *(_score(r.tasks[name].metrics[metric]) for metric in metrics)) for r in results]
+        table(["model", *metrics], scored, f"{name}: {task.items} items, {task.shots} examples before each")
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
 
 
 def show_bench(bench: Bench) -> None:

@@ -1,5 +1,9 @@
 import os
+import re
 import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +82,60 @@ def test_the_same_seed_gives_the_same_search_stopped_and_resumed_too(made, tmp_p
     whole = trials(tmp_path / "whole")
     assert [(t.params, t.value) for t in parts] == [(t.params, t.value) for t in whole]
     assert resumed.ranks == Bayes(**options).allocate(problem(made)).ranks
+
+
+def test_the_progress_line_has_the_best_so_far(made):
+    said = []
+
+    def track(iterable, description, total):
+        for item in iterable:
+            said.append(description())
+            yield item
+
+    watched = replace(made, track=track)
+    (note,) = Bayes(trials=5, **QUICK).allocate(problem(watched)).notes
+    numbers = [float(line.rpartition(" ")[2]) for line in said[1:]]
+    assert said[0] == "searching" and said[1].startswith("searching, best perplexity ")
+    assert numbers == sorted(numbers, reverse=True) and len(numbers) == 4
+    assert numbers[-1] >= float(re.search(r"perplexity ([\d.]+)", note)[1]) - 0.005
+
+
+PROCESS = """
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from sessions import problem, session
+from transformers import LlamaForCausalLM
+from slimrank.allocate.bayes import Bayes
+torch.set_num_threads(1)
+made = session(LlamaForCausalLM.from_pretrained(sys.argv[1]).eval(), keep=0.6)
+here = Path(sys.argv[3])
+(here / str(os.getpid())).touch()
+while len(list(here.iterdir())) < 2:
+    time.sleep(0.01)
+Bayes(trials=40, windows=1, sampler="tpe", storage=sys.argv[2]).allocate(problem(made))
+"""
+
+
+def test_two_processes_share_one_study(made, tmp_path):
+    made.decoder.model.save_pretrained(tmp_path / "model")
+    (tmp_path / "ready").mkdir()
+    storage, folder = str(tmp_path / "study"), str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+    command = [sys.executable, "-c", PROCESS, str(tmp_path / "model"), storage, str(tmp_path / "ready")]
+    running = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    done = [trial for trial in trials(storage) if trial.state.name == "COMPLETE"]
+    assert len({tuple(trial.user_attrs["process"]) for trial in done}) == 2
+    assert 40 <= len(done) <= 41  # both may have begun the last one
+    assert sum(set(trial.params.values()) == {0.625} for trial in done) <= 2
+    found = Bayes(trials=40, windows=1, sampler="tpe", storage=storage).allocate(problem(made))
+    best = min(done, key=lambda trial: trial.value)
+    shares = block_shares(problem(made), [best.params[f"block {i}"] for i in range(3)])
+    assert found.ranks == fit_ranks(problem(made), shares) and len(trials(storage)) == len(done)
 
 
 def dead_process() -> int:

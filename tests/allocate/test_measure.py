@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slimrank.allocate.asvd import PerplexityScan, common_threshold, default_grid
 from slimrank.allocate.budget import cost, fit_ranks, used
-from slimrank.allocate.duo import MeasuredModules, choose, interpolated
+from slimrank.allocate.duo import MeasuredModules, Scan, choose, settle
 from slimrank.allocate.measure import Damage
 from slimrank.errors import UsageError
 from slimrank.linear import weight_of
@@ -88,18 +88,24 @@ def test_measures_in_less_than_half_of_the_passes_of_whole_models(tiny_llama):
     assert 2 * passes < whole
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 3.0])
-def test_interpolates_only_between_losses_within_the_tolerance(tolerance):
-    losses, asked = [100.0, 60.0, 30.0, 29.0, 28.5, 28.0, 10.0, 4.0, 3.0, 2.0], []
-
-    def loss(i: int) -> float:
-        asked.append(i)
-        return losses[i]
-
-    found = interpolated(loss, [0, 7, 9], tolerance)
-    assert all(abs(a - b) <= tolerance for a, b in zip(found, losses, strict=True))
-    assert all(found[i] == losses[i] for i in asked)
-    assert len(set(asked)) == (10 if tolerance == 0 else 8)
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("tolerance", [0.0, 5.0])
+def test_settles_on_the_best_assignment_without_measuring_all(made, keep, tolerance):
+    asked, generator = problem(made, keep), torch.Generator().manual_seed(int(10 * keep))
+    full = {}
+    for name in made.dense:
+        ranks = [1, 2, 3, 4, 5, 6, 7, 8, 9, None]
+        falls = torch.rand(len(ranks), generator=generator) * torch.logspace(2, -1, len(ranks))
+        full[name] = dict(zip(ranks, falls.flip(0).cumsum(0).flip(0).tolist(), strict=True))
+    scans = {name: Scan(list(losses), 5, losses.__getitem__) for name, losses in full.items()}
+    for scan in scans.values():
+        scan.start()
+    found = settle(asked, scans, 50_000, tolerance)
+    best = choose(asked, full, 50_000)
+    assert used(asked, found) <= asked.budget
+    value, least = (sum(full[name][ranks[name]] for name in full) for ranks in (found, best))
+    assert least <= value <= least + tolerance + 1e-6
+    assert sum(len(scan.known) for scan in scans.values()) < (0.85 if tolerance == 0 else 0.8) * 10 * len(full)
 
 
 def test_equal_damages_reduce_to_uniform(made):

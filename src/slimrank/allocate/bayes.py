@@ -9,7 +9,7 @@ from pydantic import Field
 from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage
-from slimrank.allocate.study import Sampler, completed, next_trial, open_study, quiet
+from slimrank.allocate.study import Sampler, best_value, completed, next_trial, open_study, quiet
 from slimrank.model import fingerprint
 
 RESUMABLE = {"trials", "storage"}  # what may change when a study goes on
@@ -40,7 +40,7 @@ class Bayes(Allocator):
         with quiet():
             study = open_study(self.storage, self._identity(problem))
             done = completed(study)
-            for _ in session.track(range(done, self.trials), "searching", max(self.trials - done, 0)):
+            for _ in session.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
                 if completed(study) >= self.trials:
                     break  # other processes have done the rest
                 trial = next_trial(study, self.sampler, self.seed, names, self.low)
@@ -65,6 +65,12 @@ class Bayes(Allocator):
             **{f"allocate.{key}": value for key, value in self.model_dump(mode="json", exclude=RESUMABLE).items()},
         }
         return dict(json.loads(json.dumps(identity)))
+
+
+def progress(study: Any) -> str:
+    """What the search is at: the best perplexity so far."""
+    best = best_value(study)
+    return "searching" if best is None else f"searching, best perplexity {exp(best):.3f}"
 
 
 def block_shares(problem: Problem, values: list[float]) -> dict[str, float]:

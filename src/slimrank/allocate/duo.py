@@ -1,7 +1,7 @@
 """Duo-SVD's module level (arXiv 2510.19385): each module's damage measured at several shares, then a knapsack."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Len
@@ -15,13 +15,46 @@ from slimrank.allocate.measure import Damage
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+@dataclass
+class Scan:
+    """One module's damage by option, measured where asked for. ranks: its options, ascending, dense (None) last."""
+
+    ranks: list[int | None]
+    base: int | None
+    measure: Callable[[int | None], float]
+    known: dict[int, float] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Measure both ends, and the base, which is measured already."""
+        for option in {0, self.ranks.index(self.base), len(self.ranks) - 1}:
+            self.known[option] = self.measure(self.ranks[option])
+
+    def least(self) -> dict[int | None, float]:
+        """By rank what is known, or the least that it can be: the lower one of the neighbours'."""
+        return {rank: min(self.known[end] for end in self._ends(option)) for option, rank in enumerate(self.ranks)}
+
+    def measured(self) -> dict[int | None, float]:
+        """By rank what is known."""
+        return {self.ranks[option]: loss for option, loss in sorted(self.known.items())}
+
+    def halve(self, rank: int | None) -> None:
+        """Measure the middle of the gap that a rank is in."""
+        low, high = self._ends(self.ranks.index(rank))
+        self.known[(low + high) // 2] = self.measure(self.ranks[(low + high) // 2])
+
+    def _ends(self, option: int) -> tuple[int, int]:
+        """The nearest measured options, itself twice if it is one."""
+        return max(k for k in self.known if k <= option), min(k for k in self.known if k >= option)
+
+
 class MeasuredModules(Allocator):
     """Minimise sum_j d_j(p_j), d_j(p) = KL_j(p) - KL_base, within the budget (METHODS, section 4).
 
     KL_base is KL(dense || model) with every module at the target share, KL_j(p) with module j alone at share p of
     `grid`, p = 1 being dense, on `windows` calibration windows. Measured with plain truncation, whatever the form.
-    units: parts of the budget in the knapsack's dynamic programming. tolerance: shares between two whose KL differ by
-    less than this part of KL_base aren't measured but interpolated; 0 measures all.
+    units: parts of the budget in the knapsack's dynamic programming. tolerance: a measurement is left out where it
+    could no longer lower the sum by more than this part of KL_base, damage taken to fall with the share; 0 leaves
+    out only what cannot matter at all.
     """
 
     name: Literal["measured_modules"] = "measured_modules"
@@ -34,34 +67,34 @@ class MeasuredModules(Allocator):
         """Ranks of the knapsack's optimum."""
         names = list(problem.spectrum.linears)
         damage = Damage(problem.session, fit_ranks(problem, dict.fromkeys(names, problem.keep)), windows=self.windows)
-        tolerance = self.tolerance * damage.kl({})
-        damages: dict[str, dict[int | None, float]] = {}
+        scans = {name: self._scan(problem, damage, name) for name in names}
         for name in problem.session.track(names, "measuring", len(names)):
-            base = damage.base[name]
-            options = {base, *(rank_at(problem, name, share) for share in self.grid)}
-            ranks = sorted(options, key=lambda rank: (rank is None, rank))
-            losses = interpolated(
-                cache(lambda i, name=name, ranks=ranks: damage.kl({name: ranks[i]})),
-                sorted({0, ranks.index(base), len(ranks) - 1}),
-                tolerance,
-            )
-            damages[name] = dict(zip(ranks, losses, strict=True))
-        models = 2 + sum(map(len, damages.values()))  # the dense one and the base beside every option
-        return Allocation(choose(problem, damages, self.units), (damage.account(models),))
+            scans[name].start()
+        ranks = settle(problem, scans, self.units, self.tolerance * damage.kl({}))
+        models = 2 + sum(len(scan.ranks) for scan in scans.values())  # the dense one and the base beside every option
+        return Allocation(ranks, (damage.account(models),))
+
+    def _scan(self, problem: Problem, damage: Damage, name: str) -> Scan:
+        base = damage.base[name]
+        ranks = {base, *(rank_at(problem, name, share) for share in self.grid)}
+        return Scan(sorted(ranks, key=lambda rank: (rank is None, rank)), base, lambda rank: damage.kl({name: rank}))
 
 
-def interpolated(loss: Callable[[int], float], knots: Sequence[int], tolerance: float) -> list[float]:
-    """loss(i) for every i from the first to the last of `knots`, ascending, measured by halving the gaps between them.
+def settle(problem: Problem, scans: dict[str, Scan], units: int, tolerance: float) -> Ranks:
+    """The best assignment of measured options, once none with unmeasured ones can be better by more than `tolerance`.
 
-    Where the losses at both ends of a gap are within `tolerance`, what is between them is linearly interpolated.
+    Each round solves the knapsack with the least that every damage can be, and halves the gaps that it chose from.
     """
-    low, high = knots[0], knots[-1]
-    if len(knots) > 2:
-        return [*interpolated(loss, knots[:2], tolerance), *interpolated(loss, knots[1:], tolerance)[1:]]
-    if high - low < 2 or abs(loss(high) - loss(low)) <= tolerance:
-        step = (loss(high) - loss(low)) / max(high - low, 1)
-        return [loss(low) + step * i for i in range(high - low + 1)]
-    return interpolated(loss, [low, (low + high) // 2, high], tolerance)
+    while True:
+        least = {name: scan.least() for name, scan in scans.items()}
+        measured = {name: scan.measured() for name, scan in scans.items()}
+        hoped, had = choose(problem, least, units), choose(problem, measured, units)
+        open_gaps = [name for name, rank in hoped.items() if rank not in measured[name]]
+        gap = sum(measured[name][had[name]] - least[name][hoped[name]] for name in scans)
+        if not open_gaps or gap <= tolerance:
+            return had
+        for name in problem.session.track(open_gaps, "measuring", len(open_gaps)):
+            scans[name].halve(hoped[name])
 
 
 def choose(problem: Problem, damages: dict[str, dict[int | None, float]], units: int) -> Ranks:

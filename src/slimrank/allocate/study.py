@@ -91,6 +91,11 @@ def completed(study: "optuna.Study") -> int:
     return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 
+def best_value(study: "optuna.Study") -> float | None:
+    """The least value so far, of all processes; None before the first."""
+    return study.best_value if completed(study) else None
+
+
 def _fail_dead_trials(study: "optuna.Study") -> None:
     """Give up the trials that a killed process of this machine left running or waiting."""
     optuna = require_optuna()

@@ -49,18 +49,27 @@ def compare(
     texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
     reading = Reading(calibration, samples, window, seed)
     loaded = load(model, dtype=dtype, device=device)
+    asked = {
+        "model": model,
+        "recipes": [recipe.name for recipe in chosen],
+        "set": settings or [],
+        "reading": vars(reading),
+        "max_windows": max_windows,
+        "special_tokens": special_tokens,
+    }
     rows = []
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     for row in compare(
         loaded, [(recipe, keep) for recipe in chosen for keep in keeps], texts, reading,
         max_windows=max_windows, special_tokens=special_tokens, track=console.track,
     ):  # fmt: skip
         rows.append(row)
         console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s", highlight=False)
+        if out:  # anew after each row: one that fails doesn't take the others with it
+            write_text(out / "compare.json", to_json(rows, asked))
     console.show_comparison(rows)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        asked = {"model": model, "recipes": [r.name for r in chosen], "set": settings or [], "reading": vars(reading)}
-        write_text(out / "compare.json", to_json(rows, asked | {"max_windows": max_windows}))
         console.out.print(f"Written to {out / 'compare.json'}", highlight=False)
         console.write_report(out)
 
@@ -68,6 +77,9 @@ def compare(
 def parse_keeps(text: str) -> list[float]:
     """The numbers of a list such as 0.8,0.6."""
     try:
-        return [float(part) for part in text.split(",")]
+        keeps = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--keep {text!r} must be numbers separated by commas, such as 0.8,0.6.") from error
+    if not all(0 < keep <= 1 for keep in keeps):
+        raise UsageError(f"--keep {text} must be above 0 and at most 1: it is the share of parameters that stays.")
+    return keeps
