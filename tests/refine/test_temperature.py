@@ -6,7 +6,7 @@ from transformers import OPTConfig
 
 from slimrank.allocate.measure import cut
 from slimrank.model import set_module
-from slimrank.refine.temperature import FACTORS, Gain, Temperature, final_norm, final_states, lowest
+from slimrank.refine.temperature import Gain, Temperature, final_norm, final_states, lowest
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
