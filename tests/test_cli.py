@@ -97,7 +97,3 @@ def test_a_truncated_weight_file_is_one_sentence(place):
     path.write_bytes(path.read_bytes()[:-100])
     code, _, err = shell("evaluate", "dense", "--text", "text.txt")
     assert code == 1 and "MODEL dense cannot be loaded" in err and "Traceback" not in err
-
-
-def test_version(place):
-    assert "transformers" in run("--version")

@@ -2,31 +2,36 @@
 
 import os
 import sys
-from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from slimrank.commands import COMMANDS
 from slimrank.errors import SlimrankError
+from slimrank.versions import versions
+
+MisusedOption: Any = typer.BadParameter.__base__  # click's class, or typer's copy of it in newer versions
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Compress Hugging Face causal language models by SVD, with an honest account of what it costs.",
+    epilog="Start with: slimrank compress demo --keep 0.6 --out small",
 )
 
 
 @app.callback(invoke_without_command=True)
 def options(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
-    show_version: Annotated[bool, typer.Option("--version", help="Print versions and stop.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print versions, as a bug report needs them.")
+    ] = False,
 ) -> None:
     """Options of every command."""
     if show_version:
-        names = ("slimrank", "torch", "transformers", "safetensors")
-        typer.echo("  ".join(f"{name} {version(name)}" for name in names))
+        for name, number in versions().items():
+            typer.echo(f"{name:<18} {number}")
         raise typer.Exit
 
 
@@ -40,21 +45,28 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are not news, its failures become our sentence
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=True)
+        raise SystemExit(app(prog_name="slimrank", standalone_mode=False))
     except SlimrankError as error:
         if debug:
             raise
         _fail(str(error), error.status)
-    except SystemExit as stop:
-        if stop.code == 130:  # how typer ends on Ctrl-C
-            _fail("Stopped by Ctrl-C; nothing was written.", 130)
-        raise
+    except MisusedOption as error:
+        _fail(_sentence(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Stopped by Ctrl-C; nothing was written.", 130)
     except OSError as error:
         if debug:
             raise
         _fail(f"{error.filename or 'The disk'}: {error.strerror or error}.", 1)
     except MemoryError:
         _fail("Out of memory: use fewer --samples or a shorter --window.", 1)
+
+
+def _sentence(error: Any) -> str:
+    """What is wrong with the command line, and where to read on."""
+    path = error.ctx.command_path if error.ctx else "slimrank"
+    message = error.format_message()
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help."
 
 
 def _fail(message: str, status: int) -> None:

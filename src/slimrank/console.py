@@ -16,6 +16,7 @@ from slimrank.compression import Result, peak_memory
 from slimrank.errors import MissingLibrary
 from slimrank.evaluate import ModelResult
 from slimrank.evaluate.speed import Bench
+from slimrank.integrations.lm_eval import Score
 from slimrank.plan import LinearPlan, Plan
 from slimrank.progress import Description
 from slimrank.report import write_report as write_page
@@ -154,6 +155,14 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
         ]
         title = f"{text}: {reference.windows} windows of {reference.window} tokens"
         table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)
+    for name, task in results[0].tasks.items():
+        metrics = list(task.metrics)
+        scored = [(r.name, *(_score(r.tasks[name].metrics[metric]) for metric in metrics)) for r in results]
+        table(["model", *metrics], scored, f"{name}: {task.items} items, {task.shots} examples before each")
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
 
 
 def show_bench(bench: Bench) -> None:

@@ -25,6 +25,7 @@ def test_json():
         "texts": {
             "a": {"perplexity": math.exp(2), "nats": 2.0, "nats_lost": 0.0, "tokens": 30, "windows": 2, "window": 16}
         },
+        "tasks": {},
     }
     assert small["texts"]["a"]["nats_lost"] == 0.5
     assert small["texts"]["b"]["perplexity"] is None and small["texts"]["b"]["nats_lost"] is None

@@ -1,5 +1,6 @@
 """slimrank evaluate: what models are worth, side by side."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,13 +16,18 @@ def evaluate(
     window: Window = None,
     max_windows: Annotated[int | None, typer.Option(min=1, help="Only the first windows.")] = None,
     special_tokens: Annotated[bool, typer.Option(help="The tokenizer's default special tokens (BOS).")] = True,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, separated by commas.")] = None,
+    tasks_path: Annotated[Path | None, typer.Option(help="Folder with task files (YAML) of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
     json_file: JsonFile = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Perplexity, nats lost, parameters and bytes of models, side by side.
+    """Perplexity, nats lost, task scores, parameters and bytes of models, side by side.
 
     Example: slimrank evaluate demo small --text demo
+
+    Example: slimrank evaluate MODEL small --tasks piqa,arc_easy --json scores.json
     """
     from slimrank import console
     from slimrank.checkpoint import write_text
@@ -29,7 +35,8 @@ def evaluate(
 
     results = evaluate_models(
         models, text or [], window=window, max_windows=max_windows, special_tokens=special_tokens,
-        device=device, dtype=dtype, track=console.track,
+        device=device, dtype=dtype, tasks=[name for name in (tasks or "").split(",") if name], tasks_path=tasks_path,
+        limit=limit, track=console.track,
     )  # fmt: skip
     console.show_evaluation(results)
     if json_file:

@@ -6,7 +6,10 @@ import typer
 
 
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
-    """List the shipped recipes, or print one."""
+    """List the shipped recipes, or print one.
+
+    Example: slimrank recipes svd-llm > mine.yaml
+    """
     from slimrank import console
     from slimrank.recipe import load_recipe, shipped_recipes
 

@@ -1,6 +1,7 @@
 """Evaluate several models on several texts, side by side."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from slimrank.errors import UsageError
 from slimrank.evaluate.perplexity import Perplexity, perplexity
 from slimrank.evaluate.results import ModelResult, count_parameters, weight_bytes
 from slimrank.forms.base import Form
+from slimrank.integrations.lm_eval import Tasks
 from slimrank.linear import is_linear, shape_of
 from slimrank.load import Loaded, load
 from slimrank.model import find_blocks
@@ -26,15 +28,20 @@ def evaluate_models(
     special_tokens: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
+    tasks: Sequence[str] = (),
+    tasks_path: Path | None = None,
+    limit: int | None = None,
     track: Track = no_track,
 ) -> list[ModelResult]:
     """Perplexity of each model (see slimrank.load) on each text SPEC, one model in memory at a time.
 
-    window defaults to the first model's context, at most 2048, for all models alike.
+    window defaults to the first model's context, at most 2048, for all models alike. tasks: names of the harness's
+    tasks, or of those whose files are in tasks_path; limit: items of each.
     """
-    if not texts and models[0] != "demo":
+    chosen = Tasks(tasks, tasks_path, limit) if tasks else None
+    if not texts and not tasks and models[0] != "demo":
         raise UsageError("--text is missing: give a text such as test.txt, file.jsonl:text or hub:name/config:split.")
-    read = [read_text(spec, part="evaluation") for spec in texts or ["demo"]]
+    read = [read_text(spec, part="evaluation") for spec in texts or ([] if tasks else ["demo"])]
     results = []
     for name in models:
         loaded = load(name, dtype=dtype, device=device)
@@ -44,7 +51,9 @@ def evaluate_models(
             loaded, read, window=window, max_windows=max_windows, special_tokens=special_tokens, track=track
         )
         parameters = count_parameters(loaded.model)
-        results.append(ModelResult(name, measured, linear_parameters(loaded), parameters, stored_bytes(loaded)))
+        scores = chosen.measure(loaded) if chosen else {}
+        size = stored_bytes(loaded)
+        results.append(ModelResult(name, measured, linear_parameters(loaded), parameters, size, scores))
     return results
 
 

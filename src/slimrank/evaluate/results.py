@@ -3,20 +3,21 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch.nn import Module
 
 from slimrank.evaluate.perplexity import Perplexity
+from slimrank.integrations.lm_eval import TaskResult
 
 JSON_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One evaluated model: a Perplexity per text, parameter counts, and the bytes of its weights on disk.
+    """One evaluated model: a Perplexity per text, tasks, parameter counts, and the bytes of its weights on disk.
 
     `linear_parameters` counts the linears that a compression may touch, `parameters` the whole model.
     """
@@ -26,6 +27,7 @@ class ModelResult:
     linear_parameters: int
     parameters: int
     bytes: int
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
 
     def nats_lost(self, first: "ModelResult") -> dict[str, float]:
         """Nats per token more than `first` pays, for each text that both have read."""
@@ -36,7 +38,8 @@ def to_json(results: Sequence[ModelResult]) -> str:
     """The results as JSON, the first model being the reference; a perplexity beyond a float's range is null.
 
     {"version": 1, "models": [{"name", "parameters": {"linears", "model"}, "bytes",
-    "texts": {source: {"perplexity", "nats", "nats_lost", "tokens", "windows", "window"}}}]}
+    "texts": {source: {"perplexity", "nats", "nats_lost", "tokens", "windows", "window"}},
+    "tasks": {name: {"items", "shots", "version", "metrics": {metric: {"value", "stderr"}}}}}]}
     """
     models = [_model(result, results[0]) for result in results]
     return json.dumps({"version": JSON_VERSION, "models": models}, indent=2, allow_nan=False) + "\n"
@@ -49,6 +52,7 @@ def _model(result: ModelResult, first: ModelResult) -> dict[str, Any]:
         "parameters": {"linears": result.linear_parameters, "model": result.parameters},
         "bytes": result.bytes,
         "texts": {text: _text(measured, lost.get(text)) for text, measured in result.texts.items()},
+        "tasks": {name: asdict(task) for name, task in result.tasks.items()},
     }
 
 

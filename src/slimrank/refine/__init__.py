@@ -5,6 +5,7 @@ from slimrank.refine.base import Refiner
 from slimrank.refine.blocks import Blocks
 from slimrank.refine.distill import Distill
 from slimrank.refine.lora import Lora
+from slimrank.refine.temperature import Temperature
 from slimrank.refine.update import Update
 
 REFINERS: dict[str, type[Refiner]] = {
@@ -13,6 +14,7 @@ REFINERS: dict[str, type[Refiner]] = {
     "lora": Lora,
     "blocks": Blocks,
     "distill": Distill,
+    "temperature": Temperature,
 }
 
 __all__ = ["REFINERS", "Refiner"]

@@ -103,6 +103,7 @@ def command(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     words += ["--samples", reading["samples"], "--seed", reading["seed"]]
     words += ["--window", reading["window"]] if reading["window"] else []
     words += ["--max-windows", settings["max_windows"]] if settings.get("max_windows") else []
+    words += [] if settings.get("special_tokens", True) else ["--no-special-tokens"]
     words += [word for setting in settings.get("set", ()) for word in ("--set", setting)]
     return shlex.join(str(word) for word in words)
 

@@ -33,7 +33,17 @@ def evaluation_tables(path: Path) -> list[Table]:
         rows = [_text_row(model, model["texts"][text]) for model in models if text in model["texts"]]
         caption = f"{text}: {read['windows']} windows of {read['window']} tokens"
         tables.append((caption, ["model", "perplexity", "nats lost", "parameters", "bytes"], rows))
+    for name, task in models[0].get("tasks", {}).items() if models else ():
+        rows = [
+            [model["name"], *(_score(model["tasks"][name]["metrics"][m]) for m in task["metrics"])] for model in models
+        ]
+        caption = f"{name}: {task['items']} items, {task['shots']} examples before each"
+        tables.append((caption, ["model", *task["metrics"]], rows))
     return tables
+
+
+def _score(score: dict[str, Any]) -> str:
+    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
 
 
 def _text_row(model: dict[str, Any], found: dict[str, Any]) -> list[str]:

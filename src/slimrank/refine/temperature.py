@@ -1,0 +1,107 @@
+"""Temperature: a model whose states became noisy is too sure of itself, and one number corrects that."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.allocate import Ranks
+from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.model import Decoder
+from slimrank.refine.base import Refiner
+from slimrank.refine.training import divergence
+from slimrank.session import Session
+
+FACTORS = tuple(0.1 + 0.05 * step for step in range(23))  # 0.1 to 1.2
+
+
+class Temperature(Refiner):
+    """Scales what the head reads by the factor of the least KL(dense || compressed) on the held-out windows.
+
+    The factor goes into the gain, and the bias, of the last norm: the model stores and computes nothing more.
+    """
+
+    name: Literal["temperature"] = "temperature"
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """Notes the factor; leaves a model without a norm before its head as it is."""
+        decoder, ids = session.decoder, session.windows.held_out
+        with session.replaced(session.dense):
+            dense = final_states(decoder, ids)
+        ours = final_states(decoder, ids)
+        norm = final_norm(decoder, ours)
+        if norm is None:
+            return ["No norm stands before the head, so its temperature stays."]
+        gain = Gain(norm, ours.hidden[0])
+        factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
+        gain.scale(factor)
+        return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
+
+
+def final_states(decoder: Decoder, ids: Tensor) -> Stream:
+    """The windows behind the last block."""
+    stream = Stream(decoder, ids, default_batch(ids.shape[1]))
+    while stream.depth < len(decoder):
+        for _ in stream.advance():
+            pass
+    return stream
+
+
+def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
+    """The last module with a vector for its weight that runs in the head."""
+    seen: list[nn.Module] = []
+    norms = [m for m in decoder.model.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
+    handles = [norm.register_forward_hook(lambda module, *_: seen.append(module)) for norm in norms]
+    try:
+        with torch.no_grad():
+            decoder.head(states.ids[0], states.hidden[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[-1] if seen else None
+
+
+@torch.no_grad()
+def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
+    """KL(dense || ours) in nats a token for each of FACTORS."""
+    losses = [0.0] * len(FACTORS)
+    for ids, theirs, hidden in zip(ours.ids, dense.hidden, ours.hidden, strict=True):
+        target = decoder.head(ids, theirs)
+        for index, factor in enumerate(FACTORS):
+            gain.scale(factor)
+            losses[index] += divergence(decoder.head(ids, hidden), target).item() * len(ids)
+    return [loss / sum(map(len, ours.ids)) for loss in losses]
+
+
+def lowest(places: tuple[float, ...], values: list[float]) -> float:
+    """Where the parabola through the least of evenly spaced values and its neighbours is lowest."""
+    best = min(range(len(values)), key=values.__getitem__)
+    if best in (0, len(values) - 1):
+        return places[best]
+    before, at, after = values[best - 1 : best + 2]
+    return places[best] + 0.5 * (places[1] - places[0]) * (before - after) / (before - 2 * at + after)
+
+
+class Gain:
+    """A norm whose output is (weight + c) x' + bias, with c = 0 in most and 1 in some; x (..., d) is to find c by."""
+
+    def __init__(self, norm: nn.Module, x: Tensor) -> None:
+        self._parameters = dict(norm.named_parameters())
+        self._kept = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self.constant = 0.0
+        self.scale(0.0)
+        at_zero = norm(x).detach()
+        self._set(weight=torch.ones_like(self._kept["weight"]))
+        unit = norm(x).detach() - at_zero
+        self.constant = ((at_zero * unit).sum() / unit.square().sum()).item()
+        self.scale(1.0)
+
+    def scale(self, factor: float) -> None:
+        """Let the output be `factor` times the first one."""
+        scaled = {name: factor * value for name, value in self._kept.items()}
+        self._set(**scaled | {"weight": (self._kept["weight"] + self.constant) * factor - self.constant})
+
+    @torch.no_grad()
+    def _set(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._parameters[name].copy_(value)

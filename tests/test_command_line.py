@@ -1,0 +1,63 @@
+"""The command line itself: options that cannot be read, versions, help, completion."""
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from slimrank.cli import app, main
+from slimrank.commands import COMMANDS
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """The console entry point: status, stdout, stderr."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["slimrank", *args])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        return stop.value.code, said.out, " ".join(said.err.split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("compress", "demo", "--keep", "abc"), "'--keep'"),
+        (("compress", "demo", "--kep", "0.8"), "No such option: --kep"),
+        (("compress",), "Missing argument"),
+        (("comprez",), "No such command 'comprez'"),
+        (("evaluate", "demo", "--limit", "0"), "'--limit'"),
+    ],
+)
+def test_a_mistyped_command_is_one_sentence_and_status_2(shell, args, message):
+    code, out, err = shell(*args)
+    assert (code, out) == (2, "") and message in err
+    assert err.startswith("error: ") and err.endswith("--help.") and "│" not in err
+
+
+def test_the_versions_of_a_bug_report(shell):
+    code, out, _ = shell("--version")
+    found = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 0 and {"slimrank", "python", "platform", "torch", "transformers", "safetensors"} <= found.keys()
+
+
+@pytest.mark.parametrize("command", [command.__name__.removesuffix("_") for command in COMMANDS])
+def test_every_command_shows_an_example(command):
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    assert said.exit_code == 0 and f"Example: slimrank {command}" in said.output
+
+
+def test_the_shell_completes_commands_and_options(shell, monkeypatch):
+    monkeypatch.setenv("_SLIMRANK_COMPLETE", "complete_bash")
+    for words, expected in (
+        ("slimrank comp", {"compress", "compare"}),
+        ("slimrank evaluate --tasks-", {"--tasks-path"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        code, out, _ = shell()
+        assert code == 0 and set(out.split()) == expected
