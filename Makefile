@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo docs test test-all test-vllm lint clean
+.PHONY: demo docs test test-all test-vllm test-torchao lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,15 @@ test-all: .venv/installed lint
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/integrations/test_vllm.py
 
+.venv-torchao/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torchao
+	.venv-torchao/bin/python -m pip install --quiet torch -c constraints.txt
+	.venv-torchao/bin/python -m pip install --quiet -e '.[quantize]' pytest pytest-timeout -c constraints.txt
+	touch $@
+
+test-torchao: .venv-torchao/installed
+	.venv-torchao/bin/python -m pytest tests/test_quantize.py
+
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict --site-dir out/site
 
@@ -39,4 +48,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-vllm demo-compressed
+	rm -rf .venv .venv-vllm .venv-torchao demo-compressed

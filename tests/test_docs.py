@@ -21,6 +21,7 @@ REASONS = {
     "needs data sets from the hub",
     "needs local copies of the sets",
     "needs vLLM",
+    "needs torchao",
     "takes minutes",
     "takes minutes, and installs",
 }

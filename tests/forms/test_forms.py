@@ -120,6 +120,22 @@ def test_every_parameter_gets_a_gradient():
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_trains_after_a_first_call_in_inference_mode(form):
+    module = FORMS[form].from_low_rank(random(12, 3), random(3, 8))
+    with torch.inference_mode():
+        module(random(4, 8))
+    module(random(4, 8)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiles_before_any_call(form):
+    module, x = FORMS[form].from_low_rank(random(12, 3), random(3, 8)), random(4, 8)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), copy.deepcopy(module)(x), rtol=1e-12, atol=1e-12)
+
+
 def test_copies_and_is_found_by_name():
     model = nn.Sequential(nn.Linear(8, 8), Pivoted.from_low_rank(random(12, 3), random(3, 8)))
     assert compressed_layers(copy.deepcopy(model)) == {"1": {"form": "pivoted", "rank": 3}}

@@ -9,6 +9,7 @@ from slimrank.forms.base import Form
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
+from slimrank.forms.quantized import check_bits
 
 FORMS: dict[str, type[Form]] = {
     LowRank.form: LowRank,
@@ -24,6 +25,7 @@ def form_of(name: str, entry: dict[str, Any]) -> type[Form]:
         raise SlimrankError(f"The layer {name} has the unknown form {form!r}; known are {', '.join(FORMS)}.")
     if type(rank) is not int or rank < 1:
         raise SlimrankError(f"The layer {name} has the rank {rank!r}; give a whole number from 1.")
+    check_bits(name, form, entry.get("bits"))
     return FORMS[form]
 
 

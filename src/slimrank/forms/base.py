@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from slimrank.forms.quantized import quantize_factors
 from slimrank.linear import shape_of, weight_of
 
 
@@ -21,6 +22,9 @@ class Form(nn.Module):
 
     form: ClassVar[str]
     """The form's name in the checkpoint's config."""
+
+    bits: int | None = None
+    """Of the factors' stored numbers, where they are quantized."""
 
     weight: Tensor
 
@@ -55,7 +59,14 @@ class Form(nn.Module):
         out_features, in_features = shape_of(dense)
         has_bias = getattr(dense, "bias", None) is not None
         shell = cls.empty(in_features, out_features, entry["rank"], has_bias, dtype or weight.dtype)
+        shell.use_bits(entry.get("bits"))
         return shell.to_empty(device=device or weight.device)
+
+    def use_bits(self, bits: int | None) -> None:
+        """Store the factors in so many bits; their values are lost."""
+        if bits is not None:
+            quantize_factors(self, bits)
+            self.bits = bits
 
     @classmethod
     def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
@@ -74,7 +85,7 @@ class Form(nn.Module):
 
     def entry(self) -> dict[str, Any]:
         """The layer's JSON, from which `shell` builds the same module again."""
-        return {"form": self.form, "rank": self.rank}
+        return {"form": self.form, "rank": self.rank} | ({} if self.bits is None else {"bits": self.bits})
 
     def dense_weight(self) -> Tensor:
         """W' (out, in), multiplied out in float64."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
+from slimrank.forms.quantized import matrix_of
 from slimrank.linear import shape_of, weight_of
 
 
@@ -42,7 +43,8 @@ class KeptColumns(Form):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         if self.order is None:
-            self.order = self.kept_first()
+            with torch.inference_mode(False):  # it outlives the mode of the first call
+                self.order = self.kept_first()
         kept, rest = x.index_select(-1, self.order).tensor_split((self.columns,), dim=-1)
         return self.up(torch.cat([kept, self.down(rest)], dim=-1))
 
@@ -68,6 +70,7 @@ class KeptColumns(Form):
         has_bias = getattr(dense, "bias", None) is not None
         columns, dtype = entry.get("columns", 0), dtype or weight.dtype
         shell = cls(in_features, out_features, entry["rank"], columns, has_bias, device="meta", dtype=dtype)
+        shell.use_bits(entry.get("bits"))
         return shell.to_empty(device=device or weight.device)
 
     @classmethod
@@ -113,8 +116,8 @@ class KeptColumns(Form):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""
-        kept, left = self.up.weight.double().tensor_split((self.columns,), dim=1)
-        ordered = torch.cat([kept, left @ self.down.weight.double()], dim=1)
+        kept, left = matrix_of(self.up).tensor_split((self.columns,), dim=1)
+        ordered = torch.cat([kept, left @ matrix_of(self.down)], dim=1)
         return ordered.index_select(1, self.kept_first().argsort())
 
     def extra_repr(self) -> str:

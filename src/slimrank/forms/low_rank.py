@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
+from slimrank.forms.quantized import matrix_of
 
 
 class LowRank(Form):
@@ -56,4 +57,4 @@ class LowRank(Form):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' = U V (out, in) in float64."""
-        return self.up.weight.double() @ self.down.weight.double()
+        return matrix_of(self.up) @ matrix_of(self.down)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.bits import pack, packed_bytes, unpack
+from slimrank.forms.quantized import matrix_of
 
 
 class Pivoted(Form):
@@ -50,7 +51,8 @@ class Pivoted(Form):
         if self.others is not None:
             y = torch.cat([y, self.others(y)], dim=-1)
         if self.order is None:
-            self.order = self.own_order()
+            with torch.inference_mode(False):  # it outlives the mode of the first call
+                self.order = self.own_order()
         y = permute_last(y, self.order)
         return y if self.bias is None else y + self.bias
 
@@ -94,9 +96,9 @@ class Pivoted(Form):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""
-        weight = self.pivots.weight.double()
+        weight = matrix_of(self.pivots)
         if self.others is not None:
-            weight = torch.cat([weight, self.others.weight.double() @ weight])
+            weight = torch.cat([weight, matrix_of(self.others) @ weight])
         return weight.index_select(0, self.own_order())
 
 

@@ -16,9 +16,17 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from slimrank.checkpoint.schema import METHOD, check_layers
 from slimrank.errors import SlimrankError
+from slimrank.forms.quantized import dequantize
 from slimrank.integrations.shards import FusedParts
 
-_TENSORS = ("weight", "chosen", "kept", "down.weight", "up.weight", "up.bias", "pivots.weight", "others.weight")
+_FACTORS = ("down", "up", "pivots", "others")
+_TENSORS = (
+    "weight",
+    "chosen",
+    "kept",
+    "up.bias",
+    *(f"{name}.{part}" for name in _FACTORS for part in ("weight", "scale")),
+)
 
 
 class SlimrankConfig(QuantizationConfig):
@@ -97,6 +105,7 @@ class SlimrankLinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: Any) -> None:
         """Build the products from what was read, and let go of it."""
         device, dtype = layer.weight.device, layer.weight.dtype
+        layer.stored = {shard: _floats(tensors, layer.input_size) for shard, tensors in layer.stored.items()}
         total = {shard: _rows_of(tensors) for shard, tensors in layer.stored.items()}
         for number, (shard, rows) in enumerate(total.items()):
             where = () if shard is None else (shard,)
@@ -140,6 +149,18 @@ def _keep(layer: Any, name: str) -> Callable[..., None]:
             layer.stored.setdefault(shard, {})[name] = loaded.clone()
 
     return load
+
+
+def _floats(tensors: dict[str, Tensor], inputs: int) -> dict[str, Tensor]:
+    """The tensors with quantized factors as floats: vLLM serves them at full width."""
+    kept = len(tensors.get("kept", ()))
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(".scale")}
+    for name in _FACTORS:
+        if f"{name}.scale" in tensors:
+            first = name in ("down", "pivots")
+            width = inputs - kept if first else kept + len(tensors["down.weight" if name == "up" else "pivots.weight"])
+            found[f"{name}.weight"] = dequantize(tensors[f"{name}.weight"], tensors[f"{name}.scale"], width)
+    return found
 
 
 def _rows_of(tensors: dict[str, Tensor]) -> int:

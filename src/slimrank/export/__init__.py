@@ -1,0 +1,39 @@
+"""Compressed checkpoints in formats that need no slimrank: one file a target, one line in the table.
+
+Each target is a function (loaded, folder) that fills the folder and gives a Runner over what it wrote, whose tokens and
+logits are then compared with the checkpoint's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from slimrank.checkpoint.files import atomic_directory
+from slimrank.errors import UsageError
+from slimrank.export.dense import export_dense
+from slimrank.export.onnx import export_onnx
+from slimrank.export.openvino import export_openvino
+from slimrank.export.parity import Parity, Runner, check
+from slimrank.load import Loaded, load
+
+TARGETS: dict[str, Callable[[Loaded, Path], Runner]] = {
+    "dense": export_dense,
+    "onnx": export_onnx,
+    "openvino": export_openvino,
+}
+
+
+def export(model: str, to: str, out: Path, *, overwrite: bool = False) -> Parity:
+    """Write the checkpoint `model` in the format `to` into the folder `out`, once it computes the same.
+
+    Raises:
+        UsageError: for a target that isn't there, whose library is missing, or a folder that holds something.
+        SlimrankError: if the written model's tokens or logits differ; nothing is left then.
+    """
+    if to not in TARGETS:
+        raise UsageError(f"--to {to} is unknown: choose one of {', '.join(TARGETS)}.")
+    loaded = load(model)
+    with atomic_directory(out, overwrite=overwrite) as folder:
+        return check(TARGETS[to](loaded, folder), loaded, to)
+
+
+__all__ = ["TARGETS", "Parity", "export"]

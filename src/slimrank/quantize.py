@@ -1,0 +1,70 @@
+"""Weight-only quantization of the factors, rounded by torchao and stored in the same checkpoint."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.checkpoint import write_checkpoint
+from slimrank.errors import UsageError
+from slimrank.forms import Form, compressed_layers, form_of
+from slimrank.forms.quantized import BITS, GROUP, pack_halves
+from slimrank.load import Loaded
+from slimrank.model import set_module
+
+
+def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = False) -> None:
+    """Write the compressed model to the folder `out` with its factors in 8 bits, or in 4 where all are U V.
+
+    Raises:
+        UsageError: for other bits, a model without compressed layers, or one that is quantized already.
+        SlimrankError: for 4 bits and a pivoted layer.
+    """
+    layers = compressed_layers(loaded.model)
+    if bits not in BITS:
+        raise UsageError(f"--bits {bits} is unknown: choose 8 or 4.")
+    if not layers or any("bits" in entry for entry in layers.values()):
+        state = "has quantized factors already" if layers else "has no compressed layers"
+        raise UsageError(f"MODEL {loaded.name} {state}: give what slimrank compress wrote.")
+    kinds = {name: form_of(name, entry | {"bits": bits}) for name, entry in layers.items()}
+    for name, kind in kinds.items():
+        form = loaded.model.get_submodule(name)
+        assert isinstance(form, kind)
+        set_module(loaded.model, name, quantized(form, bits))
+    write_checkpoint(
+        loaded.model, out, layers=compressed_layers(loaded.model), dtype=loaded.dtype, source=loaded.directory,
+        tokenizer=loaded.tokenizer, overwrite=overwrite,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def quantized(form: Form, bits: int) -> Form:
+    """A copy of the form with its factors rounded."""
+    made = copy.deepcopy(form)
+    factors = {name: child for name, child in form.named_children() if isinstance(child, nn.Linear)}
+    made.use_bits(bits)
+    for name, linear in factors.items():
+        weight, scale = rounded(linear.weight, bits)
+        stored = made.get_submodule(name)
+        stored.weight.copy_(weight)  # type: ignore[operator]
+        stored.scale.copy_(scale)  # type: ignore[operator]
+    return made
+
+
+def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """torchao's symmetric rounding of weight (out, in), as QuantizedLinear stores it: numbers and scales."""
+    try:
+        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
+    except ImportError as error:
+        raise UsageError("Quantizing needs torchao: run pip install 'slimrank[quantize]'.") from error
+    padded = weight.float()
+    if bits == 4:
+        padded = nn.functional.pad(padded, (0, -weight.shape[1] % GROUP))
+    block, low, high = (1, GROUP if bits == 4 else weight.shape[1]), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scale, zero = choose_qparams_affine(
+        padded, MappingType.SYMMETRIC, block, torch.int8, low, high, torch.finfo(torch.float32).tiny,
+        scale_dtype=torch.float32,
+    )  # fmt: skip
+    numbers = quantize_affine(padded, block, scale, zero, torch.int8, low, high)
+    return (pack_halves(numbers) if bits == 4 else numbers), scale.reshape(len(weight), -1)

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+
+from slimrank.errors import SlimrankError
+from slimrank.forms import FORMS, form_of
+from slimrank.forms.quantized import GROUP, QuantizedLinear, dequantize, pack_halves
+
+
+def filled(bits: int, out: int = 5, inp: int = 40, bias: bool = False) -> tuple[QuantizedLinear, torch.Tensor]:
+    """A layer of known whole numbers, and its weight."""
+    generator = torch.Generator().manual_seed(bits)
+    layer = QuantizedLinear(nn.Linear(inp, out, bias=bias), bits)
+    width = inp if bits == 8 else -(-inp // GROUP) * GROUP
+    low = -(2 ** (bits - 1))
+    numbers = torch.randint(low, -low, (out, width), generator=generator)
+    scale = torch.rand(layer.scale.shape, generator=generator) + 0.1
+    layer.weight.copy_(numbers if bits == 8 else pack_halves(numbers))
+    layer.scale.copy_(scale)
+    spread = scale.repeat_interleave(width // scale.shape[1], dim=1)
+    return layer, (numbers * spread)[:, :inp]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.no_grad()
+def test_multiplies_with_its_numbers_times_their_scales(bits, bias):
+    layer, weight = filled(bits, bias=bias)
+    x = torch.randn(3, 2, 40)
+    torch.testing.assert_close(layer.matrix(), weight)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, layer.bias), rtol=1e-5, atol=1e-4)
+    assert dequantize(layer.weight, layer.scale, 40).shape == (5, 40)
+    assert layer.weight.element_size() * layer.weight.numel() == (5 * 40 if bits == 8 else 5 * 64 // 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_shell_of_the_entry_takes_the_state(form):
+    entry = {"form": form, "rank": 3, "bits": 8}
+    shell = form_of("a", entry).shell(nn.Linear(8, 12), entry)
+    again = form_of("a", shell.entry()).shell(nn.Linear(8, 12), shell.entry())
+    assert shell.entry().items() >= entry.items()
+    again.load_state_dict(shell.state_dict())
+    assert {tensor.dtype for name, tensor in shell.state_dict().items() if name.count(".") and "weight" in name} == {
+        torch.int8
+    }
+
+
+def test_bits_that_cannot_be():
+    with pytest.raises(SlimrankError, match="The layer a has factors of 3 bits; give 8 or 4"):
+        form_of("a", {"form": "low_rank", "rank": 2, "bits": 3})
+    with pytest.raises(SlimrankError, match="pivoted, which 4 bits don't serve"):
+        form_of("a", {"form": "pivoted", "rank": 2, "bits": 4})

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+from architectures import llama
+from lossless import compress
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from slimrank.checkpoint import write_checkpoint
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate import weight_bytes
+from slimrank.forms import compressed_layers
+from slimrank.load import load
+from slimrank.quantize import quantize, rounded
+
+pytest.importorskip("torchao")
+
+
+@pytest.fixture
+def write(tmp_path, tiny_tokenizer):
+    def write(*forms):
+        model = compress(llama(hidden_size=64, intermediate_size=96), *forms)
+        layers = compressed_layers(model)
+        options = {"layers": layers, "dtype": torch.float32, "tokenizer": tiny_tokenizer, "overwrite": True}
+        write_checkpoint(model, tmp_path / "small", **options)
+        return load(str(tmp_path / "small"))
+
+    return write
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounds_to_the_nearest_number_of_the_largest_ones_scale(bits):
+    from slimrank.forms.quantized import GROUP, dequantize
+
+    weight = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    numbers, scale = rounded(weight, bits)
+    group = GROUP if bits == 4 else 40
+    largest = torch.stack([block.abs().amax(1) for block in weight.split(group, dim=1)], dim=1)
+    torch.testing.assert_close(scale, largest / (2**bits - 1) * 2, rtol=1e-5, atol=0)
+    error = (dequantize(numbers, scale, 40) - weight).abs()
+    assert (error <= scale.repeat_interleave(group, dim=1)[:, :40]).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "forms", "bound"), [(8, ("low_rank", "pivoted", "columns"), 0.1), (4, ("low_rank",), 1)]
+)
+@torch.no_grad()
+def test_the_same_loader_reads_the_smaller_checkpoint(bits, forms, bound, write, tmp_path):
+    loaded, tokens = write(*forms), torch.arange(12)[None]
+    logits, size = loaded.model(tokens).logits, weight_bytes(tmp_path / "small")
+    quantize(loaded, tmp_path / "out", bits=bits)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(model(tokens).logits, loaded.model(tokens).logits, rtol=0, atol=0)
+    assert (model(tokens).logits - logits).abs().max() < bound
+    assert weight_bytes(tmp_path / "out") < size * (0.5 if bits == 8 else 0.4)
+    layer = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["layers"]
+    assert layer["model.layers.0.self_attn.q_proj"] == {"form": "low_rank", "rank": 64, "bits": bits}
+    dtypes = {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
+    assert (torch.int8 if bits == 8 else torch.uint8) in dtypes
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.bfloat16).eval()
+    assert (again(tokens).logits.float() - logits).abs().max() < bound + 0.2
+
+
+def test_what_cannot_be_quantized_is_one_sentence(write, tmp_path):
+    loaded = write("low_rank", "pivoted")
+    with pytest.raises(SlimrankError, match="is pivoted, which 4 bits don't serve"):
+        quantize(loaded, tmp_path / "out", bits=4)
+    with pytest.raises(UsageError, match="--bits 3 is unknown"):
+        quantize(loaded, tmp_path / "out", bits=3)
+    quantize(write("low_rank"), tmp_path / "out")
+    with pytest.raises(UsageError, match="has quantized factors already"):
+        quantize(load(str(tmp_path / "out")), tmp_path / "twice")
+    with pytest.raises(UsageError, match="has no compressed layers"):
+        quantize(load("demo"), tmp_path / "dense")
