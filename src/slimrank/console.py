@@ -155,10 +155,13 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
         ]
         title = f"{text}: {reference.windows} windows of {reference.window} tokens"
         table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)
-    for name, task in results[0].tasks.items():
-        metrics = list(task.metrics)
-        scored = [(r.name, *(_score(r.tasks[name].metrics[metric]) for metric in metrics)) for r in results]
-        table(["model", *metrics], scored, f"{name}: {task.items} items, {task.shots} examples before each")
+    scores = [
+        (name, metric, str(task.items), str(task.shots), *(_score(r.tasks[name].metrics[metric]) for r in results))
+        for name, task in results[0].tasks.items()
+        for metric in task.metrics
+    ]
+    if scores:
+        table(["task", "metric", "items", "examples", *(r.name for r in results)], scores)
 
 
 def _score(score: Score) -> str:

@@ -70,3 +70,9 @@ def test_serves_every_form_token_for_token(mixed):
 def test_serves_bfloat16(mixed):
     for own, theirs in zip(served(mixed, "bfloat16"), expected(mixed, torch.bfloat16), strict=True):
         assert own[:2] == theirs[:2]  # later ones part where two logits lie within bfloat16's rounding
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a core for each of two processes")
+def test_serves_split_over_two_processes(mixed, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    assert served(mixed, "float32", tensor_parallel_size=2) == expected(mixed, torch.float32)

@@ -1,6 +1,7 @@
 """A model ready to run one step after another, the way a server would: prefill, then decode a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,4 +66,9 @@ def _graph(model: PreTrainedModel, tokens: int, batch: int, steps: int) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+    return partial(_replay, graph, (token, cache))
+
+
+def _replay(graph: torch.cuda.CUDAGraph, used: object) -> None:
+    """Replay the graph; `used` holds on to the tensors that it reads and writes."""
+    graph.replay()
