@@ -10,7 +10,7 @@ from slimrank.limits import Limits, parse_size
 from slimrank.model import Room
 
 RECIPES = {
-    "slimrank": {"recipe": "slimrank", "settings": ["refine=[{name: anchored}]"]},
+    "slimrank": {"recipe": "slimrank", "settings": ["refine=[anchored, temperature]"]},
     "svd-llm": {"recipe": "svd-llm"},
     "anchored twice": {
         "recipe": "slimrank",

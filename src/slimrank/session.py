@@ -98,11 +98,14 @@ class Session:
             }
         )
 
-    def finished(self, block: int) -> Facts | None:
-        """What `finish` noted of the block in this stage, by an earlier process; None if it is still to be done."""
+    def finished(self, block: int | None) -> Facts | None:
+        """What `finish` noted of the block in this stage, by an earlier process; None if it is still to be done.
+
+        The block None is what lies outside the blocks.
+        """
         return self.stages.finished(block)
 
-    def finish(self, block: int, facts: Facts | None = None) -> None:
+    def finish(self, block: int | None, facts: Facts | None = None) -> None:
         """Keep the block as it is now: this stage is done with it, also after a kill."""
         self.stages.finish(block, facts)
 

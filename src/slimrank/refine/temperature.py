@@ -1,6 +1,7 @@
 """Temperature: a model whose states became noisy is too sure of itself, and one number corrects that."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from slimrank.refine.base import Refiner
 from slimrank.refine.training import divergence
 from slimrank.session import Session
 
+LOGITS = 2**22  # numbers at a time
 FACTORS = tuple(0.1 + 0.05 * step for step in range(23))  # 0.1 to 1.2
 
 
@@ -22,19 +24,29 @@ class Temperature(Refiner):
     """
 
     name: Literal["temperature"] = "temperature"
+    whole_model: ClassVar[bool] = False
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Notes the factor; leaves a model without a norm before its head as it is."""
+        facts = session.finished(None)
+        if facts is None:
+            facts = {"notes": self._fit(session)}
+            session.finish(None, facts)
+        notes: list[str] = facts["notes"]
+        return notes
+
+    def _fit(self, session: Session) -> list[str]:
         decoder, ids = session.decoder, session.windows.held_out
         with session.replaced(session.dense):
             dense = final_states(decoder, ids)
         ours = final_states(decoder, ids)
-        norm = final_norm(decoder, ours)
-        if norm is None:
-            return ["No norm stands before the head, so its temperature stays."]
-        gain = Gain(norm, ours.hidden[0])
-        factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
-        gain.scale(factor)
+        with decoder.weights.hold(None):
+            norm = final_norm(decoder, ours)
+            if norm is None:
+                return ["No norm stands before the head, so its temperature stays."]
+            gain = Gain(norm, ours.hidden[0].to(decoder.device))
+            factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
+            gain.scale(factor)
         return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
 
 
@@ -54,7 +66,7 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
     handles = [norm.register_forward_hook(lambda module, *_: seen.append(module)) for norm in norms]
     try:
         with torch.no_grad():
-            decoder.head(states.ids[0], states.hidden[0])
+            decoder.head(states.ids[0][:1], states.hidden[0][:1].to(decoder.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -65,12 +77,21 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
 def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
     """KL(dense || ours) in nats a token for each of FACTORS."""
     losses = [0.0] * len(FACTORS)
-    for ids, theirs, hidden in zip(ours.ids, dense.hidden, ours.hidden, strict=True):
+    for ids, theirs, hidden in windows_of(ours.ids, dense.hidden, ours.hidden, decoder):
         target = decoder.head(ids, theirs)
         for index, factor in enumerate(FACTORS):
             gain.scale(factor)
             losses[index] += divergence(decoder.head(ids, hidden), target).item() * len(ids)
     return [loss / sum(map(len, ours.ids)) for loss in losses]
+
+
+def windows_of(ids: list[Tensor], theirs: list[Tensor], ours: list[Tensor], decoder: Decoder) -> Iterator[list[Tensor]]:
+    """The batches on the decoder's device, some windows at a time, since the logits are many."""
+    vocabulary = decoder.model.config.get_text_config().vocab_size
+    for batch in zip(ids, theirs, ours, strict=True):
+        count = max(1, LOGITS // (batch[0].shape[1] * vocabulary))
+        for part in zip(*(tensor.split(count) for tensor in batch), strict=True):
+            yield [tensor.to(decoder.device) for tensor in part]
 
 
 def lowest(places: tuple[float, ...], values: list[float]) -> float:
