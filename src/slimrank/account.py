@@ -11,7 +11,8 @@ from slimrank.spectrum import LinearSpectrum, Spectrum
 
 VERSION = 1
 FILE = "slimrank/account.json"
-POINTS = 40
+POINTS = 40  # of a curve
+TOTAL = 9000  # points of all curves, for models of any depth
 
 
 class Curve(BaseModel):
@@ -78,10 +79,11 @@ class Account(BaseModel):
 
 def curves_of(spectrum: Spectrum, ranks: Mapping[str, int | None]) -> dict[str, Curve]:
     """Every linear's curve, the rank it was cut to among the points."""
-    return {name: curve_of(linear, ranks.get(name)) for name, linear in spectrum.linears.items()}
+    points = max(12, min(POINTS, TOTAL // len(spectrum.linears)))
+    return {name: curve_of(linear, ranks.get(name), points) for name, linear in spectrum.linears.items()}
 
 
-def curve_of(linear: LinearSpectrum, cut: int | None, points: int = POINTS) -> Curve:
+def curve_of(linear: LinearSpectrum, cut: int | None, points: int) -> Curve:
     """A spectrum at no more than `points` ranks, evenly spaced, with the first, the last and `cut` among them."""
     full = len(linear.values)
     evenly = {1 + round(i * (full - 1) / max(points - 2, 1)) for i in range(points - 1)}

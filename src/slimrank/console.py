@@ -14,6 +14,7 @@ from rich.text import Text
 from slimrank.compare import Row
 from slimrank.compression import Result, peak_memory
 from slimrank.errors import MissingLibrary
+from slimrank.estimate import Estimate, gib
 from slimrank.evaluate import ModelResult
 from slimrank.evaluate.speed import Bench
 from slimrank.integrations.lm_eval import Score
@@ -114,6 +115,13 @@ def show_result(result: Result, size: int | None) -> None:
     totals(rows | {"peak memory": f"{peak_memory() / 2**20:,.0f} MiB"})
 
 
+def show_estimate(estimate: Estimate) -> None:
+    """One line on stderr before a long run."""
+    minutes = estimate.seconds / 60
+    time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
+    err.print(f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of disk for a while, about {time}.")
+
+
 def show_comparison(rows: Sequence[Row]) -> None:
     """A row per recipe and keep; the first is the dense model."""
     texts = list(rows[0].texts)
@@ -155,10 +163,13 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
         ]
         title = f"{text}: {reference.windows} windows of {reference.window} tokens"
         table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)
-    for name, task in results[0].tasks.items():
-        metrics = list(task.metrics)
-        scored = [(r.name, *(_score(r.tasks[name].metrics[metric]) for metric in metrics)) for r in results]
-        table(["model", *metrics], scored, f"{name}: {task.items} items, {task.shots} examples before each")
+    scores = [
+        (name, metric, str(task.items), str(task.shots), *(_score(r.tasks[name].metrics[metric]) for r in results))
+        for name, task in results[0].tasks.items()
+        for metric in task.metrics
+    ]
+    if scores:
+        table(["task", "metric", "items", "examples", *(r.name for r in results)], scores)
 
 
 def _score(score: Score) -> str:

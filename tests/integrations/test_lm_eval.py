@@ -53,7 +53,7 @@ def test_a_local_task_through_the_command_offline(folder):
     out = folder.parent / "scores.json"
     args = ["evaluate", "demo", "--tasks", "colours", "--tasks-path", str(folder), "--json", str(out)]
     said = CliRunner().invoke(app, args)
-    assert said.exit_code == 0 and "colours: 3 items" in said.output, said.output
+    assert said.exit_code == 0 and "colours" in said.output and "±" in said.output, said.output
     model = json.loads(out.read_text())["models"][0]
     found = model["tasks"]["colours"]
     assert (found["items"], found["shots"], found["version"]) == (3, 0, "2.0") and model["texts"] == {}

@@ -36,6 +36,9 @@ def measured(run_folder):
     """The files of evaluate --json and bench --json, with made-up numbers."""
     text = {"perplexity": 12.5, "nats": 2.5, "nats_lost": 0.25, "tokens": 10, "windows": 2, "window": 6}
     model = {"name": "small & <fast>", "parameters": {"linears": 7, "model": 9}, "bytes": 18, "texts": {"a.txt": text}}
+    model["tasks"] = {
+        "piqa": {"items": 9, "shots": 0, "version": "1", "metrics": {"acc": {"value": 0.5, "stderr": None}}}
+    }
     evaluation = {"version": 1, "models": [model]}
     speed = {
         "name": "small",

@@ -1,8 +1,11 @@
 """EleutherAI's lm-evaluation-harness, run on models that slimrank has loaded."""
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +69,26 @@ class Tasks:
 
         wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH)
         try:
-            found = simple_evaluate(
-                wrapped,
-                tasks=self.names,
-                limit=self.limit,
-                task_manager=self.manager,
-                bootstrap_iters=100,
-                log_samples=False,
-            )
+            with _quiet():
+                found = simple_evaluate(
+                    wrapped,
+                    tasks=self.names,
+                    limit=self.limit,
+                    task_manager=self.manager,
+                    bootstrap_iters=100,
+                    log_samples=False,
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise SlimrankError(f"--tasks {','.join(self.names)} cannot be run on {loaded.name}: {reason}.") from error
         return {name: _result(name, found) for name in found["n-samples"]}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nothing of the harness's own prints and bars into a table that is piped or saved."""
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()), redirect_stdout(sys.stderr):
+        yield
 
 
 def _result(name: str, found: dict[str, Any]) -> TaskResult:

@@ -14,9 +14,9 @@ from slimrank.session import Session
 
 
 class Blocks(Refiner):
-    """Per block, `passes` over the calibration windows: AdamW on factors, norms and biases against the dense output.
+    """Per block, `passes` over the calibration windows: descent on factors, norms and biases against the dense output.
 
-    The loss is the squared error over the dense output's variance, channel by channel; lr: 0.128 / width by default;
+    The loss is the squared error over the dense output's variance, channel by channel; lr: 0.256 / width by default;
     the state at the best held-out loss stays.
     """
 

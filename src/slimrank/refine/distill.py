@@ -16,14 +16,14 @@ from slimrank.session import Session
 class Distill(Refiner):
     """Descent on KL(dense || compressed) over fresh windows of the calibration text.
 
-    tokens: how many are read at most; batch: windows a step; lr: 0.128 / width by default; checks: how often the
+    tokens: how many are read at most; batch: windows a step; lr: 0.256 / width by default; checks: how often the
     held-out windows are asked, whose best state is the one that stays.
     """
 
     name: Literal["distill"] = "distill"
 
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
-    batch: Annotated[int, Field(ge=1)] = 16
+    batch: Annotated[int, Field(ge=1)] = 8
     lr: Annotated[float, Field(gt=0)] | None = None
     checks: Annotated[int, Field(ge=1)] = 10
 

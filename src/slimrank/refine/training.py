@@ -25,8 +25,8 @@ def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def default_lr(session: Session) -> float:
-    """0.128 / width: the wider the model, the smaller the step that it bears."""
-    return 0.128 / session.moments.blocks[0].gram.shape[0]
+    """0.256 / width: the wider the model, the smaller the step that it bears."""
+    return 0.256 / session.decoder.width
 
 
 def teacher_of(session: Session) -> PreTrainedModel:
@@ -44,27 +44,39 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Descent:
-    """AdamW with warm-up and cosine decay over `steps`, gradients clipped to norm 1."""
+    """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
+
+    Muon's steps are scaled to the size of AdamW's, so that one lr serves both. Gradients are clipped to norm 1.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], *, lr: float, steps: int, what: str) -> None:
         self.parameters, self.what = parameters, what
-        self.optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        matrices = [p for p in parameters if p.ndim == 2]
+        vectors = [p for p in parameters if p.ndim != 2]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            self.optimizers.append(muon)
+        if vectors:
+            self.optimizers.append(torch.optim.AdamW(vectors, lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
         warmup = max(1, steps // 20)
 
         def scale(step: int) -> float:
             return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scale)
+        self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in self.optimizers]
 
     def step(self, loss: Tensor) -> None:
         """One step down `loss`; a SlimrankError if it is not finite."""
         if not torch.isfinite(loss):
             raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
 
 
 class Best:

@@ -49,6 +49,7 @@ def spectra(types: Sequence[str]) -> Spec:
     alt = altair()
     measures = ["singular value", "error after a cut here"]
     measure = alt.param(name="measure", value=measures[0], bind=alt.binding_radio(options=measures, name="Show "))
+    legend = alt.Legend(orient="bottom", title="block", direction="horizontal", tickMinStep=1)
     base = (
         alt.Chart(alt.NamedData("curves"))
         .transform_calculate(shown=f"measure == '{measures[0]}' ? datum.singular : datum.error")
@@ -56,7 +57,8 @@ def spectra(types: Sequence[str]) -> Spec:
         .encode(
             x=alt.X("rank:Q", title="rank", scale=alt.Scale(nice=False)),
             y=alt.Y("shown:Q", title="share of the largest", scale=alt.Scale(type="log"), axis=alt.Axis(format=".1~e")),
-            color=alt.Color("block:O", scale=alt.Scale(scheme="viridis"), legend=_block_legend(alt)),
+            color=alt.Color("block:Q", scale=alt.Scale(scheme="viridis"), legend=legend),
+            detail="block:N",
             tooltip=["block:O", "rank:Q", alt.Tooltip("singular:Q"), alt.Tooltip("error:Q")],
         )
     )
@@ -149,10 +151,6 @@ def _linear_tooltip(alt: Any, columns: Columns) -> list[Any]:
         for field in shown
         if field in columns
     ]
-
-
-def _block_legend(alt: Any) -> Any:
-    return alt.Legend(orient="bottom", title="block", columns=12, symbolLimit=24)
 
 
 def _finished(chart: Any, height: int) -> Spec:

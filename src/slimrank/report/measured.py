@@ -25,7 +25,7 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 
 
 def evaluation_tables(path: Path) -> list[Table]:
-    """A table per text, and one of the tasks where some ran."""
+    """A table per text, and one of all tasks where some ran."""
     models = read_json(path, "models")["models"]
     tables = []
     for text in models[0]["texts"] if models else ():
@@ -33,12 +33,19 @@ def evaluation_tables(path: Path) -> list[Table]:
         rows = [_text_row(model, model["texts"][text]) for model in models if text in model["texts"]]
         caption = f"{text}: {read['windows']} windows of {read['window']} tokens"
         tables.append((caption, ["model", "perplexity", "nats lost", "parameters", "bytes"], rows))
-    for name, task in models[0].get("tasks", {}).items() if models else ():
-        rows = [
-            [model["name"], *(_score(model["tasks"][name]["metrics"][m]) for m in task["metrics"])] for model in models
+    scored = [
+        [
+            name,
+            metric,
+            str(task["items"]),
+            str(task["shots"]),
+            *(_score(m["tasks"][name]["metrics"][metric]) for m in models),
         ]
-        caption = f"{name}: {task['items']} items, {task['shots']} examples before each"
-        tables.append((caption, ["model", *task["metrics"]], rows))
+        for name, task in (models[0].get("tasks", {}) if models else {}).items()
+        for metric in task["metrics"]
+    ]
+    if scored:
+        tables.append(("Tasks", ["task", "metric", "items", "examples", *(model["name"] for model in models)], scored))
     return tables
 
 
