@@ -2,12 +2,13 @@
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from slimrank.account import FILE as ACCOUNT
@@ -15,16 +16,20 @@ from slimrank.account import Account, curves_of
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.errors import UsageError
+from slimrank.estimate import Announce, estimate, silent
 from slimrank.evaluate import count_parameters, weight_bytes
 from slimrank.forms import compressed_layers
+from slimrank.limits import Limits
 from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, Filter, require_finite_weights
-from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, refine
+from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, rebuilt, refine
 from slimrank.plan import Plan, check_plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe, load_recipe
+from slimrank.resume import identify, progress_of
 from slimrank.session import Session
 from slimrank.spectrum import Spectrum
+from slimrank.store.pieces import MemoryPieces, Pieces
 from slimrank.versions import versions
 
 
@@ -43,8 +48,8 @@ class Result:
         """The compressed model, in the dtype it was computed in."""
         return self.loaded.model
 
-    def save(self, out: Path, *, overwrite: bool = False) -> None:
-        """Write the Hugging Face directory, in the dtype the model was stored in."""
+    def save(self, out: Path, *, overwrite: bool = False, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Write the Hugging Face directory, in the dtype the model was stored in; `tensors`: see write_checkpoint."""
         write_checkpoint(
             self.model,
             out,
@@ -58,6 +63,7 @@ class Result:
                 "README.md": self.card(out.name),
             },
             overwrite=overwrite,
+            tensors=tensors,
         )
 
     def account(self) -> Account:
@@ -66,7 +72,7 @@ class Result:
         size, directory = loaded.dtype.itemsize, loaded.directory
         return Account(
             model=loaded.name,
-            device=str(self.model.device),
+            device=str(loaded.weights.device if loaded.weights else self.model.device),
             computed=str(self.model.dtype).removeprefix("torch."),
             stored=str(loaded.dtype).removeprefix("torch."),
             parameters={"dense": before, "compressed": after},
@@ -115,6 +121,11 @@ def compress(
     special_tokens: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    memory: int | None = None,
+    announce: Announce = silent,
     track: Track = no_track,
 ) -> Result:
     """Compress a causal LM; the model in memory is changed in place.
@@ -131,6 +142,12 @@ def compress(
         special_tokens: begin every calibration window with the tokenizer's default special tokens (BOS).
         chat: the text's rows are chat messages, rendered by the tokenizer's template.
         device, dtype: where and in what to compute; the checkpoint is written in the stored dtype.
+        out: write the checkpoint to this folder, a block at a time, the model not being in memory as a whole; what is
+            finished is kept in `.NAME.progress` beside it, from which the same call goes on after a kill.
+        overwrite: replace what `out` holds, once the new checkpoint is whole.
+        resume: False throws such progress away.
+        memory: bytes of host memory to stay within, by default what is free.
+        announce: who is told the estimate of memory, disk and time, before the work begins.
         track: who shows progress.
 
     Raises:
@@ -140,36 +157,72 @@ def compress(
     if not 0 < keep <= 1:
         raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
     chosen = plan.recipe if plan else load_recipe(recipe, settings)
-    clock = Clock()
-    with clock("load"):
-        loaded = load(model, dtype=dtype, device=device) if isinstance(model, str) else model
-        require_dense(loaded)
-        require_finite_weights(loaded.model)
-    before = count_parameters(loaded.model)
-    decoder = Decoder(loaded.model)
-    linears = decoder.linears(filter)
-    if plan:
-        plan = check_plan(plan, loaded.model, {k: v for block in linears for k, v in block.items()})
-        linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
-    with clock("calibrate"):
-        reading = Reading(calibration, samples, window, seed, special_tokens, chat)
+    limits, clock = Limits.of(memory, device), Clock()
+    with ExitStack() as stack:
+        pieces: Pieces = MemoryPieces() if out is None else stack.enter_context(progress_of(out, overwrite, resume))
+        with clock("load"):
+            room = None if out is None else limits.weights
+            loaded = model if isinstance(model, Loaded) else load(model, dtype=dtype, device=device, room=room)
+            require_dense(loaded)
+            if loaded.weights is None:
+                require_finite_weights(loaded.model)
+        before = count_parameters(loaded.model)
+        decoder = Decoder(loaded.model, loaded.weights)
+        decoder.states_room = limits.states
+        linears = decoder.linears(filter)
         if plan:
-            reading = Reading.again(plan.calibration, calibration)
-        windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
-        labels = chosen.metric.gradient_labels if chosen.gradients else None
-        moments, held_out = calibrate(decoder, windows, linears, labels=labels, track=track)
-    keep = plan.keep if plan else keep
-    session = Session(decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out, track=track)
-    with clock("decompose"):
-        decompose_all(session)
-    with clock("allocate"):
-        plan = plan or make_plan(session, chosen)
-    if not plan_only:
-        with clock("factorise"):
-            plan = factorize(session, plan)
-        with clock("refine"):
-            plan = refine(session, plan)
-    return Result(loaded, plan, session.spectrum(), (before, count_parameters(loaded.model)), clock.seconds)
+            plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
+            linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
+        with clock("calibrate"):
+            reading = Reading(calibration, samples, window, seed, special_tokens, chat)
+            if plan:
+                reading = Reading.again(plan.calibration, calibration)
+            windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
+            identify(pieces, decoder, chosen, plan, plan.keep if plan else keep, windows, linears)
+            if out is not None:
+                anchored = any(not step.whole_model for step in chosen.refine)
+                expected = estimate(
+                    decoder, linears, windows.calibration, gradients=chosen.gradients, anchored=anchored
+                )
+                announce(expected)
+                expected.check(limits, out.resolve().parent, memory is not None)
+            moments, held_out = calibrate(
+                decoder,
+                windows,
+                linears,
+                labels=chosen.metric.gradient_labels if chosen.gradients else None,
+                of_weights=chosen.weight_gradients,
+                pieces=pieces,
+                track=track,
+            )
+        keep = plan.keep if plan else keep
+        build = not rebuilt(chosen)
+        session = Session(
+            decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out,
+            track=track, pieces=pieces, bases=build,
+        )  # fmt: skip
+        with clock("decompose"):
+            decompose_all(session)
+        with clock("allocate"):
+            plan = plan or allocated(session, chosen)
+        if not plan_only:
+            with clock("factorise"):
+                plan = factorize(session, plan, build=build)
+            with clock("refine"):
+                plan = refine(session, plan)
+        result = Result(loaded, plan, session.spectrum(), (before, count_parameters(loaded.model)), clock.seconds)
+        if out is not None and not plan_only:
+            with clock("write"):
+                tensors = decoder.weights.stored(pieces, loaded.dtype)
+                result.save(out, overwrite=overwrite, tensors=tensors)
+        return result
+
+
+def allocated(session: Session, recipe: Recipe) -> Plan:
+    """make_plan, kept among the finished pieces."""
+    if "plan" not in session.pieces:
+        session.pieces.save("plan", {}, make_plan(session, recipe).model_dump(mode="json"))
+    return Plan.model_validate(session.pieces.load("plan")[1])
 
 
 def _short(value: object) -> str:

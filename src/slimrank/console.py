@@ -14,6 +14,7 @@ from rich.text import Text
 from slimrank.compare import Row
 from slimrank.compression import Result, peak_memory
 from slimrank.errors import MissingLibrary
+from slimrank.estimate import Estimate, gib
 from slimrank.evaluate import ModelResult
 from slimrank.evaluate.speed import Bench
 from slimrank.integrations.lm_eval import Score
@@ -112,6 +113,13 @@ def show_result(result: Result, size: int | None) -> None:
     if size is not None:
         rows["on disk"] = f"{size:,} bytes"
     totals(rows | {"peak memory": f"{peak_memory() / 2**20:,.0f} MiB"})
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """One line on stderr before a long run."""
+    minutes = estimate.seconds / 60
+    time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
+    err.print(f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of disk for a while, about {time}.")
 
 
 def show_comparison(rows: Sequence[Row]) -> None:

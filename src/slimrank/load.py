@@ -1,9 +1,12 @@
 """Load a model and its tokenizer by hub id, directory or the word demo."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -12,6 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 from slimrank import demo
 from slimrank.checkpoint import verify
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.skeleton import in_parts
+from slimrank.store.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HFValidationError, LocalTokenNotFoundError)
@@ -19,17 +24,25 @@ UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HFVa
 
 @dataclass
 class Loaded:
-    """A model in memory. name: as the user gave it; dtype: of its stored weights; directory: None for a hub model."""
+    """A model and where it came from.
+
+    name: as the user gave it; dtype: of its stored weights; directory: None for a hub model; weights: where they are,
+    None for all in memory.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
     directory: Path | None
+    weights: Weights | None = None
 
 
-def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
+def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | None = None) -> Loaded:
     """Load `name` and compute in `dtype` on `device`; a checkpoint of slimrank's loads like any other.
+
+    room: keep the weights on disk and as many decoder blocks in memory as these bytes hold, where the checkpoint's
+    tensors are the model's own (in safetensors files, none fused or split on loading).
 
     Raises:
         UsageError: for a dtype that is not one of DTYPES or a device that torch does not have.
@@ -40,20 +53,43 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
     place = str(demo.MODEL) if name == "demo" else name
     directory = Path(place) if Path(place).is_dir() else None
     disable_progress_bar()
-    try:
+    with _unreadable(name):
         if directory:
             verify(directory)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(place)
+        if room is not None:
+            found = in_parts(directory or hub_folder(place), DTYPES[dtype], _device(device), room)
+            if found is not None:
+                return Loaded(name, found[0], tokenizer, found[2], directory, found[1])
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+    stored = model.dtype
+    buffers = {id(m): {k: m._buffers[k] for k in m._non_persistent_buffers_set} for m in model.modules()}
+    torch.nn.Module.to(model, device=_device(device), dtype=DTYPES[dtype])
+    for module in model.modules():  # such as rotary frequencies, which are not to be rounded
+        module._buffers |= {k: b if b is None else b.to(device) for k, b in buffers[id(module)].items()}
+    return Loaded(name, model.eval(), tokenizer, stored, directory)
+
+
+def hub_folder(name: str) -> Path:
+    """The hub model's files on this machine, fetched if need be."""
+    return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+
+
+@contextmanager
+def _unreadable(name: str) -> Iterator[None]:
+    try:
+        yield
     except SlimrankError:
         raise
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise SlimrankError(f"MODEL {name} cannot be loaded: {reason or type(error).__name__}.") from error
-    stored = model.dtype
+
+
+def _device(device: str) -> torch.device:
+    """The device, once it has held a number."""
     try:
-        torch.nn.Module.to(model, device=torch.device(device), dtype=DTYPES[dtype])
-        return Loaded(name, model.eval(), tokenizer, stored, directory)
+        return torch.empty(1, device=torch.device(device)).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device} cannot be used: {' '.join(str(error).split())[:200]}.") from error
 

@@ -3,9 +3,9 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.linear import is_linear, weight_of
+from slimrank.store.weights import Weights
 
 Filter = Callable[[str, nn.Module], bool]
 
@@ -23,6 +24,13 @@ class Call:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Room(NamedTuple):
+    """Bytes that the hidden states of one set of windows may take on the device and in host memory."""
+
+    device: int = 2**62
+    host: int = 2**62
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -38,15 +46,22 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found
 
 
+class _Entered(Exception):
+    """The last block was reached: what follows is of no interest to `enter`."""
+
+
 class Decoder:
     """A causal LM that can be run a block at a time.
 
     `enter` gives the first block's input, `run` one block, `head` the logits that follow from the last block's output.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, weights: Weights | None = None) -> None:
+        """weights: where they live, in memory by default."""
         self.model = model.eval()
         self.prefix, self.blocks = find_blocks(model)
+        self.weights = weights or Weights(model, self.prefix, len(self.blocks))
+        self.states_room = Room()
         self._returns_tuple: dict[type, bool] = {}
 
     def __len__(self) -> int:
@@ -55,7 +70,12 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the entry embeddings are."""
-        return next(self.model.parameters()).device
+        return self.weights.device
+
+    @property
+    def width(self) -> int:
+        """How many numbers a token's hidden state has."""
+        return int(self.model.config.get_text_config().hidden_size)
 
     def linears(self, chosen: Filter | None = None) -> list[dict[str, nn.Module]]:
         """Per block, its dense linears by full name; `chosen` may drop some of them.
@@ -116,12 +136,16 @@ class Decoder:
                     first.append(hidden)
                 calls.append(call)
                 if kind not in self._returns_tuple:
-                    self._returns_tuple[kind] = isinstance(original(*args, **kwargs), tuple)
+                    with self.weights.hold(index):
+                        self._returns_tuple[kind] = isinstance(original(*args, **kwargs), tuple)
+                if index == len(self) - 1:
+                    raise _Entered
                 return self._like_block(index, hidden)
 
             return forward
 
-        with self._replaced([recorder(i) for i in range(len(self))]), torch.no_grad():
+        recorders = [recorder(i) for i in range(len(self))]
+        with self.weights.hold(None), self._replaced(recorders), torch.no_grad(), suppress(_Entered):
             self.model(input_ids=ids, use_cache=False)
         if len(calls) != len(self):
             raise SlimrankError(
@@ -130,8 +154,9 @@ class Decoder:
         return first[0], calls
 
     def run(self, index: int, hidden: Tensor, call: Call) -> Tensor:
-        """The hidden states after block `index`."""
-        output = self.blocks[index](hidden, *call.args, **call.kwargs)
+        """The hidden states after block `index`, on the model's device; `hidden` may be elsewhere."""
+        with self.weights.hold(index):
+            output = self.blocks[index](hidden.to(self.device), *call.args, **call.kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
@@ -145,7 +170,7 @@ class Decoder:
 
             return forward
 
-        with self._replaced([stub(i) for i in range(len(self))]):
+        with self.weights.hold(None), self._replaced([stub(i) for i in range(len(self))]):
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits
 
@@ -163,10 +188,9 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def fingerprint(model: PreTrainedModel) -> dict[str, str]:
+def fingerprint(decoder: Decoder) -> dict[str, str]:
     """The model's class, and a hash of its tensors' names, shapes and 64 values of each."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return {"class": type(model).__name__, "sha256": digest.hexdigest()}
+    for name, shape, values in sorted(decoder.weights.dense_samples(64), key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(shape)}".encode() + values.numpy().tobytes())
+    return {"class": type(decoder.model).__name__, "sha256": digest.hexdigest()}

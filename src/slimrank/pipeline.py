@@ -1,21 +1,33 @@
 """The steps of the pipeline, each a function from one plain value to the next."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from slimrank.allocate import Problem
 from slimrank.allocate.budget import cost
-from slimrank.calibrate import Moments, Windows, collect, collect_gradients
-from slimrank.calibrate.gradients import Labels
+from slimrank.calibrate import Moments, Windows
+from slimrank.calibrate.collect import each_block
+from slimrank.calibrate.gradients import Labels, each_gradient
+from slimrank.calibrate.shelf import Shelf, on_shelves, shelve, take_up
+from slimrank.forms import FORMS, compressed_layers
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
 from slimrank.model import Decoder, set_module
 from slimrank.plan import Budget, LinearPlan, Plan, fingerprint
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe
+from slimrank.refine import Refiner
 from slimrank.session import Session
-from slimrank.spectrum import decompose
+from slimrank.spectrum import Curve, LinearSpectrum, curve, curve_of, decompose
+from slimrank.store.pieces import MemoryPieces, Pieces
+
+Walk = Callable[..., Iterator[tuple[int, Moments]]]
 
 
 def calibrate(
@@ -24,29 +36,93 @@ def calibrate(
     linears: list[dict[str, nn.Module]],
     *,
     labels: Labels | None = None,
+    of_weights: bool = True,
+    pieces: Pieces | None = None,
     track: Track = no_track,
 ) -> tuple[Moments, Moments]:
-    """Texts -> Moments, of the calibration windows and of the held-out ones; with `labels`, of gradients too."""
-    moments = collect(decoder, windows.calibration, linears, track=track)
-    held_out = collect(decoder, windows.held_out, linears)
+    """Texts -> Moments, of the calibration windows and of the held-out ones, block by block into `pieces`.
+
+    With `labels`, of gradients too; of_weights: also of those of the weights themselves.
+    """
+    pieces = MemoryPieces() if pieces is None else pieces
+    moments, held_out = (on_shelves(pieces, decoder.device) for _ in range(2))
+
+    def into(shelves: Moments, group: str, walk: Walk, ids: Tensor, spent: Sequence[int] = ()) -> None:
+        there = [index for index in range(len(linears)) if f"{group}/{index}" in pieces]
+        for index, found in walk(decoder, ids, linears, done={*there, *spent}, track=track):
+            shelve(found, pieces, f"{group}/{index}")
+        for index in range(len(linears)):
+            if f"{group}/{index}" in pieces:
+                take_up(shelves, pieces, f"{group}/{index}")
+
     if labels:
-        seed = windows.record["seed"]
-        collect_gradients(decoder, windows.calibration, linears, moments, labels=labels, seed=seed, track=track)
+        walk = partial(each_gradient, labels=labels, seed=windows.record["seed"], of_weights=of_weights)
+        into(moments, "gradients", walk, windows.calibration)
+    into(moments, "inputs", each_block, windows.calibration)
+    spent = [index for index in range(len(linears)) if f"curves/{index}" in pieces]
+    into(held_out, "held-out", partial(each_block, blocks=False), windows.held_out, spent)
     return moments, held_out
 
 
 def decompose_all(session: Session) -> None:
-    """Moments -> the optimum at every rank, for every linear, kept in the session."""
+    """Moments -> what every rank costs, for every linear, block by block."""
     names = list(session.dense)
-    for name in session.track(names, "decomposing", len(names)):
-        site = session.site(name)
-        session.decompositions[name] = decompose(site.weight, session.metric.grams(site), session.metric.route)
+    steps = iter(session.track(names, "decomposing", len(names)))
+    for index, block in enumerate(session.linears):
+        if f"curves/{index}" in session.pieces:
+            for _ in block:
+                next(steps)
+        else:
+            found = {name: measured_curve(session, name) for name, _ in zip(block, steps, strict=False)}
+            save_curves(session, index, found)
+        load_curves(session, index)
+
+
+def measured_curve(session: Session, name: str) -> Curve:
+    """One linear's curve."""
+    site, metric = session.site(name), session.metric
+    held_out, grams = metric.held_out_inputs(site), metric.grams(site)
+    if metric.route == "projector" or session.pieces.lasting:
+        found = curve(site.weight, grams, held_out, metric.route)
+        return found if session.bases else replace(found, basis=None)
+    session.decompositions[name] = decompose(site.weight, grams, metric.route)
+    measured = held_out and Grams(grams.left, held_out.right)
+    return curve_of(site.weight, session.decompositions[name], measured)
+
+
+def save_curves(session: Session, index: int, found: dict[str, Curve]) -> None:
+    """Keep a block's curves; its held-out moments are then done with, where the form does not search."""
+    tensors: dict[str, Tensor] = {}
+    for name, one in found.items():
+        held = {"values": one.values, "measured": one.measured, "basis": one.basis}
+        tensors |= {f"{name}/{key}": tensor.cpu() for key, tensor in held.items() if tensor is not None}
+    facts = {
+        "damping": {name: one.damping for name, one in found.items()},
+        "choices": {name: session.choices[name] for name in found if name in session.choices},
+    }
+    session.pieces.save(f"curves/{index}", tensors, facts)
+
+
+def load_curves(session: Session, index: int) -> None:
+    """Let the session know a block's curves."""
+    tensors, facts = session.pieces.load(f"curves/{index}")
+    session.choices |= facts["choices"]
+    for name, damping in facts["damping"].items():
+        values, measured, basis = (tensors.get(f"{name}/{key}") for key in ("values", "measured", "basis"))
+        if values is not None:
+            session.curves[name] = Curve(values, measured, damping, basis)
+    if session.pieces.lasting and not session.form.searches:
+        session.pieces.drop(f"held-out/{index}")
+        if isinstance(session.held_out.inputs, Shelf):
+            session.held_out.inputs.forget(f"held-out/{index}")
 
 
 def make_plan(session: Session, recipe: Recipe) -> Plan:
     """Spectrum -> Plan."""
     problem = Problem(session.keep, session.spectrum(), session.form, session)
-    allocation = recipe.allocate.allocate(problem)
+    weights = session.decoder.weights
+    with weights.whole() if recipe.allocate.whole_model else nullcontext():
+        allocation = recipe.allocate.allocate(problem)
     linears = {}
     for name, spectrum in problem.spectrum.linears.items():
         rank, losses = allocation.ranks[name], spectrum.losses()
@@ -66,7 +142,7 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
     used = sum(linear.parameters for linear in linears.values())
     return Plan(
         keep=problem.keep,
-        model=fingerprint(session.decoder.model),
+        model=fingerprint(session.decoder),
         calibration=session.windows.record,
         recipe=recipe,
         budget=Budget(dense=problem.dense, allowed=problem.budget, used=used),
@@ -78,7 +154,7 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
 def warnings(session: Session) -> list[str]:
     """What the user should know of the calibration, a sentence each."""
     short = session.moments.short_of_tokens()
-    damped = [name for name, d in session.decompositions.items() if d.damping]
+    damped = [name for name, d in session.curves.items() if d.damping]
     outside = session.decoder.outside_linears()
     notes = []
     if outside:
@@ -88,7 +164,7 @@ def warnings(session: Session) -> list[str]:
     if short:
         notes.append(f"Fewer calibration tokens than input channels at {', '.join(short)}: use more --samples.")
     if damped:
-        worst = max(session.decompositions[name].damping for name in damped)
+        worst = max(session.curves[name].damping for name in damped)
         notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {', '.join(damped)}.")
     if session.choices:
         counts = Counter(session.choices.values()).most_common()
@@ -97,32 +173,96 @@ def warnings(session: Session) -> list[str]:
     return notes
 
 
-def factorize(session: Session, plan: Plan) -> Plan:
-    """Plan -> Factors, put in the place of the dense linears; returns the plan with what was built and measured."""
-    metric, planned = session.metric, dict(plan.linears)
-    chosen = [(name, linear.rank) for name, linear in plan.linears.items() if linear.rank is not None]
-    for name, rank in session.track(chosen, "factorising", len(chosen)):
-        site, target = session.site(name), session.target(name)
-        layer = session.form.build(target, rank)
-        entry, loss = layer.entry(), session.form.loss(target, rank)
-        parameters = layer.count_parameters(*plan.linears[name].shape, entry)
-        built = {"form": layer.form, "layer": entry, "parameters": parameters, "loss": loss}
-        built["relative"] = relative(loss, target.decomposition.loss(0))
-        planned[name] = planned[name].model_copy(update=built)
-        held_out = metric.held_out_grams(site)
-        if held_out is not None:
-            measured = relative_error(site.weight, layer.dense_weight(), held_out)
-            planned[name] = planned[name].model_copy(update={"measured": measured})
+def factorize(session: Session, plan: Plan, *, build: bool = True) -> Plan:
+    """Plan -> Factors, put in the place of the dense linears; returns the plan with what was built and measured.
+
+    build: False where the first refiner builds every factor itself (see `rebuilt`), and only the measures are wanted.
+    """
+    session.stages.forget_unfinished([stage for stage, refiner in stages(plan) if refiner.whole_model])
+    session.stages.begin("factorise", later=[stage for stage, _ in stages(plan)])
+    planned, names = dict(plan.linears), [name for name, linear in plan.linears.items() if linear.rank is not None]
+    steps = iter(session.track(names, "factorising", len(names)))
+    for index in range(len(session.linears)):
+        chosen = [name for name in names if plan.linears[name].block == index]
+        facts = session.finished(index) if build else None
+        if facts is None:
+            made = {
+                name: built(session, plan.linears[name], name, build) for name, _ in zip(chosen, steps, strict=False)
+            }
+            facts = {name: linear.model_dump(mode="json") for name, linear in made.items()}
+            if build:
+                session.finish(index, {"linears": facts})
+        else:
+            facts = facts["linears"]
+            for _ in chosen:
+                next(steps)
+        planned |= {name: LinearPlan.model_validate(linear) for name, linear in facts.items()}
+    return accounted(plan, planned)
+
+
+def built(session: Session, planned: LinearPlan, name: str, build: bool) -> LinearPlan:
+    """Put a linear's factors in its place; returns its plan with what was built and measured."""
+    rank, losses = planned.rank or 0, LinearSpectrum(session.curves[name].values, planned.shape, 0, "").losses()
+    measured = session.curves[name].measured
+    update: dict[str, Any] = {"measured": None if measured is None else measured[rank].item()}
+    if build:
+        with session.decoder.weights.hold(planned.block):
+            target = session.target(name)
+            layer = session.form.build(target, rank)
+            loss = session.form.loss(target, rank)
+            entry = layer.entry()
+            update |= {"form": layer.form, "layer": entry, "loss": loss, "relative": relative(loss, losses[0].item())}
+            update["parameters"] = layer.count_parameters(*planned.shape, entry)
+            held_out = session.metric.held_out_grams(session.site(name)) if session.form.searches else None
+            if held_out is not None:
+                update["measured"] = relative_error(target.weight, layer.dense_weight(), held_out)
         set_module(session.decoder.model, name, layer)
-    used = sum(linear.parameters for linear in planned.values())
-    return plan.model_copy(update={"linears": planned, "budget": plan.budget.model_copy(update={"used": used})})
+    return planned.model_copy(update=update)
 
 
 def refine(session: Session, plan: Plan) -> Plan:
     """Run the recipe's refiners, in order, over the factors."""
     ranks = {name: linear.rank for name, linear in plan.linears.items()}
-    notes = [note for refiner in plan.recipe.refine for note in refiner.refine(session, ranks)]
-    return plan.model_copy(update={"notes": [*plan.notes, *notes]})
+    notes: list[str] = []
+    names = [stage for stage, _ in stages(plan)]
+    for number, (stage, refiner) in enumerate(stages(plan)):
+        session.stages.begin(stage, later=names[number + 1 :])
+        if refiner.whole_model:
+            facts = session.stages.finished_whole()
+            if facts is None:
+                with session.decoder.weights.whole():
+                    facts = {"notes": refiner.refine(session, ranks)}
+                session.stages.finish_whole(facts)
+            notes += facts["notes"]
+        else:
+            notes += refiner.refine(session, ranks)
+    entries = compressed_layers(session.decoder.model)
+    planned = {name: with_entry(linear, entries.get(name)) for name, linear in plan.linears.items()}
+    return accounted(plan.model_copy(update={"notes": [*plan.notes, *notes]}), planned)
+
+
+def stages(plan: Plan) -> list[tuple[str, Refiner]]:
+    """The refiners with the names under which their results are kept."""
+    return [(f"refine-{number}", refiner) for number, refiner in enumerate(plan.recipe.refine)]
+
+
+def rebuilt(recipe: Recipe) -> bool:
+    """Whether the first refiner builds all factors itself, so that the plain ones need not be built."""
+    return bool(recipe.refine) and recipe.refine[0].rebuilds and not recipe.form.searches
+
+
+def with_entry(linear: LinearPlan, entry: dict[str, Any] | None) -> LinearPlan:
+    """The plan of a linear that has become the layer of this entry."""
+    if entry is None:
+        return linear
+    parameters = FORMS[entry["form"]].count_parameters(*linear.shape, entry)
+    return linear.model_copy(update={"form": entry["form"], "layer": entry, "parameters": parameters})
+
+
+def accounted(plan: Plan, linears: dict[str, LinearPlan]) -> Plan:
+    """The plan with these linears and what they use."""
+    used = sum(linear.parameters for linear in linears.values())
+    return plan.model_copy(update={"linears": linears, "budget": plan.budget.model_copy(update={"used": used})})
 
 
 def relative(loss: float, whole: float) -> float:

@@ -6,11 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
-from transformers import PreTrainedModel
 
 from slimrank.errors import UsageError
 from slimrank.linear import shape_of
-from slimrank.model import fingerprint
+from slimrank.model import Decoder, fingerprint
 from slimrank.recipe import Recipe
 
 __all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]
@@ -94,7 +93,7 @@ class Plan(BaseModel):
             raise UsageError(f"Plan {path}, key {key!r}: {first['msg'].lower()}.") from error
 
 
-def check_plan(plan: Plan, model: PreTrainedModel, linears: dict[str, nn.Module]) -> Plan:
+def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> Plan:
     """The plan with its arithmetic done again, after a person may have edited it.
 
     Raises:
@@ -102,8 +101,8 @@ def check_plan(plan: Plan, model: PreTrainedModel, linears: dict[str, nn.Module]
     """
     if plan.version != VERSION:
         raise UsageError(f"The plan has version {plan.version}, this slimrank reads {VERSION}: make it again.")
-    if plan.model != fingerprint(model):
-        raise UsageError(f"The plan was made for {plan.model}, this model is {fingerprint(model)}: make it again.")
+    if plan.model != fingerprint(decoder):
+        raise UsageError(f"The plan was made for {plan.model}, this model is {fingerprint(decoder)}: make it again.")
     checked = {}
     for name, linear in plan.linears.items():
         if name not in linears:

@@ -49,6 +49,11 @@ class Recipe(BaseModel):
         """Whether calibration must run the gradient pass."""
         return self.metric.gradients or self.allocate.gradients or any(step.gradients for step in self.refine)
 
+    @property
+    def weight_gradients(self) -> bool:
+        """Whether the gradient pass must look at the gradients of the weights themselves."""
+        return self.metric.weight_gradients or self.allocate.weight_gradients
+
     def to_yaml(self) -> str:
         """The recipe as a file that `--recipe` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,6 +1,6 @@
 """The working state of one compression: the values that the pipeline has made so far."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +13,31 @@ from slimrank.linear import shape_of, weight_of
 from slimrank.metric import Metric, Site
 from slimrank.model import Decoder, set_module
 from slimrank.progress import Track, no_track
-from slimrank.spectrum import Decomposition, LinearSpectrum, Spectrum
+from slimrank.spectrum import Curve, Decomposition, LinearSpectrum, Spectrum, decompose_again
+from slimrank.store.pieces import Facts, MemoryPieces, Pieces
+from slimrank.store.stages import Stages
+
+
+class Decompositions(dict[str, Decomposition]):
+    """Decompositions by linear, made when they are asked for, and held where there is memory for all of them."""
+
+    def __init__(self, make: Callable[[str], Decomposition], held: bool) -> None:
+        self._make, self._held = make, held
+
+    def __missing__(self, name: str) -> Decomposition:
+        made = self._make(name)
+        if self._held:
+            self[name] = made
+        return made
 
 
 @dataclass
 class Session:
     """What the steps share. linears: per block, the dense linears by name, also after others took their place.
 
-    choices: by linear, what the metric settled by measuring; found: by linear, what the form searched for.
+    choices: by linear, what the metric settled by measuring; found: by linear, what the form searched for; pieces:
+    where what is finished is kept; bases: whether the decompositions will be asked for, and not the curves alone;
+    curves: by linear.
     """
 
     decoder: Decoder
@@ -31,10 +48,16 @@ class Session:
     keep: float
     moments: Moments
     held_out: Moments
-    decompositions: dict[str, Decomposition] = field(default_factory=dict)
     choices: dict[str, float] = field(default_factory=dict)
     found: dict[str, dict[int, Any]] = field(default_factory=dict)
     track: Track = no_track
+    pieces: Pieces = field(default_factory=MemoryPieces)
+    bases: bool = True
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.decompositions = Decompositions(self._decompose, not self.pieces.lasting)
+        self.stages = Stages(self.decoder.weights, self.pieces)
 
     @property
     def dense(self) -> dict[str, nn.Module]:
@@ -43,9 +66,11 @@ class Session:
 
     def site(self, name: str) -> Site:
         """A linear as a metric sees it."""
+        with self.decoder.weights.hold(self.decoder.weights.part_of(name)):
+            weight = weight_of(self.dense[name]).detach()
         return Site(
             name,
-            weight_of(self.dense[name]).detach(),
+            weight,
             self.moments.input_of(name),
             self.held_out.inputs.get(self.moments.leader[name]),
             self.moments.outputs.get(name),
@@ -67,16 +92,19 @@ class Session:
         """The spectra of all linears, in the model's order."""
         return Spectrum(
             {
-                name: LinearSpectrum(
-                    self.decompositions[name].values,
-                    shape_of(dense),
-                    index,
-                    self.role(name),
-                )
+                name: LinearSpectrum(self.curves[name].values, shape_of(dense), index, self.role(name))
                 for index, block in enumerate(self.linears)
                 for name, dense in block.items()
             }
         )
+
+    def finished(self, block: int) -> Facts | None:
+        """What `finish` noted of the block in this stage, by an earlier process; None if it is still to be done."""
+        return self.stages.finished(block)
+
+    def finish(self, block: int, facts: Facts | None = None) -> None:
+        """Keep the block as it is now: this stage is done with it, also after a kill."""
+        self.stages.finish(block, facts)
 
     @contextmanager
     def replaced(self, modules: dict[str, nn.Module]) -> Iterator[None]:
@@ -90,3 +118,11 @@ class Session:
         finally:
             for name, module in before.items():
                 set_module(model, name, module)
+
+    def _decompose(self, name: str) -> Decomposition:
+        site, known = self.site(name), self.curves.get(name)
+        device = site.weight.device
+        pair = None
+        if known is not None and known.basis is not None:
+            pair = (known.values.to(device), known.basis.to(device))
+        return decompose_again(site.weight, self.metric.grams(site), self.metric.route, pair)

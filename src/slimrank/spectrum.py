@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,17 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from slimrank.metric.grams import SUPPORT, Grams, square_root, times
-
-cached_root = lru_cache(maxsize=2)(square_root)  # linears that share an input share its root
+from slimrank.metric.grams import SUPPORT, Grams, Root, times
 
 
 @dataclass(frozen=True)
 class Decomposition:
     """The optimum at every rank: left[:, :r] @ right[:r] minimises |L^T (W - W') R|_F over rank r.
 
-    values (q,) singular values of L^T W R, descending; left (m, q); right (q, n); float64. damping: the share of H's
-    mean diagonal that had to be added to factor it.
+    values (q,) singular values of L^T W R, descending; left (m, k) and right (k, n), k the largest rank that was asked
+    for, q by default; float64. damping: the share of H's mean diagonal that had to be added to factor it.
     """
 
     values: Tensor
@@ -38,24 +35,51 @@ class Decomposition:
         return self.values[rank:].square().sum().item()
 
 
-def projector_route(weight: Tensor, grams: Grams) -> Decomposition:
-    """W'_r = L^-T U_r U_r^T L^T W, from the eigenvectors of the smaller Gram: R is never inverted."""
-    root, inverse = cached_root(grams.left)
-    target = times(root, weight)
-    rows, columns = target.shape
-    if rows <= columns:
-        squares, basis = torch.linalg.eigh(times(grams.right, target.T).T @ target.T)
-        values, basis = squares.clamp_min(0).sqrt().flip(0), basis.flip(1)
+def projector_route(
+    weight: Tensor, grams: Grams, rank: int | None = None, found: tuple[Tensor, Tensor] | None = None
+) -> Decomposition:
+    """W'_r = L^-T U_r U_r^T L^T W, from the eigenvectors of the smaller Gram: R is never inverted.
+
+    found: what `eigenvectors` gives, where that is known.
+    """
+    root = Root.of(grams.left)
+    target = root.whiten(weight)
+    values, basis = found or eigenvectors(target, grams.right)
+    basis = basis[:, :rank]
+    if target.shape[0] > target.shape[1]:
+        spread = Root.of(grams.right).whiten(target.T).T @ basis
+        sizes = spread.norm(dim=0)
+        lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support: complete the basis with what W does there
+        if lost.any():
+            basis = torch.linalg.qr(torch.where(lost, target @ basis, spread)).Q
+        else:
+            basis = orthonormal(spread / sizes)
+    return Decomposition(values, root.unwhiten(basis), basis.T @ target)
+
+
+def orthonormal(basis: Tensor) -> Tensor:
+    """An orthonormal basis of the columns' nested spans, by Cholesky where they are almost orthonormal, else by QR."""
+    square = basis.T @ basis
+    factor, failed = torch.linalg.cholesky_ex(square)
+    if failed or (square.abs().sum(0) > 1.5).any():
+        return torch.linalg.qr(basis).Q
+    return torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)
+
+
+def eigenvectors(target: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Singular values (q,) of A R for A (m, n), descending, and its left singular vectors (q, q), right ones if m > n.
+
+    By the smaller of A R R^T A^T and R^T A^T A R.
+    """
+    if target.shape[0] <= target.shape[1]:
+        squares, vectors = torch.linalg.eigh(times(right, target.T).T @ target.T)
     else:
-        whitened = times(cached_root(grams.right)[0], target.T).T
-        squares, v = torch.linalg.eigh(whitened.T @ whitened)
-        values, v = squares.clamp_min(0).sqrt().flip(0), v.flip(1)
-        lost = values <= SUPPORT**0.5 * values[0]  # outside H's support: complete the basis with what W does there
-        basis = torch.linalg.qr(torch.where(lost, target @ v, whitened @ v)).Q
-    return Decomposition(values, times(inverse, basis), basis.T @ target)
+        root = Root.of(right)
+        squares, vectors = torch.linalg.eigh(root.whiten(root.whiten(target.T @ target).T))
+    return squares.clamp_min(0).sqrt().flip(0), vectors.flip(1)
 
 
-def cholesky_route(weight: Tensor, grams: Grams) -> Decomposition:
+def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
     """SVD-LLM as printed: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps H by its mean diagonal if it must."""
     gram = _full(grams.right, weight.shape[1], weight)
     damping = 0.0
@@ -65,37 +89,101 @@ def cholesky_route(weight: Tensor, grams: Grams) -> Decomposition:
         factor, failed = torch.linalg.cholesky_ex(
             gram + damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
         )
-    u, values, v = torch.linalg.svd(_left(weight, grams) @ factor, full_matrices=False)
-    right = torch.linalg.solve_triangular(factor.T, v.T, upper=True).T
-    return Decomposition(values, times(cached_root(grams.left)[1], u), values[:, None] * right, damping)
+    root = Root.of(grams.left)
+    u, values, v = torch.linalg.svd(root.whiten(weight) @ factor, full_matrices=False)
+    right = torch.linalg.solve_triangular(factor.T, v[:rank].T, upper=True).T
+    return Decomposition(values, root.unwhiten(u[:, :rank]), values[:rank, None] * right, damping)
 
 
-def eigen_route(weight: Tensor, grams: Grams) -> Decomposition:
+def eigen_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
     """SVD-LLM V2: R = U_h Lam^(1/2) on the support of H, W' = U_r S_r V_r^T Lam^(-1/2) U_h^T."""
     gram = _full(grams.right, weight.shape[1], weight)
     eigenvalues, vectors = torch.linalg.eigh(gram)
     supported = eigenvalues > SUPPORT * eigenvalues[-1]
     scale, vectors = eigenvalues[supported].sqrt(), vectors[:, supported]
-    u, values, v = torch.linalg.svd(_left(weight, grams) @ (vectors * scale), full_matrices=False)
-    left, right = times(cached_root(grams.left)[1], u), values[:, None] * (v @ (vectors / scale).T)
+    root = Root.of(grams.left)
+    u, values, v = torch.linalg.svd(root.whiten(weight) @ (vectors * scale), full_matrices=False)
+    left, right = root.unwhiten(u), values[:, None] * (v @ (vectors / scale).T)
     missing = min(weight.shape) - len(values)  # ranks outside the support carry nothing
     return Decomposition(pad(values, (0, missing)), pad(left, (0, missing)), pad(right, (0, 0, 0, missing)))
 
 
-ROUTES: dict[str, Callable[[Tensor, Grams], Decomposition]] = {
+ROUTES: dict[str, Callable[[Tensor, Grams, int | None], Decomposition]] = {
     "projector": projector_route,
     "cholesky": cholesky_route,
     "eigen": eigen_route,
 }
 
 
-def decompose(weight: Tensor, grams: Grams, route: str = "projector") -> Decomposition:
-    """Decompose W (m, n) in the metric of `grams`; computed and returned in float64."""
-    return ROUTES[route](weight.double(), grams)
+def decompose(weight: Tensor, grams: Grams, route: str = "projector", rank: int | None = None) -> Decomposition:
+    """Decompose W (m, n) in the metric of `grams`; computed and returned in float64.
+
+    rank: the largest that `cut` will be asked for, all by default.
+    """
+    return ROUTES[route](weight.double(), grams, rank)
 
 
-def _left(weight: Tensor, grams: Grams) -> Tensor:
-    return times(cached_root(grams.left)[0], weight)
+def decompose_again(weight: Tensor, grams: Grams, route: str, known: tuple[Tensor, Tensor] | None) -> Decomposition:
+    """As decompose, with the projector route's `eigenvectors` where they are known."""
+    if known is not None and route == "projector":
+        return projector_route(weight.double(), grams, found=known)
+    return decompose(weight, grams, route)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What every rank 0..q costs: singular values (q,), and on other inputs the error's share of the norm (q + 1,).
+
+    measured: |L^T (W - W'_r) R~|_F / |L^T W R~|_F with R~ of held-out windows, None where there are none; damping: as
+    Decomposition's; basis: what spares `projector_route` its eigenproblem.
+    """
+
+    values: Tensor
+    measured: Tensor | None = None
+    damping: float = 0.0
+    basis: Tensor | None = None
+
+
+def curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: str = "projector") -> Curve:
+    """The curve of W (m, n) under `grams`, measured under the right one of `held_out`, the left one being the same.
+
+    The projector route needs no more than the small eigenproblem: with u_i the left singular vectors of A R, A = L^T W,
+    direction i's part of the squared norm is y_i^T H~ y_i with y_i = A^T u_i, or A^T A R v_i / s_i where m > n.
+    """
+    weight = weight.double()
+    if route != "projector":
+        return curve_of(weight, decompose(weight, grams, route), held_out and Grams(grams.left, held_out.right))
+    target = Root.of(grams.left).whiten(weight)
+    values, basis = eigenvectors(target, grams.right)
+    if held_out is None:
+        return Curve(values, basis=basis)
+    if target.shape[0] <= target.shape[1]:
+        duals = target.T @ basis
+    else:
+        scale = values.clamp_min(SUPPORT**0.5 * values[0])
+        duals = target.T @ (target @ times(Root.of(grams.right).factor, basis / scale))
+    parts = (duals * times(held_out.right, duals)).sum(0)
+    total = (target * times(held_out.right, target.T).T).sum()
+    left = total - torch.cat([parts.new_zeros(1), parts.cumsum(0)])
+    return Curve(values, (left / total).clamp_min(0).sqrt(), basis=basis)
+
+
+def curve_of(weight: Tensor, found: Decomposition, held_out: Grams | None) -> Curve:
+    """The curve that a decomposition of W (m, n) gives, by whatever route it was found, measured under `held_out`."""
+    measured = None if held_out is None else _expansion_shares(weight.double(), found, held_out)
+    return Curve(found.values, measured, found.damping)
+
+
+def _expansion_shares(weight: Tensor, found: Decomposition, grams: Grams) -> Tensor:
+    """The share for W - sum_{i < r} l_i r_i at every r, of vectors that need not be orthogonal in these Grams."""
+    left, right = grams.left, grams.right
+    weighted = times(left, found.left)
+    overlaps = (found.left.T @ weighted) * (found.right @ times(right, found.right.T))
+    alone = (times(right, weight.T) @ weighted * found.right.T).sum(0)
+    total = (times(left, weight) * times(right, weight.T).T).sum()
+    both = overlaps.cumsum(0).cumsum(1).diagonal()
+    losses = total - torch.cat([both.new_zeros(1), 2 * alone.cumsum(0) - both])
+    return (losses / total).clamp_min(0).sqrt()
 
 
 def _full(gram: Tensor | None, width: int, like: Tensor) -> Tensor:

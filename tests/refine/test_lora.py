@@ -12,7 +12,7 @@ from slimrank.refine.lora import Lora, held_out_loss, next_token_loss, train_ada
 
 
 def compressed(made):
-    for name, found in made.decompositions.items():
+    for name, found in ((name, made.decompositions[name]) for name in made.dense):
         left, right = (factor.float() for factor in found.cut(6))
         set_module(made.decoder.model, name, LowRank.from_low_rank(left, right))
     return made

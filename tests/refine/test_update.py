@@ -12,7 +12,7 @@ from slimrank.refine.update import Update, updated_left
 
 
 def compressed(made, form=LowRank):
-    for name, found in made.decompositions.items():
+    for name, found in ((name, made.decompositions[name]) for name in made.dense):
         left, right = (factor.float() for factor in found.cut(6))
         set_module(made.decoder.model, name, form.from_low_rank(left, right))
     return made

@@ -23,6 +23,11 @@ class PerplexityScan(Allocator):
     windows: int = Field(32, ge=1)
     grid: tuple[Share, ...] | None = None
 
+    @property
+    def whole_model(self) -> bool:
+        """It measures."""
+        return True
+
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the lowest threshold within the budget."""
         grid = sorted(self.grid or default_grid(problem.keep))

@@ -45,6 +45,12 @@ class Allocator(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+    weight_gradients: ClassVar[bool] = False  # whether it needs what they say of the gradients of the weights
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether it runs the model again and again, so that all blocks had better be in memory."""
+        return False
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks within the problem's budget."""

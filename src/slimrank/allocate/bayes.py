@@ -32,13 +32,19 @@ class Bayes(Allocator):
     seed: int = 3
     storage: str | None = None
 
+    @property
+    def whole_model(self) -> bool:
+        """It measures."""
+        return True
+
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the best trial."""
         session = problem.session
         damage = Damage(session, windows=self.windows)
         names = [f"block {index}" for index, block in enumerate(session.linears) if block]
         with quiet():
-            study = open_study(self.storage, self._identity(problem))
+            file = session.pieces.file("study.journal")
+            study = open_study(self.storage or (str(file) if file else None), self._identity(problem))
             done = completed(study)
             for _ in session.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
                 if completed(study) >= self.trials:
@@ -55,7 +61,7 @@ class Bayes(Allocator):
     def _identity(self, problem: Problem) -> dict[str, Any]:
         session = problem.session
         identity = {
-            "model": fingerprint(session.decoder.model)["sha256"],
+            "model": fingerprint(session.decoder)["sha256"],
             "linears": list(session.dense),
             "keep": problem.keep,
             "budget": problem.budget,

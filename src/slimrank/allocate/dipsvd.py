@@ -28,6 +28,7 @@ class BlockImportance(Allocator):
 
     name: Literal["block_importance"] = "block_importance"
     gradients: ClassVar[bool] = True
+    weight_gradients: ClassVar[bool] = True
 
     beta: Share = 0.3
     direction: Direction = "released"

@@ -63,6 +63,11 @@ class MeasuredModules(Allocator):
     units: int = Field(50_000, ge=1)
     tolerance: float = Field(0.005, ge=0)
 
+    @property
+    def whole_model(self) -> bool:
+        """It measures."""
+        return True
+
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the knapsack's optimum."""
         names = list(problem.spectrum.linears)

@@ -25,6 +25,11 @@ class Nats(Allocator):
     calibrate: Annotated[int, Field(ge=0)] = 0
     windows: Annotated[int, Field(ge=1)] = 16
 
+    @property
+    def whole_model(self) -> bool:
+        """It measures."""
+        return self.calibrate > 0
+
     def allocate(self, problem: Problem) -> Allocation:
         """A sweep over the lower convex hulls of the linears' (cost, loss) curves."""
         losses = {name: spectrum.losses().cpu().numpy() for name, spectrum in problem.spectrum.linears.items()}

@@ -1,10 +1,9 @@
 """Collect Moments: windows go through the decoder a block at a time, while hooks watch every linear's input."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments
@@ -13,23 +12,66 @@ from slimrank.errors import SlimrankError
 from slimrank.model import Decoder
 from slimrank.progress import Track, no_track
 
+Linears = list[dict[str, nn.Module]]
 
-def collect(decoder: Decoder, ids: Tensor, linears: list[dict[str, nn.Module]], *, track: Track = no_track) -> Moments:
+
+def collect(decoder: Decoder, ids: Tensor, linears: Linears, *, track: Track = no_track) -> Moments:
     """Input and block moments over the windows `ids` (windows, tokens); `linears` per block, from Decoder.linears.
 
     Raises:
         SlimrankError: naming the linear or block that a non-finite activation reached.
     """
-    moments = Moments()
+    return merged(one for _, one in each_block(decoder, ids, linears, track=track))
+
+
+def each_block(
+    decoder: Decoder,
+    ids: Tensor,
+    linears: Linears,
+    *,
+    done: Collection[int] = (),
+    blocks: bool = True,
+    track: Track = no_track,
+) -> Iterator[tuple[int, Moments]]:
+    """Block by block, its index and moments, but for those that are `done`; `blocks`: its output's moments too."""
+    missing = [index for index in range(len(linears)) if index not in done]
+    if not missing:
+        return
     stream = Stream(decoder, ids, default_batch(ids.shape[1]))
-    for index, names in enumerate(track(linears, "calibrating", len(linears))):
-        width = stream.hidden[0].shape[-1]
-        block = BlockMoments(torch.zeros(width, width, dtype=torch.float64, device=decoder.device))
-        with watch_inputs(names, moments):
-            for before, after in stream.advance():
-                require_finite(after, f"the output of {decoder.prefix}.{index}")
+    for index in track(range(missing[-1] + 1), "calibrating", missing[-1] + 1):
+        if index in done:
+            stream.skip(1)
+        else:
+            yield index, _of_block(stream, linears[index], blocks)
+
+
+def merged(parts: Iterator[Moments]) -> Moments:
+    """The moments of several blocks as one."""
+    whole = Moments()
+    for part in parts:
+        whole.inputs = {**whole.inputs, **part.inputs}
+        whole.outputs = {**whole.outputs, **part.outputs}
+        whole.blocks = {**whole.blocks, **part.blocks}
+        whole.leader |= part.leader
+    return whole
+
+
+def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) -> Moments:
+    moments, index = Moments(), stream.depth
+    block: BlockMoments | None = None
+    with watch_inputs(linears, moments):
+        for before, after in stream.advance():
+            if with_output:
+                block = block or BlockMoments.empty(after.shape[-1], after.device)
                 block.add(before, after)
-        moments.blocks.append(block)
+    for name, inputs in moments.inputs.items():
+        require_finite(inputs.absolute, f"the input of {name}")
+        require_finite(inputs.gram, f"the squared input of {name}")
+    for hidden in stream.hidden:
+        require_finite(hidden, f"the output of {stream.decoder.prefix}.{index}")
+    if block is not None:
+        block.settle()
+        moments.blocks = {index: block}
     return moments
 
 
@@ -37,16 +79,19 @@ def collect(decoder: Decoder, ids: Tensor, linears: list[dict[str, nn.Module]], 
 def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[None]:
     """Add every input that reaches the linears to `moments`, once where several linears read the same tensor."""
     seen: dict[int, tuple[Tensor, str]] = {}
+    inputs = dict(moments.inputs)
+    moments.inputs = inputs
 
-    def hook(name: str) -> Any:
+    def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             if any(name == leader for _, leader in seen.values()):
                 seen.clear()  # the next batch has begun
             if id(x) not in seen:
                 seen[id(x)] = (x, name)  # holding x keeps its id from being given to another tensor
-                require_finite(x, f"the input of {name}")
-                moments.inputs.setdefault(name, InputMoments.empty(x.shape[-1], x.device)).add(x)
+                if name not in inputs:
+                    inputs[name] = InputMoments.empty(x.shape[-1], x.device)
+                inputs[name].add(x)
             leader = seen[id(x)][1]
             if moments.leader.setdefault(name, leader) != leader:
                 raise SlimrankError(
@@ -65,5 +110,5 @@ def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[No
 
 def require_finite(x: Tensor, what: str) -> None:
     """Raise a SlimrankError if x holds NaN or Inf."""
-    if not torch.isfinite(x).all():
+    if not x.isfinite().all():
         raise SlimrankError(f"Calibration met NaN or Inf in {what}: try --dtype float32 or check the weights.")

@@ -1,25 +1,28 @@
 """The gradient pass: from the head back to the entry, a block at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate.collect import require_finite
+from slimrank.calibrate.collect import Linears, merged, require_finite
 from slimrank.calibrate.moments import Moments, OutputMoments
+from slimrank.calibrate.products import add_gram, product
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.model import Decoder
 from slimrank.progress import Track, no_track
 
 Labels = Literal["text", "sampled"]
+LOGITS = {"cpu": 2**22}  # numbers at a time
+MANY_LOGITS = 2**28
 
 
 def collect_gradients(
     decoder: Decoder,
     ids: Tensor,
-    linears: list[dict[str, nn.Module]],
+    linears: Linears,
     moments: Moments,
     *,
     labels: Labels = "text",
@@ -29,33 +32,103 @@ def collect_gradients(
     """Add OutputMoments to `moments` over the windows `ids` (windows, tokens).
 
     The loss is the sum over tokens of the next token's negative log-likelihood in nats, the next token taken from the
-    text or sampled from the model (whose Fisher information is then true rather than empirical). Only one block's
-    graph is held at a time, and every block's input hidden states.
+    text or sampled from the model (whose Fisher information is then true rather than empirical).
     """
-    stream = Stream(decoder, ids, default_batch(ids.shape[1]))
-    entries: list[list[Tensor]] = []
-    while stream.depth < len(decoder):
-        entries.append(list(stream.hidden))
-        for _ in stream.advance():
-            pass
+    found = merged(one for _, one in each_gradient(decoder, ids, linears, labels=labels, seed=seed, track=track))
+    moments.outputs = {**moments.outputs, **found.outputs}
+
+
+def each_gradient(
+    decoder: Decoder,
+    ids: Tensor,
+    linears: Linears,
+    *,
+    labels: Labels = "text",
+    seed: int = 0,
+    of_weights: bool = True,
+    done: Collection[int] = (),
+    track: Track = no_track,
+) -> Iterator[tuple[int, Moments]]:
+    """Block by block from the last, its index and its OutputMoments, but for those that are `done`.
+
+    of_weights: also what the gradients of the weights themselves give, fisher_rows and gradient_norm. One block's
+    graph is held at a time, and the hidden states before every block or, where these do not fit, before some of them,
+    from which the others follow again.
+    """
+    missing = [index for index in range(len(linears)) if index not in done]
+    if not missing:
+        return
+    states = States(decoder, ids)
     generator = torch.Generator(decoder.device).manual_seed(seed)
     gradients = [
         _head_gradient(decoder, chunk, hidden, labels, generator)
-        for chunk, hidden in zip(stream.ids, stream.hidden, strict=True)
+        for chunk, hidden in zip(states.ids, states.last, strict=True)
     ]
-    for index in track(reversed(range(len(decoder))), "gradients", len(decoder)):
-        totals: dict[str, Tensor] = {}
-        for batch, before in enumerate(entries.pop()):
-            before = before.requires_grad_()
-            with torch.enable_grad(), watch_gradients(linears[index], moments, totals):
-                after = decoder.run(index, before, stream.calls[batch][index])
-                (gradients[batch],) = torch.autograd.grad(after, before, gradients[batch])
-            require_finite(gradients[batch], f"the gradient at the input of {decoder.prefix}.{index}")
-        for name, total in totals.items():
-            moments.outputs[name].gradient_norm = total.norm().item()
+    last = len(decoder) - 1
+    for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
+        moments, totals = Moments(outputs={}), dict[str, Tensor]()
+        watched = {} if index in done else linears[index]
+        for batch, before in enumerate(states.before(index)):
+            before = before.to(decoder.device).detach().requires_grad_()
+            with torch.enable_grad(), watch_gradients(watched, moments, totals if of_weights else None):
+                after = decoder.run(index, before, states.calls[batch][index])
+                (gradient,) = torch.autograd.grad(after, before, gradients[batch].to(after.device))
+                gradients[batch] = states.home.put(gradient)
+        for gradient in gradients:
+            require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
+        if index not in done:
+            for name, one in moments.outputs.items():
+                one.fourth = float(one.fourth)
+                one.gradient_norm = totals[name].norm().item() if name in totals else 0.0
+            yield index, moments
+
+
+class States:
+    """The hidden states before every block, on the way back: held for all blocks, or every k-th and followed again."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        self._decoder, depth = decoder, len(decoder)
+        batch = default_batch(ids.shape[1])
+        first = Stream(decoder, ids[:batch], batch)
+        size = first.nbytes * len(ids) // len(ids[:batch])
+        self._every = stride(depth, decoder.states_room.host // max(size, 1))
+        stream = Stream(decoder, ids, batch, copies=-(-depth // self._every) + self._every)
+        self._held: dict[int, list[Tensor]] = {}
+        while stream.depth < depth:
+            if stream.depth % self._every == 0:
+                self._held[stream.depth] = list(stream.hidden)
+            stream.skip(1)
+        self.ids, self.calls, self.last, self.home = stream.ids, stream.calls, stream.hidden, stream.home
+
+    @torch.no_grad()
+    def before(self, index: int) -> list[Tensor]:
+        """By batch, the hidden states before block `index`; asked for from the last block to the first."""
+        if index not in self._held:
+            for depth in range(index - index % self._every, index):
+                self._held[depth + 1] = [
+                    self.home.put(self._decoder.run(depth, hidden, self.calls[batch][depth]))
+                    for batch, hidden in enumerate(self._held[depth])
+                ]
+        return self._held.pop(index)
+
+
+def stride(depth: int, sets: int) -> int:
+    """The least k with depth / k + k <= sets, so that so many sets of states suffice; 1 where there is none."""
+    fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
+    return next(fitting, 1)
 
 
 def _head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
+    """dL/d hidden, some windows at a time, since the logits are many."""
+    vocabulary = decoder.model.config.get_text_config().vocab_size
+    windows = max(1, LOGITS.get(ids.device.type, MANY_LOGITS) // (ids.shape[1] * vocabulary))
+    parts = zip(ids.split(windows), hidden.to(ids.device).split(windows), strict=True)
+    return torch.cat([_windows_gradient(decoder, *part, labels, generator) for part in parts])
+
+
+def _windows_gradient(
+    decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, generator: torch.Generator
+) -> Tensor:
     hidden = hidden.detach().requires_grad_()
     with torch.enable_grad():
         logits = decoder.head(ids, hidden)[:, :-1].float().flatten(0, 1)
@@ -67,13 +140,17 @@ def _head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels
 
 
 @contextmanager
-def watch_gradients(linears: dict[str, nn.Module], moments: Moments, totals: dict[str, Tensor]) -> Iterator[None]:
-    """Add the gradient at every linear's output to `moments`, and dL/dW to `totals`."""
+def watch_gradients(
+    linears: dict[str, nn.Module], moments: Moments, totals: dict[str, Tensor] | None
+) -> Iterator[None]:
+    """Add the gradient at every linear's output to `moments`, and dL/dW to `totals` where they are asked for."""
+    outputs = dict(moments.outputs)
+    moments.outputs = outputs
 
     def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
-            output.register_hook(lambda gradient: add_gradient(moments.outputs, totals, name, x, gradient))
+            output.register_hook(lambda gradient: add_gradient(outputs, totals, name, x, gradient))
 
         return watch
 
@@ -86,16 +163,21 @@ def watch_gradients(linears: dict[str, nn.Module], moments: Moments, totals: dic
 
 
 def add_gradient(
-    outputs: dict[str, OutputMoments], totals: dict[str, Tensor], name: str, x: Tensor, gradient: Tensor
+    outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None, name: str, x: Tensor, gradient: Tensor
 ) -> None:
     """Add one batch: x (..., n) at a linear's input and dL/dy (..., m) at its output, the first axis being windows."""
-    g = gradient.detach().float().reshape(len(gradient), -1, gradient.shape[-1])
-    per_window = g.transpose(1, 2) @ x.float().reshape(len(x), -1, x.shape[-1])
+    g = gradient.detach().reshape(len(gradient), -1, gradient.shape[-1])
     flat = g.flatten(0, 1)
-    moments = outputs.setdefault(name, OutputMoments.empty(flat.shape[1], flat.device))
-    moments.gram += (flat.T @ flat).double()
-    moments.fisher_rows += per_window.double().square().sum((0, 2))
-    moments.fourth += flat.square().sum(1).double().square().sum().item()
+    if name not in outputs:
+        outputs[name] = OutputMoments.empty(flat.shape[1], flat.device)
+    moments = outputs[name]
+    add_gram(moments.gram, flat)
+    moments.fourth = cast(float, moments.fourth + flat.float().square().sum(1).double().square().sum())
     moments.tokens += len(flat)
     moments.windows += len(g)
-    totals[name] = totals.get(name, 0) + per_window.sum(0)
+    if totals is None:
+        return
+    for gradients, inputs in zip(g, x.reshape(len(x), -1, x.shape[-1]), strict=True):
+        of_window = product(gradients, inputs)
+        moments.fisher_rows += of_window.double().square().sum(1)
+        totals[name] = totals[name].add_(of_window) if name in totals else of_window

@@ -1,15 +1,15 @@
-"""Moments: what calibration saw at every linear and every block, as plain tensors that are saved and loaded whole."""
+"""Moments: what calibration saw at every linear and every block, as plain tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from slimrank.calibrate.products import add_gram
 from slimrank.errors import SlimrankError
+from slimrank.store.symmetric import unpack
 
 
 @dataclass
@@ -31,9 +31,9 @@ class InputMoments:
 
     def add(self, x: Tensor) -> None:
         """Add the tokens of x (..., n); products in float32, sums in float64."""
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        self.gram += (x.T @ x).double()
-        self.absolute += x.abs().sum(0).double()
+        x = x.detach().reshape(-1, x.shape[-1])
+        add_gram(self.gram, x)
+        self.absolute += x.float().abs().sum(0).double()
         self.tokens += len(x)
 
 
@@ -67,12 +67,47 @@ class BlockMoments:
     cosine: float = 0.0
     tokens: int = 0
 
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> "BlockMoments":
+        """Before the first token."""
+        return cls(torch.zeros(width, width, dtype=torch.float64, device=device))
+
     def add(self, before: Tensor, after: Tensor) -> None:
-        """Add the tokens of a batch (batch, tokens, d)."""
+        """Add the tokens of a batch (batch, tokens, d); the cosine is a tensor until `settle` is called."""
         before, after = (h.detach().reshape(-1, h.shape[-1]).float() for h in (before, after))
-        self.gram += (after.T @ after).double()
-        self.cosine += torch.nn.functional.cosine_similarity(before, after, dim=-1).double().sum().item()
+        add_gram(self.gram, after)
+        cosines = torch.nn.functional.cosine_similarity(before, after, dim=-1).double().sum()
+        self.cosine = cast(float, self.cosine + cosines)
         self.tokens += len(after)
+
+    def settle(self) -> None:
+        """Read the sums from the device, once for all batches."""
+        self.cosine = float(self.cosine)
+
+
+class _Stored:
+    """Moments whose Gram is unpacked anew, from half the space in float32, whenever it is asked for."""
+
+    def __init__(self, packed: Tensor, width: int, device: torch.device, rest: dict[str, Any]) -> None:
+        self._packed, self._width, self._device = packed, width, device
+        self.__dict__.update(rest)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "gram":
+            raise AttributeError(name)
+        return unpack(self._packed.to(self._device), self._width)
+
+
+class StoredInput(_Stored, InputMoments):
+    """InputMoments from a piece."""
+
+
+class StoredOutput(_Stored, OutputMoments):
+    """OutputMoments from a piece."""
+
+
+class StoredBlock(_Stored, BlockMoments):
+    """BlockMoments from a piece."""
 
 
 @dataclass
@@ -80,13 +115,13 @@ class Moments:
     """Everything calibration keeps.
 
     inputs: by the first linear that saw an input; leader: of every linear, the linear whose input it shares;
-    outputs: by linear, empty unless gradients were asked for; blocks: one per decoder block.
+    outputs: by linear, empty unless gradients were asked for; blocks: by decoder block.
     """
 
-    inputs: dict[str, InputMoments] = field(default_factory=dict)
+    inputs: Mapping[str, InputMoments] = field(default_factory=dict)
     leader: dict[str, str] = field(default_factory=dict)
-    outputs: dict[str, OutputMoments] = field(default_factory=dict)
-    blocks: list[BlockMoments] = field(default_factory=list)
+    outputs: Mapping[str, OutputMoments] = field(default_factory=dict)
+    blocks: Mapping[int, BlockMoments] = field(default_factory=dict)
 
     def input_of(self, linear: str) -> InputMoments:
         """The moments of a linear's input."""
@@ -96,43 +131,5 @@ class Moments:
 
     def short_of_tokens(self) -> list[str]:
         """The linears whose Gram is wider than the tokens it was summed over."""
-        short = {name for name, i in self.inputs.items() if i.tokens < len(i.gram)}
+        short = {name for name, i in self.inputs.items() if i.tokens < len(i.absolute)}
         return [linear for linear, leader in self.leader.items() if leader in short]
-
-    def save(self, path: Path) -> None:
-        """One safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        for group, items in (
-            ("inputs", self.inputs),
-            ("outputs", self.outputs),
-            ("blocks", dict(enumerate(self.blocks))),
-        ):
-            for key, item in items.items():
-                for name, value in vars(item).items():
-                    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-                    tensors[f"{group}/{key}/{name}"] = tensor.contiguous().cpu()
-        save_file(tensors, path, metadata={f"leader/{k}": v for k, v in self.leader.items()})
-
-    @classmethod
-    def load(cls, path: Path) -> "Moments":
-        """The inverse of save."""
-        groups: dict[str, dict[str, dict[str, Tensor]]] = {"inputs": {}, "outputs": {}, "blocks": {}}
-        with safe_open(path, "pt") as file:
-            for full in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                group, key, name = full.split("/")
-                groups[group].setdefault(key, {})[name] = file.get_tensor(full)
-            leader = {k.removeprefix("leader/"): v for k, v in (file.metadata() or {}).items()}
-        return cls(
-            inputs={k: InputMoments(**_scalars(v)) for k, v in groups["inputs"].items()},
-            leader=leader,
-            outputs={k: OutputMoments(**_scalars(v)) for k, v in groups["outputs"].items()},
-            blocks=[BlockMoments(**_scalars(groups["blocks"][k])) for k in sorted(groups["blocks"], key=int)],
-        )
-
-
-def _scalars(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    counts = {"tokens", "windows"}
-    return {
-        name: tensor if tensor.ndim else (int(tensor) if name in counts else float(tensor))
-        for name, tensor in tensors.items()
-    }

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slimrank.calibrate.products import add_gram, product
+
 
 @dataclass
 class Seen:
@@ -36,7 +38,9 @@ class PairMoments:
     ) -> None:
         """Add one batch of linears that share their input; products in float32, sums in float64."""
         x = _flat(next(iter(compressed.values())).x)
-        self.gram = self.gram.to(x.device) + (x.T @ x).double()
+        if self.gram.ndim == 0:
+            self.gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        add_gram(self.gram, x)
         self.tokens += len(x)
         for name, was in dense.items():
             target, now = was.y, compressed[name]
@@ -44,7 +48,14 @@ class PairMoments:
                 target = target + (was.addend - now.addend)
             if name in biases:
                 target = target - biases[name]
-            self.cross[name] = self.cross.get(name, 0.0) + (_flat(target).T @ x).double()
+            found = product(_flat(target), x)
+            self.cross[name] = self.cross[name].add_(found) if name in self.cross else found.double()
+
+    def settle(self) -> None:
+        """Turn the sums into means, in place."""
+        self.gram.div_(self.tokens)
+        for cross in self.cross.values():
+            cross.div_(self.tokens)
 
 
 @contextmanager
@@ -101,4 +112,4 @@ class _Sums(TorchDispatchMode):
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.detach().flatten(0, -2).float()
+    return x.detach().flatten(0, -2)

@@ -1,21 +1,26 @@
 """Hidden states on their way through a decoder, a block at a time."""
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slimrank.model import Call, Decoder
+from slimrank.model import Call, Decoder, Room
+from slimrank.store.disk import disk_errors
 
 
 class Stream:
     """The hidden states of a set of windows at one depth, in batches.
 
-    ids: (windows, tokens); `hidden[b]` is batch b's (batch, tokens, width) before block `depth`.
+    ids: (windows, tokens); `hidden[b]` is batch b's (batch, tokens, width) before block `depth`, where `copies` sets of
+    them fit (see Home).
     """
 
-    def __init__(self, decoder: Decoder, ids: Tensor, batch: int) -> None:
+    def __init__(self, decoder: Decoder, ids: Tensor, batch: int, copies: int = 1) -> None:
         self.decoder = decoder
         self.ids = list(ids.to(decoder.device).split(batch))
         self.depth = 0
@@ -23,14 +28,24 @@ class Stream:
         self.calls: list[list[Call]] = []
         for chunk in self.ids:
             hidden, calls = decoder.enter(chunk)
-            self.hidden.append(hidden)
+            if not self.hidden:
+                self.home = Home(decoder.states_room, hidden.nbytes * len(self.ids) * copies, hidden.device)
+            self.hidden.append(self.home.put(hidden))
             self.calls.append(self._interned(calls))
+
+    @property
+    def nbytes(self) -> int:
+        """What the hidden states take."""
+        return sum(hidden.nbytes for hidden in self.hidden)
 
     def _interned(self, calls: list[Call]) -> list[Call]:
         """The previous batch's calls where they are equal, so that masks and rotary tables are held once."""
         if self.calls and all(_equal(a, b) for a, b in zip(self.calls[-1], calls, strict=True)):
             return self.calls[-1]
-        return calls
+        shared: list[Call] = []
+        for call in calls:
+            shared.append(next((one for one in shared[-1:] if _equal(one, call)), call))
+        return shared
 
     def outputs(self) -> Iterator[Tensor]:
         """Block `depth`'s output, batch by batch, the stream staying where it is."""
@@ -45,9 +60,38 @@ class Stream:
     def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Run block `depth` and step behind it; yields each batch's hidden states before and after."""
         for index, output in enumerate(self.outputs()):
-            before, self.hidden[index] = self.hidden[index], output
+            before = self.hidden[index].to(output.device)
             yield before, output
+            self.hidden[index] = self.home.put(output)
         self.depth += 1
+
+    def skip(self, blocks: int) -> None:
+        """Advance over some blocks without looking."""
+        for _ in range(blocks):
+            for _ in self.advance():
+                pass
+
+
+class Home:
+    """Where sets of hidden states of `nbytes` in all stay: as they are, in host memory, or in files, as they fit."""
+
+    def __init__(self, room: Room, nbytes: int, device: torch.device) -> None:
+        self._to_host = device.type != "cpu" and nbytes > room.device
+        self._folder = None
+        if (self._to_host or device.type == "cpu") and nbytes > room.host:
+            self._folder = tempfile.TemporaryDirectory(prefix="slimrank-states-")
+
+    def put(self, hidden: Tensor) -> Tensor:
+        """The same numbers; a file that holds them has no name any more and is gone with the tensor."""
+        if self._folder is None:
+            return hidden.cpu() if self._to_host else hidden
+        path = Path(self._folder.name) / "hidden"
+        with disk_errors(path.parent, hidden.nbytes):
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, hidden.nbytes)
+            mapped = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=hidden.dtype)
+            path.unlink()
+        return mapped.view(hidden.shape).copy_(hidden)
 
 
 def _equal(a: Any, b: Any) -> bool:

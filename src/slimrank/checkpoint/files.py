@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from slimrank.errors import SlimrankError, UsageError
+from slimrank.errors import UsageError
+from slimrank.store.disk import disk_errors
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,7 +35,7 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
     tag = uuid.uuid4().hex[:8]
     partial, old = (out.with_name(f".{out.name}.{role}-{tag}") for role in ("partial", "old"))
     try:
-        with _disk_errors(out, needed_bytes):
+        with disk_errors(out, needed_bytes):
             out.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(out.parent).free < needed_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -67,17 +66,3 @@ def _swap(new: Path, out: Path, old: Path) -> None:
         if old.exists() and not out.exists():
             old.replace(out)
         raise
-
-
-@contextmanager
-def _disk_errors(out: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn a full or unwritable disk into a sentence; safetensors reports the system's error in its text only."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
-        if full:
-            raise SlimrankError(
-                f"The disk is full: {out} needs {needed_bytes:,} bytes; free some or name a folder on another disk."
-            ) from error
-        raise SlimrankError(f"The folder {out} could not be written ({error}); check its place and rights.") from error

@@ -29,17 +29,19 @@ def write_checkpoint(
     extras: Mapping[str, str] | None = None,
     max_shard_size: str = "5GB",
     overwrite: bool = False,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write `model`, whose modules named in `layers` are forms, to the folder `out`: the whole of it or nothing.
 
     The weights are stored in `dtype`, tensors of another dtype than the model's (integers, parts kept in float32) in
-    their own. `source` is the dense model's local folder, whose tokenizer, generation config, chat template and
-    licence are copied; `tokenizer` is saved where `source` has none. `extras` maps relative paths to texts. The
-    model's config gains the `quantization_config` that the folder's has. Raises UsageError when `out` is not empty and
-    `overwrite` is false, and SlimrankError when `layers` isn't what the model holds or the disk fills.
+    their own; `tensors` are the weights as they are to be stored, where the model's own are not in memory. `source` is
+    the dense model's local folder, whose tokenizer, generation config, chat template and licence are copied;
+    `tokenizer` is saved where `source` has none. `extras` maps relative paths to texts. The model's config gains the
+    `quantization_config` that the folder's has. Raises UsageError when `out` is not empty and `overwrite` is false, and
+    SlimrankError when `layers` isn't what the model holds or the disk fills.
     """
     _describe(model, layers)
-    tensors = _cast(model.state_dict(), model.dtype, dtype)
+    tensors = _cast(model.state_dict(), model.dtype, dtype) if tensors is None else dict(tensors)
     with atomic_directory(out, overwrite=overwrite, needed_bytes=_bytes(tensors)) as folder:
         with _generation_config_of(model, source):
             model.save_pretrained(folder, state_dict=tensors, max_shard_size=max_shard_size)

@@ -35,6 +35,13 @@ def compress(
     overwrite: Annotated[
         bool, typer.Option(help="Replace what --out holds, once the new checkpoint is whole.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--fresh", help="Go on where a stopped run of the same command was, or begin anew."),
+    ] = True,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory to stay within, such as 8GiB; by default what is free.")
+    ] = None,
     chat: Chat = False,
     special_tokens: SpecialTokens = False,
     device: Device = "cpu",
@@ -45,20 +52,19 @@ def compress(
     Example: slimrank compress demo --keep 0.6 --out small
     """
     from slimrank import console
-    from slimrank.checkpoint import check_free
     from slimrank.compression import compress
     from slimrank.evaluate import weight_bytes
+    from slimrank.limits import parse_size
     from slimrank.plan import Plan
 
     chosen = Plan.load(plan) if plan else None
     out = out or Path(f"{Path(model).name}-{chosen.recipe.name if chosen else Path(recipe).stem}-{keep:g}")
-    check_free(out, overwrite)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
-        track=console.track,
+        out=out, overwrite=overwrite, resume=resume, memory=parse_size(memory) if memory else None,
+        announce=console.show_estimate, track=console.track,
     )  # fmt: skip
-    result.save(out, overwrite=overwrite)
     console.show_result(result, weight_bytes(out))
     console.out.print(f"\nWritten to {out}", highlight=False)
     console.write_report(out)

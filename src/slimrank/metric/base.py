@@ -35,6 +35,7 @@ class Metric(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+    weight_gradients: ClassVar[bool] = False  # whether it needs what they say of the gradients of the weights
 
     @property
     def gradient_labels(self) -> Labels:
@@ -46,6 +47,10 @@ class Metric(BaseModel):
     def grams(self, site: Site) -> Grams:
         """The Grams of the metric at one linear."""
         raise NotImplementedError
+
+    def held_out_inputs(self, site: Site) -> Grams | None:
+        """As held_out_grams, of which the right one alone is of interest."""
+        return self.held_out_grams(site)
 
     def held_out_grams(self, site: Site) -> Grams | None:
         """The Grams by which an error is measured on the held-out windows, None where no held-out token came by."""

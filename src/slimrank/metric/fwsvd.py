@@ -18,6 +18,7 @@ class FisherRows(Metric):
 
     name: Literal["fisher_rows"] = "fisher_rows"
     gradients: ClassVar[bool] = True
+    weight_gradients: ClassVar[bool] = True
 
     damping: Annotated[float, Field(gt=0)] = 1e-3
 

@@ -40,3 +40,35 @@ def square_root(gram: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     supported = values > SUPPORT * values[-1]
     values, vectors = values[supported].sqrt(), vectors[:, supported]
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Root:
+    """Some L with L L^T = a Gram: its Cholesky factor or, where that does not exist, the symmetric root.
+
+    factor None is the identity, a vector a diagonal; inverse, of the symmetric root alone, is its pseudo-inverse.
+    """
+
+    factor: Tensor | None
+    inverse: Tensor | None = None
+
+    @classmethod
+    def of(cls, gram: Tensor | None) -> "Root":
+        """The root of a Gram (see Grams)."""
+        if gram is None or gram.ndim == 1:
+            return cls(*square_root(gram))
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        pivots = factor.diagonal().square()
+        if failed or pivots.min() <= SUPPORT * pivots.max():
+            return cls(*square_root(gram))
+        return cls(factor)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """L^T x."""
+        return times(self.factor if self.factor is None or self.factor.ndim == 1 else self.factor.T, x)
+
+    def unwhiten(self, x: Tensor) -> Tensor:
+        """L^-T x, L^T's pseudo-inverse where it is singular."""
+        if self.inverse is not None or self.factor is None:
+            return times(self.inverse, x)
+        return torch.linalg.solve_triangular(self.factor.T, x, upper=True)

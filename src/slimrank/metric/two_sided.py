@@ -40,23 +40,31 @@ class TwoSided(Metric):
         if site.outputs is None:
             raise SlimrankError(f"No gradient reached {site.name}: calibrate on more text or leave it dense.")
         share = 1.0 if site.role in self.scalar else self.shrink
+        gram = site.outputs.gram / site.outputs.tokens
         if share == "auto":
-            share = ledoit_wolf(site.outputs)
-        left = shrunk(site.outputs.gram / site.outputs.tokens, share)
-        return Grams(left / 2, site.inputs.gram / site.inputs.tokens)
+            share = ledoit_wolf(site.outputs, gram)
+        return Grams(shrunk(gram, share).div_(2), site.inputs.gram / site.inputs.tokens)
+
+    def held_out_inputs(self, site: Site) -> Grams | None:
+        """The right Gram of the held-out windows."""
+        return None if site.held_out is None else Grams(right=site.held_out.gram / site.held_out.tokens)
 
 
-def ledoit_wolf(outputs: OutputMoments) -> float:
+def ledoit_wolf(outputs: OutputMoments, gram: Tensor | None = None) -> float:
     """The share of the mean diagonal that minimises E|G_shrunk - G_true|_F^2 (Ledoit and Wolf, 2004), in [0, 1].
 
-    (E|g|^4 - |G|_F^2) / T over |G - tr(G)/m I|_F^2, tokens counted as independent.
+    (E|g|^4 - |G|_F^2) / T over |G - tr(G)/m I|_F^2, tokens counted as independent; gram: G (m, m), where it is at hand.
     """
-    gram = outputs.gram / outputs.tokens
-    spread = (gram - shrunk(gram, 1.0)).square().sum().item()
-    variance = (outputs.fourth / outputs.tokens - gram.square().sum().item()) / outputs.tokens
+    gram = outputs.gram / outputs.tokens if gram is None else gram
+    square = torch.linalg.vector_norm(gram).square().item()
+    spread = square - len(gram) * gram.diagonal().mean().square().item()
+    variance = (outputs.fourth / outputs.tokens - square) / outputs.tokens
     return min(1.0, max(0.0, variance) / spread) if spread > 0 else 1.0
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:
     """(1 - share) gram + share tr(gram)/m I."""
-    return (1 - share) * gram + share * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    mean = gram.diagonal().mean()
+    made = (1 - share) * gram
+    made.diagonal().add_(share * mean)
+    return made

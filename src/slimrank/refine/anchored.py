@@ -1,7 +1,8 @@
 """Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +20,7 @@ from slimrank.refine.pair import Pair
 from slimrank.session import Session
 from slimrank.spectrum import decompose
 
-Outputs = dict[str, OutputMoments]
+Outputs = Mapping[str, OutputMoments]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -37,12 +38,18 @@ class Anchored(Refiner):
     """
 
     name: Literal["anchored"] = "anchored"
+    whole_model: ClassVar[bool] = False
 
     mix: Share | tuple[Share, ...] = 0.75
     residual: bool = True
     damping: Annotated[float, Field(gt=0)] = 1e-6
     windows: Annotated[int, Field(ge=1)] | None = None
     gradients_again: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def rebuilds(self) -> bool:
+        """Not where a block's error, which depends on the linears not yet fitted, or new gradients are asked for."""
+        return not isinstance(self.mix, tuple) and not self.gradients_again
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """The linears that are planned to be dense stay as they are."""
@@ -52,18 +59,27 @@ class Anchored(Refiner):
         if isinstance(self.mix, tuple):
             pairs.append(Pair(session, session.windows.held_out))
         chosen: list[float] = []
-        order = list(session.moments.leader.items())
-        for block in session.track(session.linears, "anchoring", len(session.linears)):
-            leaders = dict.fromkeys(leader for name, leader in order if name in block)
-            for leader in leaders:
-                group = {name: rank for name, rank in ranks.items() if rank and session.moments.leader[name] == leader}
-                if group:
-                    chosen.append(self._fit(session, group, outputs, *pairs))
+        for index in session.track(range(len(session.linears)), "anchoring", len(session.linears)):
+            facts = session.finished(index)
+            if facts is None:
+                with session.decoder.weights.hold(index):
+                    facts = {"mix": self._fit_block(session, index, ranks, outputs, *pairs)}
+                session.finish(index, facts)
+            chosen += facts["mix"]
             for pair in pairs:
                 pair.advance()
         if len(pairs) == 1:
             return []
         return [f"Anchored targets: mix {', '.join(f'{m:g}' for m in chosen)} for the inputs in order."]
+
+    def _fit_block(
+        self, session: Session, index: int, ranks: Ranks, outputs: Outputs, pair: Pair, held_out: Pair | None = None
+    ) -> list[float]:
+        """Replace a block's linears; returns the mix of each input."""
+        leader = session.moments.leader
+        inputs = dict.fromkeys(leader[name] for name in leader if name in session.linears[index])
+        groups = [{name: rank for name, rank in ranks.items() if rank and leader[name] == first} for first in inputs]
+        return [self._fit(session, group, outputs, pair, held_out) for group in groups if group]
 
     def _gradients(self, session: Session) -> Outputs:
         model, ids = session.decoder.model, session.windows.calibration[: self.gradients_again]
@@ -83,6 +99,7 @@ class Anchored(Refiner):
     ) -> float:
         """Replace the linears of one input; returns the mix."""
         moments = pair.moments(group, self.residual)
+        moments.settle()
         mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
         errors: dict[float, float] = {}
         for mix in mixes:
@@ -99,10 +116,10 @@ class Anchored(Refiner):
     def _build(
         self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        gram = moments.gram / moments.tokens
+        gram = moments.gram
         for name, rank in group.items():
             weight = weight_of(session.dense[name]).detach()
-            target = anchored_target(weight.double(), gram, moments.cross[name] / moments.tokens, mix, self.damping)
+            target = anchored_target(weight.double(), gram, moments.cross[name], mix, self.damping)
             site = replace(session.site(name), outputs=outputs.get(name))
             grams = Grams(session.metric.grams(site).left, gram)
             decomposition = decompose(target, grams, session.metric.route)
@@ -117,6 +134,11 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
     """
     if not mix:
         return weight
-    eye = torch.eye(len(gram)).to(gram)
-    damped = gram + damping * gram.diagonal().mean() * eye
-    return weight + mix * torch.linalg.solve(damped, (cross - weight @ gram).T).T
+    damped = gram.clone()
+    damped.diagonal().add_(damping * gram.diagonal().mean())
+    correction = cross - weight @ gram
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return weight + mix * torch.linalg.solve(damped, correction.T).T
+    del damped
+    return weight + mix * torch.cholesky_solve(correction.T, factor).T

@@ -13,6 +13,12 @@ class Refiner(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+    whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory, or keeps each by Session.finish
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether it builds every planned linear's factors from the dense weights, whatever was built before."""
+        return False
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Change the model's factors in place, ranks as planned; returns notes for the user, a sentence each."""

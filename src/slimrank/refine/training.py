@@ -26,7 +26,7 @@ def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 def default_lr(session: Session) -> float:
     """0.256 / width: the wider the model, the smaller the step that it bears."""
-    return 0.256 / session.moments.blocks[0].gram.shape[0]
+    return 0.256 / session.decoder.width
 
 
 def teacher_of(session: Session) -> PreTrainedModel:

@@ -1,0 +1,76 @@
+"""Moments a block at a time: each block's go to a piece when they are whole, and come back when they are asked for."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from slimrank.calibrate.moments import Moments, StoredBlock, StoredInput, StoredOutput
+from slimrank.store.pieces import Pieces
+from slimrank.store.symmetric import pack
+
+M = TypeVar("M")
+KINDS: dict[str, Any] = {"inputs": StoredInput, "outputs": StoredOutput, "blocks": StoredBlock}
+
+
+class Shelf(Mapping[Any, M], Generic[M]):
+    """Moments of one kind by name, each read anew from the piece it is in."""
+
+    def __init__(self, pieces: Pieces, kind: str, device: torch.device) -> None:
+        self._pieces, self._kind, self._device = pieces, kind, device
+        self._where: dict[Any, str] = {}
+
+    def note(self, name: Any, piece: str) -> None:
+        """Remember which piece holds the moments of `name`."""
+        self._where[name] = piece
+
+    def forget(self, piece: str) -> None:
+        """The piece is gone."""
+        self._where = {name: where for name, where in self._where.items() if where != piece}
+
+    def __getitem__(self, name: Any) -> M:
+        tensors, facts = self._pieces.load(self._where[name])
+        rest = dict(facts[self._kind][str(name)])
+        prefix = f"{self._kind}/{name}/"
+        found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        packed, width = found.pop("packed"), rest.pop("width")
+        rest |= {key: tensor.to(self._device) for key, tensor in found.items()}
+        made: M = KINDS[self._kind](packed, width, self._device, rest)
+        return made
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def on_shelves(pieces: Pieces, device: torch.device) -> Moments:
+    """Moments that are empty so far and will live in `pieces`."""
+    inputs: Shelf = Shelf(pieces, "inputs", device)
+    return Moments(inputs, {}, Shelf(pieces, "outputs", device), Shelf(pieces, "blocks", device))
+
+
+def shelve(moments: Moments, pieces: Pieces, key: str) -> None:
+    """Save one block's moments as the piece `key`: Grams packed in float32, sums over tokens as they are."""
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"leader": moments.leader, **{kind: {} for kind in KINDS}}
+    for kind in KINDS:
+        for name, one in getattr(moments, kind).items():
+            values = dict(vars(one))
+            gram = values.pop("gram")
+            tensors[f"{kind}/{name}/packed"] = pack(gram).cpu()
+            tensors |= {f"{kind}/{name}/{k}": v.cpu() for k, v in values.items() if isinstance(v, Tensor)}
+            scalars = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+            facts[kind][str(name)] = {"width": len(gram), **scalars}
+    pieces.save(key, tensors, facts)
+
+
+def take_up(moments: Moments, pieces: Pieces, key: str) -> None:
+    """Let `moments`, which is on shelves, know what the piece `key` holds."""
+    _, facts = pieces.load(key)
+    moments.leader.update(facts["leader"])
+    for kind in KINDS:
+        for name in facts[kind]:
+            getattr(moments, kind).note(int(name) if kind == "blocks" else name, key)

@@ -1,0 +1,114 @@
+"""What a run will take, before it starts: memory, disk and time, from the model's shapes and this machine's speed."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.limits import Limits
+from slimrank.linear import shape_of
+from slimrank.model import Decoder
+from slimrank.store.weights import Part
+
+LIBRARIES = 350 * 2**20  # bytes of an idle process that has read the model's config
+EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
+PASSES = 3, 6, 6  # forward passes over the windows: calibration, gradients, anchored targets
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of host memory and of disk beside the output, and seconds; what it takes, within a factor of about two."""
+
+    memory: int
+    disk: int
+    seconds: float
+
+    def check(self, limits: Limits, folder: Path, asked: bool) -> None:
+        """Compare with what there is; asked: the limit was given as --memory.
+
+        Raises:
+            UsageError: if --memory is too little.
+            SlimrankError: if the disk, or the memory that is free, is.
+        """
+        free = shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.is_dir())).free
+        if self.disk > free:
+            raise SlimrankError(
+                f"The run would keep about {gib(self.disk)} beside {folder}, whose disk has {gib(free)} free: "
+                "free some or name an --out on another disk."
+            )
+        if self.memory > limits.host:
+            kind = UsageError if asked else SlimrankError
+            given = f"--memory {gib(limits.host)} is" if asked else f"The free memory, {gib(limits.host)}, is"
+            raise kind(
+                f"{given} too little: the largest block and its moments need about {gib(self.memory)}; "
+                "compute in --dtype bfloat16, use a --window of fewer tokens or a larger machine."
+            )
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def estimate(
+    decoder: Decoder, linears: list[dict[str, nn.Module]], windows: torch.Tensor, *, gradients: bool, anchored: bool
+) -> Estimate:
+    """What compressing these linears takes with windows (samples, tokens).
+
+    Memory: of one block twice, dense and compressed, and the Grams of its largest linear, four of the wider side and
+    four of the narrower at a time in float64, or the logits of a window. Disk: half of each Gram in float32, what the
+    finished blocks hold, and it again in the stored dtype.
+    """
+    tokens = windows.numel()
+    sizes = _part_bytes(decoder)
+    shapes = [[shape_of(module) for module in block.values()] for block in linears]
+    flat = [shape for block in shapes for shape in block]
+    grams = max(8 * 4 * (max(shape) ** 2 + min(shape) ** 2) for shape in flat)
+    vocabulary = decoder.model.config.get_text_config().vocab_size
+    logits = 4 * 4 * windows.shape[1] * vocabulary if gradients else 0
+    blocks = max(size for part, size in sizes.items() if part is not None)
+    memory = LIBRARIES + max(2 * blocks + grams, sizes[None] + logits)
+    disk = sum(sizes.values()) + sum(2 * (2 * n * n + (m * m if gradients else 0)) for m, n in flat)
+    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if anchored else 0)
+    work = 2 * tokens * sum(m * n for m, n in flat) * passes
+    work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
+    solved = (2 if anchored else 1) * sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
+    dtype = next(decoder.model.parameters()).dtype
+    seconds = work / speed(decoder.device, dtype) + 2 * solved / speed(decoder.device, torch.float64)
+    return Estimate(memory, disk, seconds)
+
+
+def m_n(shape: tuple[int, int]) -> int:
+    """The numbers of a matrix."""
+    return shape[0] * shape[1]
+
+
+def speed(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Floating-point operations a second of a matrix product, measured."""
+    a = torch.randn(size, size, device=device).to(dtype)
+
+    def once() -> float:
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        return time.perf_counter() - started
+
+    return 2 * size**3 / min(once() for _ in range(3))
+
+
+def _part_bytes(decoder: Decoder) -> dict[Part, int]:
+    sizes: dict[Part, int] = dict.fromkeys(decoder.weights.parts, 0)
+    for name, parameter in decoder.model.named_parameters():
+        sizes[decoder.weights.part_of(name)] += parameter.nbytes
+    return sizes
+
+
+Announce = Callable[[Estimate], None]
+
+
+def silent(estimate: Estimate) -> None:
+    """Tell nobody."""

@@ -1,0 +1,103 @@
+"""Whether what an earlier process left belongs to this run."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimrank.calibrate import Windows
+from slimrank.checkpoint import check_free
+from slimrank.errors import UsageError
+from slimrank.model import Decoder, fingerprint
+from slimrank.plan import Plan
+from slimrank.recipe import Recipe
+from slimrank.store.disk import disk_errors
+from slimrank.store.pieces import DiskPieces, Pieces
+from slimrank.versions import versions
+
+IDENTITY = "identity"
+
+
+def progress_folder(out: Path) -> Path:
+    """Where a run that writes `out` keeps what it has finished."""
+    return out.resolve().with_name(f".{out.resolve().name}.progress")
+
+
+@contextmanager
+def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces]:
+    """The pieces of the run that writes `out`; removed when the block ends well.
+
+    Raises:
+        UsageError: if `out` is taken, or another process is at work on it.
+    """
+    check_free(out, overwrite)
+    folder = progress_folder(out)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
+        pieces = DiskPieces(folder)
+        if not resume:
+            pieces.clear()
+        try:
+            yield pieces
+        except BaseException:
+            pieces.drop_empty()
+            raise
+        pieces.remove()
+
+
+def identify(
+    pieces: Pieces,
+    decoder: Decoder,
+    recipe: Recipe,
+    plan: Plan | None,
+    keep: float,
+    windows: Windows,
+    linears: list[dict[str, nn.Module]],
+) -> None:
+    """Note what the run is, or compare it with what was noted.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    identity: dict[str, Any] = {
+        "model": fingerprint(decoder)["sha256"],
+        "dtype": str(next(decoder.model.parameters()).dtype),
+        "device": decoder.device.type,
+        "keep": keep,
+        "linears": _digest([name for block in linears for name in block]),
+        **{f"calibration.{key}": value for key, value in windows.record.items()},
+        **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
+        "plan": plan and _digest(plan.model_dump(mode="json")),
+        **{f"version of {name}": version for name, version in versions().items()},
+    }
+    identity = json.loads(json.dumps(identity))
+    if IDENTITY not in pieces:
+        pieces.save(IDENTITY, {}, identity)
+        return
+    theirs = pieces.load(IDENTITY)[1]
+    for key in {**theirs, **identity}:
+        if theirs.get(key) != identity.get(key):
+            raise UsageError(
+                f"The progress beside --out is of a run whose {key} is {_short(theirs.get(key))}, and this one's is "
+                f"{_short(identity.get(key))}: give the same options, or --fresh to begin anew."
+            )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

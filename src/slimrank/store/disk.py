@@ -1,0 +1,25 @@
+"""Full and unwritable disks, in a sentence."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from slimrank.errors import SlimrankError
+
+
+@contextmanager
+def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
+    """Turn a full or unwritable disk into a SlimrankError; safetensors reports the system's error in its text only."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
+        if full:
+            needs = f"{place} needs {needed_bytes:,} bytes" if needed_bytes else f"no room for {place}"
+            raise SlimrankError(f"The disk is full: {needs}; free some or name a folder on another disk.") from error
+        raise SlimrankError(
+            f"The folder {place} could not be written ({error}); check its place and rights."
+        ) from error

@@ -1,0 +1,216 @@
+"""Weights that stay in the checkpoint's files and come to memory a part at a time."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.errors import SlimrankError
+from slimrank.store.pieces import Pieces
+from slimrank.store.source import Source
+from slimrank.store.weights import Part, Weights, place, sample
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter of the dense model: the modules that hold it (several where it is tied) and its key in the source."""
+
+    places: tuple[tuple[nn.Module, str], ...]
+    names: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a step made of a part: the piece it is in, and by name the modules that its tensors belong to."""
+
+    pieces: Pieces
+    key: str
+    places: dict[str, tuple[nn.Module, str]]
+
+    def load(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return self.pieces.load(self.key)[0]
+
+
+class DiskWeights(Weights):
+    """The parts that were used last are in memory, as many as fit into `room` bytes, at least the one in use.
+
+    The next part is read while one is used, where there is room for it. What a step makes of a part has to be kept
+    (`keep`) to outlive the part's return to disk.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prefix: str,
+        count: int,
+        *,
+        source: Source,
+        slots: list[Slot],
+        stored: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device,
+        room: int,
+    ) -> None:
+        super().__init__(model, prefix, count)
+        self.source, self.room, self._stored_dtype = source, room, stored
+        self._dtype, self._device = dtype, device
+        self._slots: dict[Part, list[Slot]] = {part: [] for part in self.parts}
+        for slot in slots:
+            self._slots[self.part_of(slot.names[0])].append(slot)
+        self._kept: dict[Part, Kept] = {}
+        self._here: dict[Part, list[tuple[nn.Module, str, int]]] = {}  # oldest first
+        self._held: Counter[Part] = Counter()
+        self._checked: set[Part] = set()
+        self._reader = ThreadPoolExecutor(1, "slimrank-reader")
+        self._ahead: tuple[Part, Future] | None = None
+        self._last = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._device
+
+    @contextmanager
+    def hold(self, part: Part) -> Iterator[None]:
+        """The part is in memory inside, and after it until the room is needed."""
+        self._held[part] += 1
+        try:
+            self._fetch(part)
+            yield
+        finally:
+            self._held[part] -= 1
+
+    def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
+        """Read from the files, whatever is in memory."""
+        for slots in self._slots.values():
+            for slot in slots:
+                tensor = self.source.get(slot.key)
+                yield slot.names[0], tensor.shape, self._cast(sample(tensor, count)).float()
+
+    def keep(self, part: Part, pieces: Pieces, key: str, facts: dict[str, Any] | None = None) -> None:
+        """Save what the part is now; from then on that is what comes to memory."""
+        super().keep(part, pieces, key, facts)
+        self._note(part, pieces, key)
+        self._release(part)
+
+    def restore(self, part: Part, pieces: Pieces, key: str) -> dict[str, Any]:
+        """Make the part what was kept."""
+        self._release(part)
+        facts = super().restore(part, pieces, key)
+        self._note(part, pieces, key)
+        self._release(part)
+        return facts
+
+    def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The model's tensors in `dtype`, file-backed: what has to be cast becomes pieces of its own."""
+        keys = {name: slot.key for slots in self._slots.values() for slot in slots for name in slot.names}
+        names: dict[Part, list[str]] = {part: [] for part in self.parts}
+        live = self.model.state_dict()
+        for name in live:
+            names[self.part_of(name)].append(name)
+        state: dict[str, Tensor] = {}
+        for part in self.parts:
+            state |= self._stored_part(part, names[part], keys, live, pieces, dtype)
+        return {name: state[name] for name in live}
+
+    def _stored_part(
+        self,
+        part: Part,
+        names: list[str],
+        keys: dict[str, str],
+        live: dict[str, Tensor],
+        pieces: Pieces,
+        dtype: torch.dtype,
+    ) -> dict[str, Tensor]:
+        kept = self._kept[part].load() if part in self._kept else {}
+        read = {keys[name]: self.source.get(keys[name]) for name in names if name not in kept and name in keys}
+        here = {name: read[keys[name]] if name in keys else live[name] for name in names if name not in kept}
+        found = here | kept
+        other = {n: t for n, t in found.items() if t.is_floating_point() and t.dtype != dtype and not t.is_meta}
+        piece = f"stored/{'outside' if part is None else part}"
+        if other and piece not in pieces:
+            pieces.save(piece, {name: tensor.to(dtype) for name, tensor in other.items()})
+        return found | (pieces.load(piece)[0] if other else {})
+
+    def _fetch(self, part: Part) -> None:
+        if part in self._here:
+            self._here[part] = self._here.pop(part)
+            return
+        tensors = self._take_ahead(part)
+        wanted = sum(t.nbytes for t in tensors)
+        for old in list(self._here):
+            if not self._held[old] and self._bytes() + wanted > self.room:
+                self._release(old)
+        slots = self._slots[part]
+        self._check(part, slots, tensors)
+        here = []
+        for slot, tensor in zip(slots, tensors, strict=True):
+            parameter = nn.Parameter(tensor.to(self._device, non_blocking=True), requires_grad=False)
+            for module, leaf in slot.places:
+                module._parameters[leaf] = parameter
+                here.append((module, leaf, tensor.nbytes))
+        self._here[part] = here
+        if part in self._kept:
+            kept = self._kept[part].load()
+            for name, (module, leaf) in self._kept[part].places.items():
+                place(module, leaf, kept[name].to(self._device))
+                here.append((module, leaf, kept[name].nbytes))
+        self._read_ahead(part, wanted)
+
+    def _note(self, part: Part, pieces: Pieces, key: str) -> None:
+        """Remember where the piece's tensors belong, which are all in memory now."""
+        places = {}
+        for name, tensor in pieces.load(key)[0].items():
+            owner, _, leaf = name.rpartition(".")
+            places[name] = self.model.get_submodule(owner), leaf
+            self._here.setdefault(part, []).append((*places[name], tensor.nbytes))
+        self._kept[part] = Kept(pieces, key, places)
+
+    def _release(self, part: Part) -> None:
+        for module, leaf, _ in self._here.pop(part, ()):
+            held = module._parameters.get(leaf)
+            if held is not None:
+                module._parameters[leaf] = nn.Parameter(held.to("meta"), requires_grad=False)
+
+    def _bytes(self) -> int:
+        return sum(size for places in self._here.values() for _, _, size in places)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._stored_dtype).to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def _read(self, part: Part) -> list[Tensor]:
+        tensors = [self._cast(self.source.get(slot.key)) for slot in self._slots[part]]
+        return [t.pin_memory() for t in tensors] if self._device.type == "cuda" else tensors
+
+    def _take_ahead(self, part: Part) -> list[Tensor]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            tensors = ahead[1].result()
+            if ahead[0] == part:
+                return tensors
+        return self._read(part)
+
+    def _read_ahead(self, part: Part, size: int) -> None:
+        if part is None:
+            return
+        step, self._last = (1 if part >= self._last else -1), part
+        following = part + step
+        if following in self._slots and following not in self._here and self._bytes() + size <= self.room:
+            self._ahead = following, self._reader.submit(self._read, following)
+
+    def _check(self, part: Part, slots: list[Slot], tensors: list[Tensor]) -> None:
+        if part in self._checked:
+            return
+        for slot, tensor in zip(slots, tensors, strict=True):
+            if not torch.isfinite(tensor).all():
+                raise SlimrankError(
+                    f"{slot.names[0]} holds NaN or Inf: the model cannot be compressed, get intact weights."
+                )
+        self._checked.add(part)

@@ -1,0 +1,159 @@
+"""The finished pieces of a run: tensors and facts by key, kept in memory or in files that survive a kill."""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slimrank.errors import SlimrankError
+from slimrank.store.disk import disk_errors
+
+Facts = dict[str, Any]
+FACTS = "facts"
+
+
+class Pieces(Protocol):
+    """What a step finished, by a key such as `inputs/3`; a step asks `key in pieces` before it works.
+
+    A refiner that trains can keep its state here: `session.pieces.save("distill/state", tensors, {"step": 120})`,
+    and after a kill `tensors, facts = session.pieces.load("distill/state")`, where `in` says that there is one.
+    """
+
+    lasting: bool
+
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
+        """Keep tensors and JSON facts under `key`, in the place of what was there."""
+
+    def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
+        """What was kept; the tensors are on the CPU where the pieces are on disk."""
+
+    def __contains__(self, key: object) -> bool: ...
+
+    def drop(self, key: str) -> None:
+        """Forget it, if it is there."""
+
+    def file(self, name: str) -> Path | None:
+        """A file of that name among the pieces, for what brings a format of its own; None where they do not last."""
+
+
+class MemoryPieces:
+    """Pieces that end with the process."""
+
+    lasting = False
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[dict[str, Tensor], Facts]] = {}
+
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
+        """Holds the tensors themselves."""
+        self._held[key] = dict(tensors), dict(facts or {})
+
+    def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
+        """The same tensors."""
+        return self._held[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._held
+
+    def drop(self, key: str) -> None:
+        """Lets go of the tensors."""
+        self._held.pop(key, None)
+
+    def file(self, name: str) -> Path | None:
+        """There are no files."""
+        return None
+
+
+class DiskPieces:
+    """Pieces as safetensors files, written aside and renamed, the SHA-256 of each in its name.
+
+    `folder/inputs/3.<sha256>.safetensors`. What an earlier process left is verified when it is first loaded.
+    """
+
+    lasting = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._verified: set[Path] = set()
+
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
+        """Raises a SlimrankError where the disk is full, what was there staying as it was."""
+        path = self.folder / key
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        before = self._found(key)
+        with disk_errors(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                save_file(plain, aside, metadata={FACTS: json.dumps(facts or {})})
+                with aside.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                final = path.with_name(f"{path.name}.{digest}.safetensors")
+                aside.replace(final)
+            finally:
+                aside.unlink(missing_ok=True)
+        self._verified.add(final)
+        for old in before:
+            if old != final:
+                old.unlink()
+
+    def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
+        """Tensors that are mapped to the file, read when they are used.
+
+        Raises:
+            SlimrankError: if the file is not what was written.
+        """
+        path = self._found(key)[0]
+        self._verify(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return tensors, json.loads((file.metadata() or {}).get(FACTS, "{}"))
+
+    def __contains__(self, key: object) -> bool:
+        return bool(self._found(str(key)))
+
+    def drop(self, key: str) -> None:
+        """Removes the file."""
+        for path in self._found(key):
+            path.unlink()
+
+    def clear(self) -> None:
+        """Drop every piece."""
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.name != "lock":
+                path.unlink()
+
+    def remove(self) -> None:
+        """Drop every piece, and the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def drop_empty(self) -> None:
+        """Remove the folder if nothing was finished."""
+        if not any(self.folder.rglob("*.safetensors")):
+            self.remove()
+
+    def file(self, name: str) -> Path | None:
+        """A file of that name among the pieces, for what brings a format of its own; None where they do not last."""
+        return self.folder / name
+
+    def _found(self, key: str) -> list[Path]:
+        """The files of a key, the newest first: two where a process was killed between writing and removing."""
+        path = self.folder / key
+        found = path.parent.glob(f"{path.name}.*.safetensors") if path.parent.is_dir() else ()
+        return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+    def _verify(self, path: Path) -> None:
+        if path in self._verified:
+            return
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != path.name.split(".")[-2]:
+            raise SlimrankError(f"The progress file {path} was damaged: remove it and give the same command again.")
+        self._verified.add(path)

@@ -1,0 +1,41 @@
+"""The tensors of a checkpoint directory, mapped to its safetensors files and read when they are used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class Source:
+    """Names, shapes and tensors of `directory`, sharded or in one file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files: dict[Path, Any] = {}
+        if (directory / INDEX).is_file():
+            shards = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            paths = sorted({directory / Path(shard).name for shard in shards})
+        else:
+            paths = [directory / SINGLE]
+        self._places = {key: path for path in paths for key in self._open(path).keys()}  # noqa: SIM118 (no mapping)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The tensor's shape, from the header alone."""
+        return tuple(self._open(self._places[key]).get_slice(key).get_shape())
+
+    def get(self, key: str) -> Tensor:
+        """The tensor, on the CPU and in the file's dtype; file-backed memory until it is changed or cast."""
+        tensor: Tensor = self._open(self._places[key]).get_tensor(key)
+        return tensor
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            self._files[path] = safe_open(path, "pt").__enter__()
+        return self._files[path]

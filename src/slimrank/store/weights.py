@@ -1,0 +1,109 @@
+"""A model's weights by part, a part being a decoder block's index or None for what is outside the blocks."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.forms import Form, form_of
+from slimrank.store.pieces import Pieces
+
+Part = int | None
+
+
+class Weights:
+    """All weights in memory."""
+
+    def __init__(self, model: nn.Module, prefix: str, count: int) -> None:
+        """prefix: the name of the list of blocks; count: how many there are."""
+        self.model, self.prefix = model, prefix
+        self.parts: tuple[Part, ...] = (None, *range(count))
+        self._matrices = {
+            f"{name}.{leaf}": module
+            for name, module in model.named_modules()
+            for leaf, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim > 1
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    @contextmanager
+    def hold(self, part: Part) -> Iterator[None]:
+        """The part is in memory inside."""
+        yield
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Every part is in memory inside."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(self.hold(part))
+            yield
+
+    def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
+        """Every parameter's name, shape, and about `count` of its values (float32, on the CPU)."""
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.shape, sample(parameter.detach(), count).float().cpu()
+
+    def part_of(self, name: str) -> Part:
+        """The part that a tensor or module belongs to, by its full name."""
+        inside, _, rest = name.partition(f"{self.prefix}.")
+        return int(rest.partition(".")[0]) if not inside and rest else None
+
+    def keep(self, part: Part, pieces: Pieces, key: str, facts: dict[str, Any] | None = None) -> None:
+        """Save what the part is now, without the matrices that are still the dense model's own."""
+        with self.hold(part):
+            state = {
+                name: tensor
+                for name, tensor in self.model.state_dict().items()
+                if self.part_of(name) == part and not self._still_dense(name)
+            }
+        forms = {
+            name: module.entry()
+            for name, module in self.model.named_modules()
+            if isinstance(module, Form) and self.part_of(name) == part
+        }
+        pieces.save(key, state, {**(facts or {}), "forms": forms})
+
+    def restore(self, part: Part, pieces: Pieces, key: str) -> dict[str, Any]:
+        """Make the part what was kept; returns the facts."""
+        tensors, facts = pieces.load(key)
+        for name, entry in facts["forms"].items():
+            form = form_of(name, entry)
+            self.model.set_submodule(name, form.shell(self.model.get_submodule(name), entry, device="meta"))
+        for name, tensor in tensors.items():
+            put(self.model, name, tensor.to(self.device))
+        return facts
+
+    def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """The model's tensors as they are to be written, in `dtype`; None where the model itself has them."""
+        return None
+
+    def _still_dense(self, name: str) -> bool:
+        module = self._matrices.get(name)
+        return module is not None and self.model.get_submodule(name.rpartition(".")[0]) is module
+
+
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of the parameter or buffer of that name."""
+    owner, _, leaf = name.rpartition(".")
+    place(model.get_submodule(owner), leaf, tensor)
+
+
+def place(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of the module's own parameter or buffer."""
+    old = module._parameters.get(leaf)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def sample(tensor: Tensor, count: int) -> Tensor:
+    """About `count` values, evenly spaced."""
+    return tensor.flatten()[:: max(1, tensor.numel() // count)]

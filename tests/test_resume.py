@@ -1,0 +1,118 @@
+import random
+
+import kills
+import pytest
+import torch
+
+from slimrank import compress
+from slimrank.errors import UsageError
+from slimrank.limits import Limits, parse_size
+from slimrank.model import Room
+
+RECIPES = {
+    "slimrank": {"recipe": "slimrank", "settings": ["refine=[{name: anchored}]"]},
+    "svd-llm": {"recipe": "svd-llm"},
+    "anchored twice": {
+        "recipe": "slimrank",
+        "settings": ["refine=[{name: anchored, mix: [0.5, 1.0]}, {name: anchored, gradients_again: 4}]"],
+    },
+    "trained": {"recipe": "svd-llm", "settings": ["refine=[{name: update}, {name: blocks, passes: 1}]"]},
+    "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},
+}
+
+
+@pytest.fixture
+def options(tiny_llama, tiny_tokenizer, make_text, tmp_path):
+    tiny_llama(num_hidden_layers=3).to(torch.bfloat16).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(make_text(4000))
+    read = {"calibration": str(tmp_path / "text.txt"), "samples": 12, "window": 32, "keep": 0.6}
+    return {"model": str(tmp_path / "dense"), "out": str(tmp_path / "out"), **read}
+
+
+def in_this_process(options, out, **changes):
+    options = {**options, **changes}
+    return compress(options.pop("model"), options.pop("recipe"), **{**options, "out": out})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_block_at_a_time_gives_what_the_whole_model_in_memory_gives(options, recipe, tmp_path, monkeypatch):
+    options |= RECIPES[recipe]
+    in_this_process(options, None).save(tmp_path / "whole")
+    monkeypatch.setattr(Limits, "of", lambda memory, device: Limits(2**40, 1, Room()))  # room for one block
+    in_this_process(options, tmp_path / "parts")
+    assert kills.contents(tmp_path / "parts") == kills.contents(tmp_path / "whole")
+    assert not (tmp_path / ".parts.progress").exists()
+
+
+def test_states_in_files_and_followed_again_change_nothing(options, tmp_path, monkeypatch):
+    options |= RECIPES["slimrank"]
+    in_this_process(options, tmp_path / "plenty")
+    size = 12 * 32 * 32 * 4
+    for name, room in (("files", 1), ("again", int(3.5 * size))):
+        monkeypatch.setattr(Limits, "of", lambda memory, device, room=room: Limits(2**40, 1, Room(host=room)))
+        in_this_process(options, tmp_path / name)
+        assert kills.contents(tmp_path / name) == kills.contents(tmp_path / "plenty")
+
+
+@pytest.mark.parametrize("recipe", ["slimrank"])
+def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, tmp_path):
+    options |= RECIPES[recipe]
+    steps = kills.run({**options, "out": str(tmp_path / "whole")})
+    for _ in range(3):
+        assert kills.run(options, steps // 5) is None
+        assert (tmp_path / ".out.progress").is_dir() and not (tmp_path / "out").exists()
+    assert kills.run(options) < steps
+    assert kills.contents(tmp_path / "out") == kills.contents(tmp_path / "whole")
+    assert not (tmp_path / ".out.progress").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_many_moments(options, recipe, tmp_path):
+    options |= RECIPES[recipe]
+    steps = kills.run({**options, "out": str(tmp_path / "whole")})
+    rng = random.Random(recipe)
+    for kill in sorted(rng.sample(range(1, steps + 1), min(10, steps))):
+        out = tmp_path / f"out-{kill}"
+        assert kills.run({**options, "out": str(out)}, kill) is None
+        kills.run({**options, "out": str(out)})
+        assert kills.contents(out) == kills.contents(tmp_path / "whole")
+
+
+def test_progress_of_another_run_is_refused_by_name(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    kills.run(options, 12)
+    for changes, key in (
+        ({"keep": 0.5}, "keep"),
+        ({"seed": 4}, r"calibration\.seed"),
+        ({"recipe": "svd"}, r"recipe\.name"),
+        ({"dtype": "bfloat16"}, "dtype"),
+    ):
+        with pytest.raises(UsageError, match=rf"whose {key} is .*--fresh"):
+            in_this_process(options, tmp_path / "out", **changes)
+    in_this_process(options, tmp_path / "out", keep=0.5, resume=False)
+    assert (tmp_path / "out").is_dir() and not (tmp_path / ".out.progress").exists()
+
+
+def test_too_little_memory_is_refused_before_the_work(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    with pytest.raises(UsageError, match=r"--memory 0\.1 GiB is too little: .* need about \d"):
+        in_this_process(options, tmp_path / "out", memory=parse_size("100MiB"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GiB", 2**33), ("8GB", 8 * 10**9), ("1.5 M", 1_500_000), ("77", 77)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(f"-{text}")
+
+
+def test_two_processes_do_not_write_one_folder(options, tmp_path):
+    from slimrank.resume import progress_of
+
+    options |= RECIPES["svd-llm"]
+    with progress_of(tmp_path / "out", False, True), pytest.raises(UsageError, match="Another process is writing"):
+        in_this_process(options, tmp_path / "out")
