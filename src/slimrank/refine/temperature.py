@@ -1,6 +1,6 @@
 """Temperature: a model whose states became noisy is too sure of itself, and one number corrects that."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +22,39 @@ class Temperature(Refiner):
     """
 
     name: Literal["temperature"] = "temperature"
+    whole_model: ClassVar[bool] = False
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Notes the factor; leaves a model without a norm before its head as it is."""
+        facts = session.finished(None)
+        if facts is None:
+            with session.decoder.weights.hold(None):
+                facts = {"temperature": self._fit(session)}
+                session.finish(None, facts)
+        factor = facts["temperature"]
+        if factor is None:
+            return ["No norm stands before the head, so its temperature stays."]
+        return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
+
+    def _fit(self, session: Session) -> float | None:
+        """Scale the norm; returns the factor."""
         decoder, ids = session.decoder, session.windows.held_out
         with session.replaced(session.dense):
             dense = final_states(decoder, ids)
         ours = final_states(decoder, ids)
         norm = final_norm(decoder, ours)
         if norm is None:
-            return ["No norm stands before the head, so its temperature stays."]
+            return None
         gain = Gain(norm, ours.hidden[0])
         factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
         gain.scale(factor)
-        return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
+        return factor
 
 
 def final_states(decoder: Decoder, ids: Tensor) -> Stream:
     """The windows behind the last block."""
     stream = Stream(decoder, ids, default_batch(ids.shape[1]))
-    while stream.depth < len(decoder):
-        for _ in stream.advance():
-            pass
+    stream.skip(len(decoder))
     return stream
 
 
