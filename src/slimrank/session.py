@@ -16,6 +16,7 @@ from slimrank.progress import Track, no_track
 from slimrank.spectrum import Curve, Decomposition, LinearSpectrum, Spectrum, decompose_again
 from slimrank.store.pieces import Facts, MemoryPieces, Pieces
 from slimrank.store.stages import Stages
+from slimrank.store.weights import Part
 
 
 class Decompositions(dict[str, Decomposition]):
@@ -98,14 +99,14 @@ class Session:
             }
         )
 
-    def finished(self, block: int | None) -> Facts | None:
+    def finished(self, block: Part) -> Facts | None:
         """What `finish` noted of the block in this stage, by an earlier process; None if it is still to be done.
 
-        The block None is what lies outside the blocks.
+        block: None for what is outside the blocks.
         """
         return self.stages.finished(block)
 
-    def finish(self, block: int | None, facts: Facts | None = None) -> None:
+    def finish(self, block: Part, facts: Facts | None = None) -> None:
         """Keep the block as it is now: this stage is done with it, also after a kill."""
         self.stages.finish(block, facts)
 

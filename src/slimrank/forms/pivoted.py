@@ -104,7 +104,8 @@ class Pivoted(Form):
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:
     """y (..., n) with its last axis in this order (n,)."""
-    if y.device.type == "cpu" and y.dtype.itemsize == 2:  # where torch's index_select copies one number at a time
+    many = y.device.type == "cpu" and y.dtype.itemsize == 2 and y.numel() > 4 * len(order)
+    if many:  # there torch's index_select copies one number at a time
         return y.gather(-1, order.expand(*y.shape[:-1], -1))
     return y.index_select(-1, order)
 

@@ -30,32 +30,33 @@ class Temperature(Refiner):
         """Notes the factor; leaves a model without a norm before its head as it is."""
         facts = session.finished(None)
         if facts is None:
-            facts = {"notes": self._fit(session)}
-            session.finish(None, facts)
-        notes: list[str] = facts["notes"]
-        return notes
+            with session.decoder.weights.hold(None):
+                facts = {"temperature": self._fit(session)}
+                session.finish(None, facts)
+        factor = facts["temperature"]
+        if factor is None:
+            return ["No norm stands before the head, so its temperature stays."]
+        return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
 
-    def _fit(self, session: Session) -> list[str]:
+    def _fit(self, session: Session) -> float | None:
+        """Scale the norm; returns the factor."""
         decoder, ids = session.decoder, session.windows.held_out
         with session.replaced(session.dense):
             dense = final_states(decoder, ids)
         ours = final_states(decoder, ids)
-        with decoder.weights.hold(None):
-            norm = final_norm(decoder, ours)
-            if norm is None:
-                return ["No norm stands before the head, so its temperature stays."]
-            gain = Gain(norm, ours.hidden[0].to(decoder.device))
-            factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
-            gain.scale(factor)
-        return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
+        norm = final_norm(decoder, ours)
+        if norm is None:
+            return None
+        gain = Gain(norm, ours.hidden[0].to(decoder.device))
+        factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
+        gain.scale(factor)
+        return factor
 
 
 def final_states(decoder: Decoder, ids: Tensor) -> Stream:
     """The windows behind the last block."""
     stream = Stream(decoder, ids, default_batch(ids.shape[1]))
-    while stream.depth < len(decoder):
-        for _ in stream.advance():
-            pass
+    stream.skip(len(decoder))
     return stream
 
 
