@@ -60,8 +60,9 @@ def estimate(
 ) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
-    Memory: of one block twice, dense and compressed, and the Grams of its largest linear, four of the wider side and
-    four of the narrower at a time in float64, or the logits of a window. Disk: half of each Gram in float32, what the
+    Memory: of what is outside the blocks, of one block three times (dense, compressed, and the next one), and the Grams
+    of a whole block in float64 with their packed copies, or, if that is more, of its largest linear, four of either
+    side at a time. Disk: half of each Gram in float32, what the
     finished blocks hold, and it again in the stored dtype.
     """
     tokens = windows.numel()
@@ -72,7 +73,8 @@ def estimate(
     vocabulary = decoder.model.config.get_text_config().vocab_size
     logits = 4 * 4 * windows.shape[1] * vocabulary if gradients else 0
     blocks = max(size for part, size in sizes.items() if part is not None)
-    memory = LIBRARIES + max(2 * blocks + grams, sizes[None] + logits)
+    sums = max(12 * sum(m * m if gradients else n * n for m, n in block) for block in shapes if block)
+    memory = LIBRARIES + sizes[None] + max(3 * blocks + max(grams, sums), logits)
     disk = sum(sizes.values()) + sum(2 * (2 * n * n + (m * m if gradients else 0)) for m, n in flat)
     passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if anchored else 0)
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
