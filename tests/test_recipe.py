@@ -23,6 +23,15 @@ def test_a_recipe_that_is_one_already_is_kept():
     assert load_recipe(recipe) == recipe and isinstance(recipe, Recipe)
 
 
+def test_refined_keeps_what_is_solved_and_replaces_what_is_trained():
+    recipe = load_recipe("slimrank-refined")
+    assert [step.name for step in recipe.refined("none").refine] == ["anchored", "temperature"]
+    blocks = recipe.refined("blocks")
+    assert [step.name for step in blocks.refine] == ["anchored", "temperature", "blocks"]
+    assert blocks.name == "slimrank-refined+blocks"
+    assert load_recipe("svd-llm").refined("distill").refine == load_recipe("svd-llm-distilled").refine
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as metric.alpha=0.3."),
+]
+Refine = Annotated[
+    Literal["none", "blocks", "distill"] | None,
+    typer.Option(help="Train the factors, block by block or end to end; by default as the recipe says."),
 ]
 Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
 SpecialTokens = Annotated[bool, typer.Option(help="Begin windows with the tokenizer's special tokens (BOS).")]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, ValidationInfo, field_validator
@@ -16,6 +16,7 @@ from slimrank.metric import METRICS, Metric
 from slimrank.refine import REFINERS, Refiner
 
 T = TypeVar("T", bound=BaseModel)
+Refinement = Literal["none", "blocks", "distill"]
 TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"metric": METRICS, "allocate": ALLOCATORS, "form": FACTORIZERS}
 
 
@@ -53,6 +54,13 @@ class Recipe(BaseModel):
     def weight_gradients(self) -> bool:
         """Whether the gradient pass must look at the gradients of the weights themselves."""
         return self.metric.weight_gradients or self.allocate.weight_gradients
+
+    def refined(self, by: Refinement) -> "Recipe":
+        """The recipe with this one, or none, in the place of its refiners that train."""
+        solved = tuple(step for step in self.refine if not step.trains)
+        if by == "none":
+            return self.model_copy(update={"refine": solved})
+        return self.model_copy(update={"name": f"{self.name}+{by}", "refine": (*solved, REFINERS[by]())})
 
     def to_yaml(self) -> str:
         """The recipe as a file that `--recipe` reads."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from slimrank.errors import UsageError
-from slimrank.options import Calibration, Device, Dtype, Model, Samples, Seed, Settings, Window
+from slimrank.options import Calibration, Device, Dtype, Model, Refine, Samples, Seed, Settings, Window
 
 
 def compare(
@@ -23,6 +23,7 @@ def compare(
     special_tokens: Annotated[bool, typer.Option(help="Evaluate with the tokenizer's default special tokens.")] = True,
     seed: Seed = 3,
     settings: Settings = None,
+    refine: Refine = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and report.html.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -43,6 +44,8 @@ def compare(
 
     names = recipes.split(",")
     chosen = [load_recipe(name, own) for name, own in settings_by_recipe(names, settings or ()).items()]
+    if refine:
+        chosen = [recipe.refined(refine) for recipe in chosen]
     keeps = parse_keeps(keep)
     if not text and model != "demo":
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from slimrank.errors import UsageError
 from slimrank.options import (
     Calibration,
     Chat,
@@ -13,6 +14,7 @@ from slimrank.options import (
     Keep,
     Model,
     RecipeName,
+    Refine,
     Samples,
     Seed,
     Settings,
@@ -30,6 +32,7 @@ def compress(
     window: Window = None,
     seed: Seed = 3,
     settings: Settings = None,
+    refine: Refine = None,
     plan: Annotated[Path | None, typer.Option(help="Apply this plan; its recipe and budget hold.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint; by default MODEL-RECIPE-KEEP.")] = None,
     overwrite: Annotated[
@@ -56,12 +59,17 @@ def compress(
     from slimrank.evaluate import weight_bytes
     from slimrank.limits import parse_size
     from slimrank.plan import Plan
+    from slimrank.recipe import load_recipe
 
     chosen = Plan.load(plan) if plan else None
-    out = out or Path(f"{Path(model).name}-{chosen.recipe.name if chosen else Path(recipe).stem}-{keep:g}")
+    if chosen and refine:
+        raise UsageError("--refine and --plan exclude each other: change the recipe's refine in the plan.")
+    whole = chosen.recipe if chosen else load_recipe(recipe, settings or ())
+    whole = whole.refined(refine) if refine else whole
+    out = out or Path(f"{Path(model).name}-{whole.name}-{keep:g}")
     result = compress(
-        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-        settings=settings or (), plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+        model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
         out=out, overwrite=overwrite, resume=resume, memory=parse_size(memory) if memory else None,
         announce=console.show_estimate, track=console.track,
     )  # fmt: skip

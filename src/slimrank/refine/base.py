@@ -13,6 +13,7 @@ class Refiner(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+    trains: ClassVar[bool] = False  # whether it descends on a loss, rather than solve for the factors
     whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory, or keeps each by Session.finish
 
     @property

@@ -1,6 +1,6 @@
 """Block refinement: each block in turn learns to give the dense block's output from the compressed model's states."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ class Blocks(Refiner):
     """
 
     name: Literal["blocks"] = "blocks"
+    trains: ClassVar[bool] = True
 
     passes: Annotated[int, Field(ge=1)] = 4
     lr: Annotated[float, Field(gt=0)] | None = None

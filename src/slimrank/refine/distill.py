@@ -1,6 +1,6 @@
 """End-to-end distillation: the compressed model's next-token distribution is drawn to the dense model's."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ class Distill(Refiner):
     """
 
     name: Literal["distill"] = "distill"
+    trains: ClassVar[bool] = True
 
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
     batch: Annotated[int, Field(ge=1)] = 8

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ class Lora(Refiner):
     """
 
     name: Literal["lora"] = "lora"
+    trains: ClassVar[bool] = True
 
     steps: Count = 400
     batch: Count = 16
