@@ -17,6 +17,10 @@ RECIPES = {
         "settings": ["refine=[{name: anchored, mix: [0.5, 1.0]}, {name: anchored, gradients_again: 4}]"],
     },
     "trained": {"recipe": "svd-llm", "settings": ["refine=[{name: update}, {name: blocks, passes: 1}]"]},
+    "distilled": {
+        "recipe": "slimrank",
+        "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 4, checks: 4}]"],
+    },
     "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},
 }
 
@@ -55,7 +59,7 @@ def test_states_in_files_and_followed_again_change_nothing(options, tmp_path, mo
         assert kills.contents(tmp_path / name) == kills.contents(tmp_path / "plenty")
 
 
-@pytest.mark.parametrize("recipe", ["slimrank"])
+@pytest.mark.parametrize("recipe", ["slimrank", "distilled"])
 def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, tmp_path):
     options |= RECIPES[recipe]
     steps = kills.run({**options, "out": str(tmp_path / "whole")})

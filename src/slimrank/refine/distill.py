@@ -9,15 +9,18 @@ from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
 from slimrank.refine.base import Refiner
+from slimrank.refine.restart import go_on, keep
 from slimrank.refine.training import Best, Descent, default_lr, divergence, teacher_of, trainable, training
 from slimrank.session import Session
+
+STATE = "distill/state"
 
 
 class Distill(Refiner):
     """Descent on KL(dense || compressed) over fresh windows of the calibration text.
 
     tokens: how many are read at most; batch: windows a step; lr: 0.256 / width by default; checks: how often the
-    held-out windows are asked, whose best state is the one that stays.
+    held-out windows are asked, whose best state is the one that stays. After a kill it goes on from the last check.
     """
 
     name: Literal["distill"] = "distill"
@@ -40,7 +43,10 @@ class Distill(Refiner):
         descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name)
         fresh = session.windows.more(steps * self.batch, session.windows.record["seed"] + 1).split(self.batch)
         every = max(1, steps // self.checks)
+        done = go_on(session.pieces, STATE, descent, best)
         for step, ids in enumerate(session.track(fresh, "distilling", steps), start=1):
+            if step <= done:
+                continue
             ids = ids.to(session.decoder.device)
             with torch.no_grad():
                 target = logits(teacher, ids)
@@ -48,7 +54,9 @@ class Distill(Refiner):
                 descent.step(divergence(logits(student, ids), target))
             if step % every == 0 or step == steps:
                 best.offer(held_out_divergence(student, teacher, held_out), step)
+                keep(session.pieces, STATE, descent, best, step)
         best.restore()
+        session.pieces.drop(STATE)
         return [
             f"Distillation read {steps * self.batch * window:,} tokens and took the held-out divergence from "
             f"{before:.4f} to {best.loss:.4f} nats a token (best at step {best.step} of {steps})."

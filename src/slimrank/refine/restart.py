@@ -1,0 +1,47 @@
+"""A training's state among a run's pieces, so that it goes on after a kill as if there had been none."""
+
+import torch
+from torch import Tensor
+
+from slimrank.refine.training import Best, Descent
+from slimrank.store.pieces import Pieces
+
+
+def keep(pieces: Pieces, key: str, descent: Descent, best: Best, step: int) -> None:
+    """Save parameters, optimisers and the best state as they are after `step` steps, where pieces last."""
+    if not pieces.lasting:
+        return
+    tensors: dict[str, Tensor] = {}
+    for index, parameter in enumerate(descent.parameters):
+        tensors |= {f"now/{index}": parameter.detach(), f"best/{index}": best.state[index]}
+    for number, optimizer in enumerate(descent.optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{index}/{name}": value for name, value in state.items()}
+    pieces.save(key, tensors, {"step": step, "loss": best.loss, "best": best.step})
+
+
+@torch.no_grad()
+def go_on(pieces: Pieces, key: str, descent: Descent, best: Best) -> int:
+    """Make them what was saved; returns the steps already done, 0 where nothing was."""
+    if key not in pieces:
+        return 0
+    tensors, facts = pieces.load(key)
+    for index, parameter in enumerate(descent.parameters):
+        parameter.copy_(tensors[f"now/{index}"])
+        best.state[index].copy_(tensors[f"best/{index}"])
+    best.loss, best.step = facts["loss"], facts["best"]
+    for number, optimizer in enumerate(descent.optimizers):
+        states: dict[int, dict[str, Tensor]] = {}
+        for path, tensor in tensors.items():
+            kind, _, rest = path.partition("/")
+            if kind == "optimizer" and rest.startswith(f"{number}/"):
+                _, place, name = rest.split("/")
+                states.setdefault(int(place), {})[name] = tensor.clone()
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    for schedule in descent.schedules:
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": facts["step"]})
+        for group, lr, scale in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = lr * scale(facts["step"])
+    return int(facts["step"])
