@@ -26,12 +26,18 @@ ROWS: dict[str, list[str]] = {
     "uniform ranks": ["allocate=uniform"],
     "prices measured": ["allocate={name: nats, calibrate: 3}"],
     "no pivots": ["form=low_rank"],
-    "no anchored targets": ["refine=[]"],
-    "targets not shifted (mix 0)": ["refine=[{name: anchored, mix: 0}]"],
-    "targets per linear, not the residual stream": ["refine=[{name: anchored, residual: false}]"],
-    "mix 0.5": ["refine=[{name: anchored, mix: 0.5}]"],
-    "mix 1": ["refine=[{name: anchored, mix: 1}]"],
-    "mix by held-out block error": ["refine=[{name: anchored, mix: [0.5, 0.75, 1]}]"],
+    "no anchored targets": ["refine=[temperature]"],
+    "no temperature": ["refine=[anchored]"],
+    "neither": ["refine=[]"],
+    "targets not shifted (mix 0)": ["refine=[{name: anchored, mix: 0}, temperature]"],
+    "targets per linear, not the residual stream": ["refine=[{name: anchored, residual: false}, temperature]"],
+    "mix 0.5": ["refine=[{name: anchored, mix: 0.5}, temperature]"],
+    "mix 1": ["refine=[{name: anchored, mix: 1}, temperature]"],
+    "mix by held-out block error": ["refine=[{name: anchored, mix: [0.5, 0.75, 1]}, temperature]"],
+    "half the windows for the targets": ["refine=[{name: anchored, windows: 128}, temperature]"],
+    "anchored again, gradients of the compressed model": [
+        "refine=[anchored, {name: anchored, gradients_again: 64}, temperature]"
+    ],
 }
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,12 @@ class Stream:
         """Block `depth`'s output for one batch, the stream staying where it is."""
         return self.decoder.run(self.depth, self.hidden[batch], self.calls[batch][self.depth])
 
-    def advance(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run block `depth` and step behind it; yields each batch's hidden states before and after."""
-        for index, output in enumerate(self.outputs()):
+    def advance(self, known: Iterable[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run block `depth` and step behind it; yields each batch's hidden states before and after.
+
+        known: the block's outputs, where they were computed before.
+        """
+        for index, output in enumerate(self.outputs() if known is None else known):
             before = self.hidden[index].to(output.device)
             yield before, output
             self.hidden[index] = self.home.put(output)

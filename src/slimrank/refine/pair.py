@@ -1,14 +1,17 @@
 """The dense and the compressed model side by side on the same windows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor, nn
 
-from slimrank.calibrate.pairs import PairMoments, watch_sums
+from slimrank.calibrate.pairs import PairMoments, Seen, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.linear import bias_of
+from slimrank.linear import bias_of, shape_of
 from slimrank.session import Session
+
+HELD = 2**30  # bytes of a block's dense outputs that are held rather than computed for every input again
 
 
 class Pair:
@@ -18,6 +21,7 @@ class Pair:
         self.session = session
         batch = default_batch(ids.shape[1])
         self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
+        self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
 
     @property
     def block(self) -> dict[str, nn.Module]:
@@ -31,13 +35,31 @@ class Pair:
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
         summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
         for batch in range(len(self.dense.hidden)):
-            with self.session.replaced(self.block), watch_sums(dense, summed) as before:
-                self.dense.output(batch)
+            before = self._dense_seen(batch, dense, summed)
             with watch_sums(compressed, summed) as after:
                 self.compressed.output(batch)
             moments.add(before, after, biases, residual)
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
         return moments
+
+    def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
+        """What the dense linears give for a batch; where there is room, of the whole block at once."""
+        if not self._fits:
+            with self.session.replaced(self.block), watch_sums(dense, summed) as seen:
+                self.dense.output(batch)
+            return seen
+        if batch not in self._held:
+            with self.session.replaced(self.block), watch_sums(self.block) as seen:
+                output = self.dense.output(batch)
+            self._held[batch] = {name: replace(one, x=one.y) for name, one in seen.items()}, output
+        seen = self._held[batch][0]
+        return {name: seen[name] for name in dense}
+
+    @property
+    def _fits(self) -> bool:
+        numbers = sum(map(len, self.dense.ids)) * self.dense.ids[0].shape[1]
+        width = sum(shape_of(linear)[0] for linear in self.block.values()) + 2 * self.session.decoder.width
+        return numbers * width * self.dense.hidden[0].itemsize <= min(HELD, self.session.decoder.states_room.host)
 
     @cached_property
     def _dense_outputs(self) -> list[Tensor]:
@@ -52,8 +74,10 @@ class Pair:
     def advance(self) -> None:
         """Step behind the block in both."""
         self.__dict__.pop("_dense_outputs", None)
+        known = [output for _, (_, output) in sorted(self._held.items())]
         with self.session.replaced(self.block):
-            for _ in self.dense.advance():
+            for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):
                 pass
+        self._held.clear()
         for _ in self.compressed.advance():
             pass
