@@ -139,7 +139,7 @@ def dense_afterwards(session: Session) -> Iterator[None]:
 
 def stored_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """The bytes of the weights on disk, floats in `dtype`."""
-    indices = sum(b.nbytes for b in model.buffers() if not b.is_floating_point())
+    indices = sum(t.nbytes for t in model.state_dict().values() if not t.is_floating_point())
     return count_parameters(model) * dtype.itemsize + indices
 
 
