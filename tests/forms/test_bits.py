@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slimrank.forms.bits import pack, packed_bytes, unpack
+from slimrank.forms.bits import pack, packed_bytes, places, unpack
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 171])
@@ -15,3 +15,7 @@ def test_unpacks_to_the_same_mask(count):
 def test_the_lowest_bit_is_the_first_index():
     mask = torch.tensor([True, False, False, True, False, False, False, False, True])
     assert pack(mask).tolist() == [9, 1]
+
+
+def test_places_count_both_kinds():
+    assert places(torch.tensor([True, False, False, True, True])).tolist() == [0, 0, 1, 1, 2]

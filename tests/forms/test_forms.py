@@ -102,7 +102,7 @@ def test_pivots_are_rows_of_the_weight_and_coefficients_small():
     expected = np.linalg.lstsq(left[rows[:10]].numpy().T, left[rows[10:]].numpy().T)[0].T
     np.testing.assert_allclose(combinations.numpy(), expected, rtol=1e-9, atol=1e-9)
     assert combinations.abs().max() < 2 and sorted(rows.tolist()) == list(range(40))
-    assert module.own_order().tolist() == rows.argsort().tolist()
+    assert module.make_order().tolist() == rows.argsort().tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,6 +26,9 @@ class Form(nn.Module):
     bits: int | None = None
     """Of the factors' stored numbers, where they are quantized."""
 
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """What of its shape the entry says beside the rank; 0 where it doesn't."""
+
     weight: Tensor
 
     def __init__(
@@ -58,7 +61,8 @@ class Form(nn.Module):
         weight = weight_of(dense)
         out_features, in_features = shape_of(dense)
         has_bias = getattr(dense, "bias", None) is not None
-        shell = cls.empty(in_features, out_features, entry["rank"], has_bias, dtype or weight.dtype)
+        sizes = {size: entry[size] for size in cls.sizes if size in entry}
+        shell = cls.empty(in_features, out_features, entry["rank"], has_bias, dtype or weight.dtype, **sizes)
         shell.use_bits(entry.get("bits"))
         return shell.to_empty(device=device or weight.device)
 
@@ -69,9 +73,13 @@ class Form(nn.Module):
             self.bits = bits
 
     @classmethod
-    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
+    def empty(
+        cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype, **sizes: int
+    ) -> Self:
         """A module on the meta device: no memory, no random numbers drawn."""
-        raise NotImplementedError
+        build: Any = cls  # each form's own __init__ takes its bias, and its `sizes`
+        module: Self = build(in_features, out_features, rank, bias=bias, device="meta", dtype=dtype, **sizes)
+        return module
 
     @classmethod
     def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:

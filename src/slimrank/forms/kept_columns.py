@@ -5,12 +5,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from slimrank.forms.base import Form
+from slimrank.forms.ordered import Ordered
 from slimrank.forms.quantized import matrix_of
-from slimrank.linear import shape_of, weight_of
 
 
-class KeptColumns(Form):
+class KeptColumns(Ordered):
     """y = W_K x_K + U V x_rest + b: c out + r (out + in - c) numbers and c indices.
 
     `kept` (c,) int32 lists the kept inputs in ascending order, `down` is V (r, in - c) and `up` is [W_K, U]
@@ -19,15 +18,15 @@ class KeptColumns(Form):
     """
 
     form = "columns"
+    sizes = ("columns",)
     kept: Tensor
-    order: Tensor | None
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
         rank: int,
-        columns: int,
+        columns: int = 0,
         bias: bool = True,
         *,
         device: torch.device | str | None = None,
@@ -38,45 +37,16 @@ class KeptColumns(Form):
         self.down = nn.Linear(in_features - columns, rank, bias=False, device=device, dtype=dtype)
         self.up = nn.Linear(columns + rank, out_features, bias=bias, device=device, dtype=dtype)
         self.register_buffer("kept", torch.arange(columns, device=device, dtype=torch.int32))
-        self.register_buffer("order", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
-        if self.order is None:
-            with torch.inference_mode(False):  # it outlives the mode of the first call
-                self.order = self.kept_first()
-        kept, rest = x.index_select(-1, self.order).tensor_split((self.columns,), dim=-1)
+        kept, rest = x.index_select(-1, self.known_order()).tensor_split((self.columns,), dim=-1)
         return self.up(torch.cat([kept, self.down(rest)], dim=-1))
 
-    def kept_first(self) -> Tensor:
+    def make_order(self) -> Tensor:
         """The inputs (in,) int64, kept ones before the others, both ascending."""
         others = torch.ones(self.in_features, dtype=torch.uint8, device=self.kept.device)
         return others.index_fill(0, self.kept.long(), 0).argsort(stable=True)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.order = None
-
-    @classmethod
-    def shell(
-        cls,
-        dense: nn.Module,
-        entry: dict[str, Any],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """As Form.shell; the entry's `columns` is how many are kept, 0 by default."""
-        weight, (out_features, in_features) = weight_of(dense), shape_of(dense)
-        has_bias = getattr(dense, "bias", None) is not None
-        columns, dtype = entry.get("columns", 0), dtype or weight.dtype
-        shell = cls(in_features, out_features, entry["rank"], columns, has_bias, device="meta", dtype=dtype)
-        shell.use_bits(entry.get("bits"))
-        return shell.to_empty(device=device or weight.device)
-
-    @classmethod
-    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
-        """A module on the meta device, no column kept."""
-        return cls(in_features, out_features, rank, 0, bias, device="meta", dtype=dtype)
 
     @classmethod
     def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
@@ -94,7 +64,7 @@ class KeptColumns(Form):
         left (out, r), right (r, in - c).
         """
         (out_features, count), (rank, rest) = columns.shape, right.shape
-        module = cls(count + rest, out_features, rank, count, bias is not None, device="meta", dtype=left.dtype)
+        module = cls.empty(count + rest, out_features, rank, bias is not None, left.dtype, columns=count)
         module = module.to_empty(device=left.device)
         module.down.weight.copy_(right)
         module.up.weight.copy_(torch.cat([columns, left], dim=1))
@@ -118,7 +88,7 @@ class KeptColumns(Form):
         """W' (out, in) in float64."""
         kept, left = matrix_of(self.up).tensor_split((self.columns,), dim=1)
         ordered = torch.cat([kept, left @ matrix_of(self.down)], dim=1)
-        return ordered.index_select(1, self.kept_first().argsort())
+        return ordered.index_select(1, self.make_order().argsort())
 
     def extra_repr(self) -> str:
         """The shape, as nn.Linear prints it."""

@@ -33,11 +33,6 @@ class LowRank(Form):
         return self.up(self.down(x))
 
     @classmethod
-    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
-        """A module on the meta device."""
-        return cls(in_features, out_features, rank, bias, device="meta", dtype=dtype)
-
-    @classmethod
     @torch.no_grad()
     def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
         """The module with U = left (out, r) and V = right (r, in)."""

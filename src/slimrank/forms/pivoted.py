@@ -8,12 +8,12 @@ from scipy.linalg import qr, solve_triangular
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms.base import Form
-from slimrank.forms.bits import pack, packed_bytes, unpack
+from slimrank.forms.bits import pack, packed_bytes, places, unpack
+from slimrank.forms.ordered import Ordered
 from slimrank.forms.quantized import matrix_of
 
 
-class Pivoted(Form):
+class Pivoted(Ordered):
     """y = scatter(y_P, C y_P) + b with y_P = W'[P] x: r (out + in) - r^2 numbers and a bit for every row.
 
     `pivots` holds W'[P] (r, in), `others` holds C (out - r, r) or is None at full rank, and `chosen` (ceil(out / 8),)
@@ -23,7 +23,6 @@ class Pivoted(Form):
 
     form = "pivoted"
     chosen: Tensor
-    order: Tensor | None
 
     def __init__(
         self,
@@ -43,33 +42,19 @@ class Pivoted(Form):
         self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("chosen", torch.zeros(packed_bytes(out_features), device=device, dtype=torch.uint8))
-        self.register_buffer("order", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         y = self.pivots(x)
         if self.others is not None:
             y = torch.cat([y, self.others(y)], dim=-1)
-        if self.order is None:
-            with torch.inference_mode(False):  # it outlives the mode of the first call
-                self.order = self.own_order()
-        y = permute_last(y, self.order)
+        y = permute_last(y, self.known_order())
         return y if self.bias is None else y + self.bias
 
-    def own_order(self) -> Tensor:
+    def make_order(self) -> Tensor:
         """For every row (out,) int64 its place in [y_P, y_N], both ascending."""
         pivot = unpack(self.chosen, self.out_features)
-        places = torch.where(pivot, pivot.cumsum(0), self.rank + (~pivot).cumsum(0))
-        return places - 1
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.order = None
-
-    @classmethod
-    def empty(cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype) -> Self:
-        """A module on the meta device."""
-        return cls(in_features, out_features, rank, bias, device="meta", dtype=dtype)
+        return places(pivot) + self.rank * ~pivot
 
     @classmethod
     @torch.no_grad()
@@ -99,7 +84,7 @@ class Pivoted(Form):
         weight = matrix_of(self.pivots)
         if self.others is not None:
             weight = torch.cat([weight, matrix_of(self.others) @ weight])
-        return weight.index_select(0, self.own_order())
+        return weight.index_select(0, self.make_order())
 
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slimrank.forms.bits import unpack
+from slimrank.forms.bits import places, unpack
 
 Tensors = dict[str, Tensor]
 """One part's tensors under the checkpoint's names; a dense part has only `weight`."""
@@ -82,7 +82,7 @@ class _Pivoted(_Part):
         pivots, others = tensors["pivots.weight"], tensors.get("others.weight")
         others = pivots.new_empty(0, len(pivots)) if others is None else others
         pivot = unpack(tensors["chosen"], len(pivots) + len(others))
-        place = torch.where(pivot, pivot.cumsum(0) - 1, (~pivot).cumsum(0) - 1)
+        place = places(pivot)
         here = (~pivot)[rows]
         needed = place[rows][here].sort().values
         order = place[rows].clone()
@@ -104,7 +104,7 @@ class _KeptColumns(_Part):
         super().__init__()
         kept = torch.zeros(tensors["down.weight"].shape[1] + len(tensors["kept"]), dtype=torch.bool)
         kept[tensors["kept"].long()] = True
-        place = torch.where(kept, kept.cumsum(0) - 1, (~kept).cumsum(0) - 1)[columns]
+        place = places(kept)[columns]
         here = kept[columns]
         columns_kept, left = tensors["up.weight"][rows].split([int(kept.sum()), len(tensors["down.weight"])], dim=1)
         self.down = _frozen(tensors["down.weight"][:, place[~here]])

@@ -1,0 +1,33 @@
+"""An order of a form's inputs or outputs that follows from what it stores."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimrank.forms.base import Form
+
+
+class Ordered(Form):
+    """A form with an order (n,) int64 that isn't stored: `order` is None until the first call makes it."""
+
+    order: Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("order", None, persistent=False)
+
+    def make_order(self) -> Tensor:
+        """The order, from the stored tensors as they are now."""
+        raise NotImplementedError
+
+    def known_order(self) -> Tensor:
+        """The order, made at the first call."""
+        if self.order is None:
+            with torch.inference_mode(False):  # it outlives the mode of the first call
+                self.order = self.make_order()
+        return self.order
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.order = None
