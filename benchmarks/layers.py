@@ -9,11 +9,9 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
-import random_forms
 import torch
-from random_forms import random_form
+from random_forms import add_options, random_form, set_up
 from torch import nn
 
 from slimrank.load import DTYPES
@@ -56,18 +54,11 @@ def measure(layers, x, rounds, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--align", type=int, default=8, help="round ranks down to multiples of this")
+    add_options(parser)
     parser.add_argument("--tokens", default="1,16,512")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    random_forms.ALIGN = args.align
+    set_up(args)
     dtype, rows = DTYPES[args.dtype], []
     for out, inp in SHAPES:
         layers = {form: copies(form, out, inp, args.keep, dtype, args.device) for form in ["dense", *FORMS]}

@@ -1,6 +1,7 @@
 """Compressed layers and models with random weights: speed depends on shapes only, so nothing needs calibration."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,9 +10,28 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from slimrank.forms import KeptColumns, LowRank, Pivoted
 from slimrank.forms.bits import pack
 from slimrank.linear import is_linear
+from slimrank.load import DTYPES
 
 ALIGN = 8
 """Ranks are multiples of this, which matrix kernels like; set it to 1 for any rank."""
+
+
+def add_options(parser):
+    """What every benchmark of random layers is asked."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--align", type=int, default=8, help="round ranks down to multiples of this")
+    parser.add_argument("--out", type=Path)
+
+
+def set_up(args):
+    """Threads, seed and alignment, as asked."""
+    global ALIGN
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    ALIGN = args.align
 
 
 def rank_for(form: str, out: int, inp: int, keep: float) -> int:

@@ -8,11 +8,9 @@ Prints what `slimrank bench` prints. On CUDA, decoding replays CUDA graphs.
 
 import argparse
 import platform
-from pathlib import Path
 
-import random_forms
 import torch
-from random_forms import random_llama
+from random_forms import add_options, random_llama, set_up
 
 from slimrank import console
 from slimrank.evaluate.speed import Asked, bench
@@ -22,11 +20,7 @@ from slimrank.optimize import optimize
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--align", type=int, default=8, help="round ranks down to multiples of this")
+    add_options(parser)
     parser.add_argument("--forms", default="low_rank,pivoted,columns")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--tokens", type=int, default=512)
@@ -37,11 +31,8 @@ def main():
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--plain", action="store_true", help="do not pack linears that share an input")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    random_forms.ALIGN = args.align
+    set_up(args)
     shape = {
         "hidden_size": args.hidden,
         "intermediate_size": args.ffn,

@@ -2,13 +2,14 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
@@ -173,6 +174,17 @@ class Decoder:
         with self.weights.hold(None), self._replaced([stub(i) for i in range(len(self))]):
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits
+
+
+@contextmanager
+def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """The hooks are removed at the end."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def require_finite_weights(model: nn.Module) -> None:

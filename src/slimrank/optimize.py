@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.model import set_module
+from slimrank.model import attached, set_module
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
@@ -52,12 +52,8 @@ def _calls(linears: dict[str, nn.Linear]) -> Iterator[list[tuple[str, Tensor]]]:
     def note(name: str) -> Any:
         return lambda module, args: calls.append((name, args[0]))
 
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in linears.items()]
-    try:
+    with attached(module.register_forward_pre_hook(note(name)) for name, module in linears.items()):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:

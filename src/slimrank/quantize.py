@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.checkpoint import write_checkpoint
-from slimrank.errors import UsageError
+from slimrank.errors import MissingLibrary, UsageError
 from slimrank.forms import Form, compressed_layers, form_of
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.load import Loaded
@@ -57,7 +57,7 @@ def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     try:
         from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
     except ImportError as error:
-        raise UsageError("Quantizing needs torchao: run pip install 'slimrank[quantize]'.") from error
+        raise MissingLibrary("Quantizing needs torchao: run pip install 'slimrank[quantize]'.") from error
     padded = weight.float()
     if bits == 4:
         padded = nn.functional.pad(padded, (0, -weight.shape[1] % GROUP))

@@ -87,8 +87,7 @@ class Damage:
         hidden = [list(stream.hidden)]
         with self.session.replaced(layers):
             while stream.depth < len(self.decoder):
-                for _ in stream.advance():
-                    pass
+                stream.skip(1)
                 hidden.append(list(stream.hidden))
         self.passes += len(self.decoder)
         return stream, hidden

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from slimrank.errors import UsageError
+from slimrank.errors import MissingLibrary, UsageError
 
 if TYPE_CHECKING:
     import optuna
@@ -21,7 +21,7 @@ def require_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise UsageError("allocate.name bayes needs Optuna: pip install slimrank[search].") from error
+        raise MissingLibrary("allocate.name bayes needs Optuna: pip install slimrank[search].") from error
     return optuna
 
 

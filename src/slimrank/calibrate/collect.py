@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
-from slimrank.model import Decoder
+from slimrank.model import Decoder, attached
 from slimrank.progress import Track, no_track
 
 Linears = list[dict[str, nn.Module]]
@@ -100,12 +100,8 @@ def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[No
 
         return watch
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linears.items()]
-    try:
+    with attached(module.register_forward_pre_hook(hook(name)) for name, module in linears.items()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def require_finite(x: Tensor, what: str) -> None:

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from slimrank.calibrate.collect import Linears, merged, require_finite
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.products import add_gram, product
-from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.model import Decoder
+from slimrank.calibrate.stream import Stream, default_batch, windows_at_once
+from slimrank.model import Decoder, attached
 from slimrank.progress import Track, no_track
 
 Labels = Literal["text", "sampled"]
-LOGITS = {"cpu": 2**22}  # numbers at a time
-MANY_LOGITS = 2**28
 
 
 def collect_gradients(
@@ -120,8 +118,7 @@ def stride(depth: int, sets: int) -> int:
 
 def _head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
     """dL/d hidden, some windows at a time, since the logits are many."""
-    vocabulary = decoder.model.config.get_text_config().vocab_size
-    windows = max(1, LOGITS.get(ids.device.type, MANY_LOGITS) // (ids.shape[1] * vocabulary))
+    windows = windows_at_once(decoder, ids)
     parts = zip(ids.split(windows), hidden.to(ids.device).split(windows), strict=True)
     return torch.cat([_windows_gradient(decoder, *part, labels, generator) for part in parts])
 
@@ -154,12 +151,8 @@ def watch_gradients(
 
         return watch
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
-    try:
+    with attached(module.register_forward_hook(hook(name)) for name, module in linears.items()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def add_gradient(

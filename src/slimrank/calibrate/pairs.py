@@ -1,7 +1,7 @@
 """What the dense and the compressed model make of the same tokens at a linear, side by side."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.calibrate.products import add_gram, product
+from slimrank.model import attached
 
 
 @dataclass
@@ -65,15 +66,9 @@ def watch_sums(modules: dict[str, nn.Module], awaited: Collection[str] | None = 
     The pass is broken off once all outputs, and the addends of the `awaited` modules, are there; None lets it end.
     """
     sums = _Sums(modules, awaited)
-    handles = [module.register_forward_hook(sums.hook(name)) for name, module in modules.items()]
-    try:
-        with sums:
-            yield sums.seen
-    except _AllSeen:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (module.register_forward_hook(sums.hook(name)) for name, module in modules.items())
+    with suppress(_AllSeen), attached(hooks), sums:
+        yield sums.seen
 
 
 class _AllSeen(Exception):

@@ -12,6 +12,8 @@ from torch import Tensor
 from slimrank.model import Call, Decoder, Room
 from slimrank.store.disk import disk_errors
 
+CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # numbers at a time
+
 
 class Stream:
     """The hidden states of a set of windows at one depth, in batches.
@@ -109,6 +111,13 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
     return bool(a is b or a == b)
+
+
+def windows_at_once(decoder: Decoder, ids: Tensor) -> int:
+    """How many of the windows `ids` (windows, tokens) the head is to see at a time, since their logits are many."""
+    vocabulary = decoder.model.config.get_text_config().vocab_size
+    logits = CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS
+    return max(1, logits // (ids.shape[1] * vocabulary))
 
 
 def default_batch(window: int) -> int:

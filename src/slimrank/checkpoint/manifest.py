@@ -1,10 +1,10 @@
 """slimrank/checksums.json: the size and SHA-256 of every weight file."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from slimrank.errors import SlimrankError
+from slimrank.store.disk import sha256_of
 
 MANIFEST = "slimrank/checksums.json"
 
@@ -12,7 +12,7 @@ MANIFEST = "slimrank/checksums.json"
 def manifest(folder: Path) -> str:
     """The JSON that maps each safetensors file of `folder` to {"bytes", "sha256"}."""
     files = sorted(folder.glob("*.safetensors"))
-    entries = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    entries = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files}
     return json.dumps(entries, indent=2) + "\n"
 
 
@@ -39,10 +39,5 @@ def _verify_file(file: Path, size: int, digest: str) -> None:
     found = file.stat().st_size
     if found != size:
         raise SlimrankError(f"The weight file {file} has {found:,} bytes instead of {size:,}; fetch it again.")
-    if _sha256(file) != digest:
+    if sha256_of(file) != digest:
         raise SlimrankError(f"The weight file {file} was changed after it was written; fetch it again.")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

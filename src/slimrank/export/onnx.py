@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slimrank.checkpoint.companions import save_companions
-from slimrank.errors import UsageError
+from slimrank.errors import MissingLibrary
 from slimrank.export.graph import WithCache, empty_past, example, names
 from slimrank.export.parity import Runner
 from slimrank.load import Loaded
@@ -69,4 +69,4 @@ def need(extra: str, *modules: str) -> None:
     """Raise a UsageError that says what to install where one of `modules` is missing."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise UsageError(f"--to {extra} needs {module}: run pip install 'slimrank[{extra}]'.")
+            raise MissingLibrary(f"--to {extra} needs {module}: run pip install 'slimrank[{extra}]'.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
-from slimrank.errors import SlimrankError, UsageError
+from slimrank.errors import MissingLibrary, SlimrankError
 from slimrank.refine.base import Refiner
 from slimrank.refine.factors import low_rank_layers
 from slimrank.session import Session
@@ -99,5 +99,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise UsageError("refine.lora needs PEFT: pip install 'slimrank[lora]'.") from error
+        raise MissingLibrary("refine.lora needs PEFT: pip install 'slimrank[lora]'.") from error
     return peft

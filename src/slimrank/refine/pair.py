@@ -57,9 +57,8 @@ class Pair:
 
     @property
     def _fits(self) -> bool:
-        numbers = sum(map(len, self.dense.ids)) * self.dense.ids[0].shape[1]
-        width = sum(shape_of(linear)[0] for linear in self.block.values()) + 2 * self.session.decoder.width
-        return numbers * width * self.dense.hidden[0].itemsize <= min(HELD, self.session.decoder.states_room.host)
+        outputs = sum(shape_of(linear)[0] for linear in self.block.values()) / self.session.decoder.width
+        return self.dense.nbytes * (outputs + 2) <= min(HELD, self.session.decoder.states_room.host)
 
     @cached_property
     def _dense_outputs(self) -> list[Tensor]:
@@ -79,5 +78,4 @@ class Pair:
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):
                 pass
         self._held.clear()
-        for _ in self.compressed.advance():
-            pass
+        self.compressed.skip(1)

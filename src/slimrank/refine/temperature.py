@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
-from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.model import Decoder
+from slimrank.calibrate.stream import Stream, default_batch, windows_at_once
+from slimrank.model import Decoder, attached
 from slimrank.refine.base import Refiner
 from slimrank.refine.training import divergence
 from slimrank.session import Session
 
-LOGITS = 2**22  # numbers at a time
 # Above 1 the compressed model would learn how sure the dense one is of text that it knows by heart.
 FACTORS = tuple(step / 10 for step in range(1, 11))
 
@@ -65,13 +64,9 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
     """The last module with a vector for its weight that runs in the head."""
     seen: list[nn.Module] = []
     norms = [m for m in decoder.model.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
-    handles = [norm.register_forward_hook(lambda module, *_: seen.append(module)) for norm in norms]
-    try:
-        with torch.no_grad():
-            decoder.head(states.ids[0][:1], states.hidden[0][:1].to(decoder.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (norm.register_forward_hook(lambda module, *_: seen.append(module)) for norm in norms)
+    with attached(hooks), torch.no_grad():
+        decoder.head(states.ids[0][:1], states.hidden[0][:1].to(decoder.device))
     return seen[-1] if seen else None
 
 
@@ -89,9 +84,8 @@ def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> 
 
 def windows_of(ids: list[Tensor], theirs: list[Tensor], ours: list[Tensor], decoder: Decoder) -> Iterator[list[Tensor]]:
     """The batches on the decoder's device, some windows at a time, since the logits are many."""
-    vocabulary = decoder.model.config.get_text_config().vocab_size
     for batch in zip(ids, theirs, ours, strict=True):
-        count = max(1, LOGITS // (batch[0].shape[1] * vocabulary))
+        count = windows_at_once(decoder, batch[0])
         for part in zip(*(tensor.split(count) for tensor in batch), strict=True):
             yield [tensor.to(decoder.device) for tensor in part]
 

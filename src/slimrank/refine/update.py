@@ -40,8 +40,7 @@ class Update(Refiner):
                 layer, gram = layers[name], moments.input_of(name).gram
                 left = updated_left(weight_of(linears[name]), layer.down.weight, gram)
                 layer.up.weight.data.copy_(left)
-            for _ in stream.advance():
-                pass
+            stream.skip(1)
         return [f"No token reached {', '.join(sorted(missed))}, which the update left as they were."] if missed else []
 
 

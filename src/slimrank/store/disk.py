@@ -1,6 +1,7 @@
-"""Full and unwritable disks, in a sentence."""
+"""Files' digests, and full and unwritable disks in a sentence."""
 
 import errno
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from slimrank.errors import SlimrankError
+
+
+def sha256_of(file: Path) -> str:
+    """The file's SHA-256, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

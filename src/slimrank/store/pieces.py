@@ -1,6 +1,5 @@
 """The finished pieces of a run: tensors and facts by key, kept in memory or in files that survive a kill."""
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slimrank.errors import SlimrankError
-from slimrank.store.disk import disk_errors
+from slimrank.store.disk import disk_errors, sha256_of
 
 Facts = dict[str, Any]
 FACTS = "facts"
@@ -93,9 +92,7 @@ class DiskPieces:
             try:
                 plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 save_file(plain, aside, metadata={FACTS: json.dumps(facts or {})})
-                with aside.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                final = path.with_name(f"{path.name}.{digest}.safetensors")
+                final = path.with_name(f"{path.name}.{sha256_of(aside)}.safetensors")
                 aside.replace(final)
             finally:
                 aside.unlink(missing_ok=True)
@@ -152,8 +149,6 @@ class DiskPieces:
     def _verify(self, path: Path) -> None:
         if path in self._verified:
             return
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != path.name.split(".")[-2]:
+        if sha256_of(path) != path.name.split(".")[-2]:
             raise SlimrankError(f"The progress file {path} was damaged: remove it and give the same command again.")
         self._verified.add(path)
