@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from slimrank.compare import Row
-from slimrank.compression import Result, peak_memory
 from slimrank.errors import MissingLibrary
 from slimrank.estimate import Estimate, gib
 from slimrank.evaluate import ModelResult
@@ -21,6 +20,7 @@ from slimrank.integrations.lm_eval import Score
 from slimrank.plan import LinearPlan, Plan
 from slimrank.progress import Description
 from slimrank.report import write_report as write_page
+from slimrank.result import Result, peak_memory
 
 T = TypeVar("T")
 out = Console() if sys.stdout.isatty() else Console(width=160)
