@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from slimrank.metric.grams import SUPPORT, Grams, Root, times
+from slimrank.projector import Pair, Small, eigenvectors
 
 
 @dataclass(frozen=True)
@@ -35,48 +36,11 @@ class Decomposition:
         return self.values[rank:].square().sum().item()
 
 
-def projector_route(
-    weight: Tensor, grams: Grams, rank: int | None = None, found: tuple[Tensor, Tensor] | None = None
-) -> Decomposition:
-    """W'_r = L^-T U_r U_r^T L^T W, from the eigenvectors of the smaller Gram: R is never inverted.
-
-    found: what `eigenvectors` gives, where that is known.
-    """
-    root = Root.of(grams.left)
-    target = root.whiten(weight)
-    values, basis = found or eigenvectors(target, grams.right)
-    basis = basis[:, :rank]
-    if target.shape[0] > target.shape[1]:
-        spread = Root.of(grams.right).whiten(target.T).T @ basis
-        sizes = spread.norm(dim=0)
-        lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support: complete the basis with what W does there
-        if lost.any():
-            basis = torch.linalg.qr(torch.where(lost, target @ basis, spread)).Q
-        else:
-            basis = orthonormal(spread / sizes)
-    return Decomposition(values, root.unwhiten(basis), basis.T @ target)
-
-
-def orthonormal(basis: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' nested spans, by Cholesky where they are almost orthonormal, else by QR."""
-    square = basis.T @ basis
-    factor, failed = torch.linalg.cholesky_ex(square)
-    if failed or (square.abs().sum(0) > 1.5).any():
-        return torch.linalg.qr(basis).Q
-    return torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)
-
-
-def eigenvectors(target: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Singular values (q,) of A R for A (m, n), descending, and its left singular vectors (q, q), right ones if m > n.
-
-    By the smaller of A R R^T A^T and R^T A^T A R.
-    """
-    if target.shape[0] <= target.shape[1]:
-        squares, vectors = torch.linalg.eigh(times(right, target.T).T @ target.T)
-    else:
-        root = Root.of(right)
-        squares, vectors = torch.linalg.eigh(root.whiten(root.whiten(target.T @ target).T))
-    return squares.clamp_min(0).sqrt().flip(0), vectors.flip(1)
+def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, found: Pair | None = None) -> Decomposition:
+    """By the eigenproblem of the smaller side (see slimrank.projector); found: its outcome, where that is known."""
+    small = Small(weight, grams)
+    values, basis = found or eigenvectors(small.square())
+    return Decomposition(values, *small.factors(basis[:, :rank]))
 
 
 def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
@@ -123,7 +87,7 @@ def decompose(weight: Tensor, grams: Grams, route: str = "projector", rank: int 
     return ROUTES[route](weight.double(), grams, rank)
 
 
-def decompose_again(weight: Tensor, grams: Grams, route: str, known: tuple[Tensor, Tensor] | None) -> Decomposition:
+def decompose_again(weight: Tensor, grams: Grams, route: str, known: Pair | None) -> Decomposition:
     """As decompose, with the projector route's `eigenvectors` where they are known."""
     if known is not None and route == "projector":
         return projector_route(weight.double(), grams, found=known)
@@ -147,23 +111,16 @@ class Curve:
 def curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: str = "projector") -> Curve:
     """The curve of W (m, n) under `grams`, measured under the right one of `held_out`, the left one being the same.
 
-    The projector route needs no more than the small eigenproblem: with u_i the left singular vectors of A R, A = L^T W,
-    direction i's part of the squared norm is y_i^T H~ y_i with y_i = A^T u_i, or A^T A R v_i / s_i where m > n.
+    The projector route needs no more than the small eigenproblem.
     """
     weight = weight.double()
     if route != "projector":
         return curve_of(weight, decompose(weight, grams, route), held_out and Grams(grams.left, held_out.right))
-    target = Root.of(grams.left).whiten(weight)
-    values, basis = eigenvectors(target, grams.right)
+    small = Small(weight, grams)
+    values, basis = eigenvectors(small.square())
     if held_out is None:
         return Curve(values, basis=basis)
-    if target.shape[0] <= target.shape[1]:
-        duals = target.T @ basis
-    else:
-        scale = values.clamp_min(SUPPORT**0.5 * values[0])
-        duals = target.T @ (target @ times(Root.of(grams.right).factor, basis / scale))
-    parts = (duals * times(held_out.right, duals)).sum(0)
-    total = (target * times(held_out.right, target.T).T).sum()
+    total, parts = small.parts(values, basis, held_out.right)
     left = total - torch.cat([parts.new_zeros(1), parts.cumsum(0)])
     return Curve(values, (left / total).clamp_min(0).sqrt(), basis=basis)
 
