@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Form, LowRank, Pivoted, compressed_layers, form_of
-from slimrank.forms.pivoted import permute_last, pivot_rows
+from slimrank.forms.pivoted import permute_last
+from slimrank.forms.pivots import by_qr, by_swaps, pivot_rows
 from slimrank.linear import shape_of, weight_of
 
 SHAPES = [(12, 8, 3), (8, 12, 3), (8, 8, 8), (12, 8, 8), (8, 12, 8), (7, 5, 1), (1, 6, 1)]
@@ -171,3 +172,18 @@ def test_other_modules_are_no_linears():
 
 def test_table_is_keyed_by_the_forms_own_names():
     assert all(issubclass(form, Form) and form.form == name for name, form in FORMS.items())
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (200, 60), (7, 7)])
+def test_swapped_pivots_bound_every_coefficient_and_no_row_is_lost(shape):
+    left = random(*shape) * torch.logspace(-2, 2, shape[0], dtype=torch.float64)[:, None]
+    rank = shape[1]
+    for method, bound in ((by_swaps, 1.05), (by_qr, 2)):
+        rows, combinations = method(left)
+        assert sorted(rows.tolist()) == list(range(shape[0]))
+        torch.testing.assert_close(combinations @ left[rows[:rank]], left[rows[rank:]], rtol=1e-9, atol=1e-9)
+        assert combinations.numel() == 0 or combinations.abs().max() <= bound
+
+
+def test_swaps_leave_a_left_factor_of_lower_rank_to_qr():
+    assert by_swaps(random(12, 3) @ random(3, 5)) is None

@@ -2,14 +2,13 @@
 
 from typing import Any, Self
 
-import numpy as np
 import torch
-from scipy.linalg import qr, solve_triangular
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
 from slimrank.forms.ordered import Ordered
+from slimrank.forms.pivots import pivot_rows
 from slimrank.forms.quantized import matrix_of
 
 
@@ -59,7 +58,7 @@ class Pivoted(Ordered):
     @classmethod
     @torch.no_grad()
     def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
-        """The module with W' = left (out, r) @ right (r, in), its pivots the rows of left that QR picks."""
+        """The module with W' = left (out, r) @ right (r, in), its pivots the rows of left that `pivot_rows` picks."""
         (out_features, rank), in_features = left.shape, right.shape[1]
         module = cls.empty(in_features, out_features, rank, bias is not None, left.dtype).to_empty(device=left.device)
         rows, combinations = pivot_rows(left)
@@ -93,23 +92,3 @@ def permute_last(y: Tensor, order: Tensor) -> Tensor:
     if many:  # there torch's index_select copies one number at a time
         return y.gather(-1, order.expand(*y.shape[:-1], -1))
     return y.index_select(-1, order)
-
-
-def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
-    """Pivot rows P of left (out, r) by column-pivoted QR of its transpose, and C with left[N] = C left[P], in float64.
-
-    Returns the row order (out,), P before N and each ascending, and C (out - r, r). A left of lower rank than r is
-    met exactly too: its surplus pivots get zero coefficients.
-    """
-    rank = left.shape[1]
-    triangle, order = qr(left.detach().double().cpu().numpy().T, mode="r", pivoting=True)
-    diagonal = np.abs(np.diag(triangle))
-    tolerance = diagonal[0] * max(left.shape) * np.finfo(np.float64).eps
-    sound = int((diagonal > tolerance).sum())
-    combinations = np.zeros((rank, left.shape[0] - rank))
-    combinations[:sound] = solve_triangular(triangle[:sound, :sound], triangle[:sound, rank:])
-
-    pivots, others = np.argsort(order[:rank]), np.argsort(order[rank:])
-    rows = np.concatenate([order[:rank][pivots], order[rank:][others]])
-    ordered = combinations[pivots][:, others].T
-    return torch.from_numpy(rows).to(left.device, torch.int64), torch.from_numpy(ordered.copy()).to(left.device)
