@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slimrank.calibrate import InputMoments
+from slimrank.calibrate.moments import PackedInput
 from slimrank.metric import Site
 from slimrank.metric.asvd import MeanAbs
 from slimrank.metric.grams import squared_error
@@ -11,7 +11,7 @@ from slimrank.spectrum import decompose
 def site():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 6, generator=generator) * torch.tensor([3.0, 1.0, 0.1, 2.0, 5.0, 0.0])
-    inputs = InputMoments.empty(6, x.device)
+    inputs = PackedInput.empty(6, x.device)
     inputs.add(x)
     return x.double(), Site("q", torch.randn(9, 6, generator=generator), inputs)
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from slimrank.calibrate import InputMoments, OutputMoments
+from slimrank.calibrate import OutputMoments
+from slimrank.calibrate.moments import PackedInput
 from slimrank.errors import SlimrankError
 from slimrank.metric import Site
 from slimrank.metric.fwsvd import FisherRows
@@ -11,7 +12,7 @@ from slimrank.spectrum import decompose
 
 def site(rows):
     weight = torch.randn(len(rows), 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    inputs = InputMoments.empty(6, torch.device("cpu"))
+    inputs = PackedInput.empty(6, torch.device("cpu"))
     return Site("a.q", weight, inputs, outputs=OutputMoments(torch.eye(len(rows)).double(), rows))
 
 

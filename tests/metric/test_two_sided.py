@@ -7,7 +7,7 @@ from slimrank.calibrate.moments import InputMoments, OutputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric import Site
 from slimrank.metric.grams import squared_error
-from slimrank.metric.two_sided import TwoSided, ledoit_wolf, shrunk
+from slimrank.metric.two_sided import TwoSided, ledoit_wolf, shrunk_
 from slimrank.model import Decoder
 
 
@@ -45,7 +45,7 @@ def test_ledoit_wolf_minimises_the_estimated_distance_to_the_true_gram():
     g = draw(40, 5) * torch.tensor([1.0, 1, 1, 2, 3]).double()
     gram = g.T @ g / 40
     noise = torch.stack([(torch.outer(row, row) - gram).square().sum() for row in g]).mean() / 40
-    expected = noise / (gram - shrunk(gram, 1.0)).square().sum()
+    expected = noise / (gram - shrunk_(gram.clone(), 1.0)).square().sum()
     assert ledoit_wolf(outputs(g)) == pytest.approx(expected.item())
     assert ledoit_wolf(outputs(draw(100_000, 3) * torch.tensor([1.0, 2, 3]).double())) < 1e-3
     assert 0 <= ledoit_wolf(outputs(draw(2, 3))) <= 1

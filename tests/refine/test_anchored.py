@@ -34,13 +34,13 @@ def test_the_target_is_the_mix_of_the_weight_and_the_regression():
     x, t, w = torch.randn(30, 5).double(), torch.randn(30, 3).double(), torch.randn(3, 5).double()
     regression = torch.linalg.lstsq(x, t).solution.T
     gram, cross = x.T @ x / 30, t.T @ x / 30
-    torch.testing.assert_close(anchored_target(w, gram, cross, 1.0, 0.0), regression)
-    torch.testing.assert_close(anchored_target(w, gram, cross, 0.25, 0.0), 0.75 * w + 0.25 * regression)
-    assert anchored_target(w, gram, cross, 0.0, 0.1) is w
+    torch.testing.assert_close(anchored_target(w, gram.clone(), cross, 1.0, 0.0), regression)
+    torch.testing.assert_close(anchored_target(w, gram.clone(), cross, 0.25, 0.0), 0.75 * w + 0.25 * regression)
+    assert anchored_target(w, gram.clone(), cross, 0.0, 0.1).equal(w)
     # damping is a ridge towards W: rows of weight sqrt(30 damping tr/n) that ask for W
     ridge = (30 * 0.1 * gram.trace() / 5).sqrt() * torch.eye(5).double()
     expected = torch.linalg.lstsq(torch.cat([x, ridge]), torch.cat([t, ridge @ w.T])).solution.T
-    torch.testing.assert_close(anchored_target(w, gram, cross, 1.0, 0.1), expected)
+    torch.testing.assert_close(anchored_target(w, gram.clone(), cross, 1.0, 0.1), expected)
 
 
 @pytest.mark.parametrize("mix", [0.0, 1.0])

@@ -1,15 +1,17 @@
 import pytest
 import torch
 
-from slimrank.store.symmetric import pack, unpack
+from slimrank.calibrate.products import GramSum
+from slimrank.store.symmetric import length, unpack
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 33])
-def test_half_the_space_holds_the_whole_matrix(n):
-    x = torch.randn(n, 2 * n, generator=torch.Generator().manual_seed(n)).float()
-    gram = (x @ x.T).double()
-    gram = (gram + gram.T) / 2
-    gram = gram.float().double()
-    packed = pack(gram)
-    assert packed.dtype == torch.float32 and len(packed) <= n * n / 2 + 1.5 * n
-    assert torch.equal(unpack(packed, n), gram)
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 33, 2500])
+def test_half_the_space_holds_the_whole_gram(n):
+    batches = torch.randint(-9, 9, (2, 7, n), generator=torch.Generator().manual_seed(n)).float()
+    sums = GramSum.empty(n, torch.device("cpu"))
+    for x in batches:
+        sums.add(x)
+    expected = batches.flatten(0, 1).double()
+    assert torch.equal(sums.full(), expected.T @ expected)
+    assert len(sums.packed) == length(n) <= n * n / 2 + 1.5 * n
+    assert torch.equal(unpack(sums.packed.float(), n), sums.full())

@@ -83,7 +83,7 @@ class Damage:
     @torch.no_grad()
     def _run_base(self, layers: dict[str, nn.Module]) -> tuple[Stream, list[list[Tensor]]]:
         """The stream of the windows, and hidden[b]: the hidden states before block b by batch, b up to their number."""
-        stream = Stream(self.decoder, self._ids, default_batch(self._ids.shape[1]))
+        stream = Stream(self.decoder, self._ids, default_batch(self.decoder, self._ids.shape[1]))
         hidden = [list(stream.hidden)]
         with self.session.replaced(layers):
             while stream.depth < len(self.decoder):

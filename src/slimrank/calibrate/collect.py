@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments
+from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
 from slimrank.model import Decoder, attached
@@ -37,7 +37,7 @@ def each_block(
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
         return
-    stream = Stream(decoder, ids, default_batch(ids.shape[1]))
+    stream = Stream(decoder, ids, default_batch(decoder, ids.shape[1]))
     for index in track(range(missing[-1] + 1), "calibrating", missing[-1] + 1):
         if index in done:
             stream.skip(1)
@@ -58,15 +58,15 @@ def merged(parts: Iterator[Moments]) -> Moments:
 
 def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) -> Moments:
     moments, index = Moments(), stream.depth
-    block: BlockMoments | None = None
-    with watch_inputs(linears, moments):
+    block: PackedBlock | None = None
+    with watch_inputs(linears, moments) as inputs:
         for before, after in stream.advance():
             if with_output:
-                block = block or BlockMoments.empty(after.shape[-1], after.device)
+                block = block or PackedBlock.empty(after.shape[-1], after.device)
                 block.add(before, after)
-    for name, inputs in moments.inputs.items():
-        require_finite(inputs.absolute, f"the input of {name}")
-        require_finite(inputs.gram, f"the squared input of {name}")
+    for name, one in inputs.items():
+        require_finite(one.absolute, f"the input of {name}")
+        require_finite(one.sums.packed, f"the squared input of {name}")
     for hidden in stream.hidden:
         require_finite(hidden, f"the output of {stream.decoder.prefix}.{index}")
     if block is not None:
@@ -76,10 +76,10 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
 
 
 @contextmanager
-def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[None]:
-    """Add every input that reaches the linears to `moments`, once where several linears read the same tensor."""
+def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[dict[str, PackedInput]]:
+    """Note every input that reaches the linears in `moments`, once where several linears read the same tensor."""
     seen: dict[int, tuple[Tensor, str]] = {}
-    inputs = dict(moments.inputs)
+    inputs: dict[str, PackedInput] = {}
     moments.inputs = inputs
 
     def hook(name: str) -> Callable[..., None]:
@@ -90,7 +90,7 @@ def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[No
             if id(x) not in seen:
                 seen[id(x)] = (x, name)  # holding x keeps its id from being given to another tensor
                 if name not in inputs:
-                    inputs[name] = InputMoments.empty(x.shape[-1], x.device)
+                    inputs[name] = PackedInput.empty(x.shape[-1], x.device)
                 inputs[name].add(x)
             leader = seen[id(x)][1]
             if moments.leader.setdefault(name, leader) != leader:
@@ -101,7 +101,7 @@ def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[No
         return watch
 
     with attached(module.register_forward_pre_hook(hook(name)) for name, module in linears.items()):
-        yield
+        yield inputs
 
 
 def require_finite(x: Tensor, what: str) -> None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate.collect import Linears, merged, require_finite
-from slimrank.calibrate.moments import Moments, OutputMoments
-from slimrank.calibrate.products import add_gram, product
-from slimrank.calibrate.stream import Stream, default_batch, windows_at_once
+from slimrank.calibrate.moments import Moments, PackedOutput
+from slimrank.calibrate.products import product
+from slimrank.calibrate.stream import Stream, default_batch, parts_at_once
 from slimrank.model import Decoder, attached
 from slimrank.progress import Track, no_track
 
 Labels = Literal["text", "sampled"]
+NONE = -100  # for the token after the last
 
 
 def collect_gradients(
@@ -64,21 +65,21 @@ def each_gradient(
     ]
     last = len(decoder) - 1
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
-        moments, totals = Moments(outputs={}), dict[str, Tensor]()
+        outputs, totals = dict[str, PackedOutput](), dict[str, Tensor]()
         watched = {} if index in done else linears[index]
         for batch, before in enumerate(states.before(index)):
             before = before.to(decoder.device).detach().requires_grad_()
-            with torch.enable_grad(), watch_gradients(watched, moments, totals if of_weights else None):
+            with torch.enable_grad(), watch_gradients(watched, outputs, totals if of_weights else None):
                 after = decoder.run(index, before, states.calls[batch][index])
                 (gradient,) = torch.autograd.grad(after, before, gradients[batch].to(after.device))
                 gradients[batch] = states.home.put(gradient)
         for gradient in gradients:
             require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
         if index not in done:
-            for name, one in moments.outputs.items():
+            for name, one in outputs.items():
                 one.fourth = float(one.fourth)
                 one.gradient_norm = totals[name].norm().item() if name in totals else 0.0
-            yield index, moments
+            yield index, Moments(outputs=outputs)
 
 
 class States:
@@ -86,7 +87,7 @@ class States:
 
     def __init__(self, decoder: Decoder, ids: Tensor) -> None:
         self._decoder, depth = decoder, len(decoder)
-        batch = default_batch(ids.shape[1])
+        batch = default_batch(decoder, ids.shape[1])
         first = Stream(decoder, ids[:batch], batch)
         size = first.nbytes * len(ids) // len(ids[:batch])
         self._every = stride(depth, decoder.states_room.host // max(size, 1))
@@ -117,32 +118,26 @@ def stride(depth: int, sets: int) -> int:
 
 
 def _head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
-    """dL/d hidden, some windows at a time, since the logits are many."""
-    windows = windows_at_once(decoder, ids)
-    parts = zip(ids.split(windows), hidden.to(ids.device).split(windows), strict=True)
-    return torch.cat([_windows_gradient(decoder, *part, labels, generator) for part in parts])
-
-
-def _windows_gradient(
-    decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, generator: torch.Generator
-) -> Tensor:
-    hidden = hidden.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = decoder.head(ids, hidden)[:, :-1].float().flatten(0, 1)
-        targets = ids[:, 1:].flatten()
-        if labels == "sampled":
-            targets = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return torch.autograd.grad(loss, hidden)[0]
+    """dL/d hidden, some tokens at a time, since the logits are many."""
+    following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=NONE)
+    gradient = torch.empty_like(hidden, device=decoder.device)
+    for part in parts_at_once(decoder, ids):
+        states = hidden[part].to(decoder.device).detach().requires_grad_()
+        with torch.enable_grad():
+            logits, targets = decoder.head(ids[part], states).float().flatten(0, 1), following[part].flatten()
+            if labels == "sampled":
+                drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
+                targets = torch.where(targets == NONE, NONE, drawn)
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=NONE)
+            gradient[part] = torch.autograd.grad(loss, states)[0]
+    return gradient
 
 
 @contextmanager
 def watch_gradients(
-    linears: dict[str, nn.Module], moments: Moments, totals: dict[str, Tensor] | None
+    linears: dict[str, nn.Module], outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None
 ) -> Iterator[None]:
-    """Add the gradient at every linear's output to `moments`, and dL/dW to `totals` where they are asked for."""
-    outputs = dict(moments.outputs)
-    moments.outputs = outputs
+    """Add the gradient at every linear's output to `outputs`, and dL/dW to `totals` where they are asked for."""
 
     def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -156,15 +151,15 @@ def watch_gradients(
 
 
 def add_gradient(
-    outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None, name: str, x: Tensor, gradient: Tensor
+    outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None, name: str, x: Tensor, gradient: Tensor
 ) -> None:
     """Add one batch: x (..., n) at a linear's input and dL/dy (..., m) at its output, the first axis being windows."""
     g = gradient.detach().reshape(len(gradient), -1, gradient.shape[-1])
     flat = g.flatten(0, 1)
     if name not in outputs:
-        outputs[name] = OutputMoments.empty(flat.shape[1], flat.device)
+        outputs[name] = PackedOutput.empty(flat.shape[1], flat.device)
     moments = outputs[name]
-    add_gram(moments.gram, flat)
+    moments.sums.add(flat)
     moments.fourth = cast(float, moments.fourth + flat.float().square().sum(1).double().square().sum())
     moments.tokens += len(flat)
     moments.windows += len(g)

@@ -7,9 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.products import add_gram
+from slimrank.calibrate.products import GramSum
 from slimrank.errors import SlimrankError
-from slimrank.store.symmetric import unpack
 
 
 @dataclass
@@ -22,19 +21,6 @@ class InputMoments:
     gram: Tensor
     absolute: Tensor
     tokens: int = 0
-
-    @classmethod
-    def empty(cls, width: int, device: torch.device) -> "InputMoments":
-        """Before the first token."""
-        zeros = torch.zeros(width, width, dtype=torch.float64, device=device)
-        return cls(zeros, torch.zeros(width, dtype=torch.float64, device=device))
-
-    def add(self, x: Tensor) -> None:
-        """Add the tokens of x (..., n); products in float32, sums in float64."""
-        x = x.detach().reshape(-1, x.shape[-1])
-        add_gram(self.gram, x)
-        self.absolute += x.float().abs().sum(0).double()
-        self.tokens += len(x)
 
 
 @dataclass
@@ -52,12 +38,6 @@ class OutputMoments:
     tokens: int = 0
     windows: int = 0
 
-    @classmethod
-    def empty(cls, width: int, device: torch.device) -> "OutputMoments":
-        """Before the first token."""
-        zeros = torch.zeros(width, width, dtype=torch.float64, device=device)
-        return cls(zeros, zeros.new_zeros(width))
-
 
 @dataclass
 class BlockMoments:
@@ -67,15 +47,57 @@ class BlockMoments:
     cosine: float = 0.0
     tokens: int = 0
 
+
+class _Packed:
+    """Moments whose Gram is held in half the space and made whole whenever it is asked for."""
+
+    def __init__(self, sums: GramSum, **rest: Any) -> None:
+        self.sums = sums
+        self.__dict__.update(rest)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "gram":
+            raise AttributeError(name)
+        return self.sums.full()
+
+
+class PackedInput(_Packed, InputMoments):
+    """InputMoments that are being summed, or come from a piece."""
+
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> "BlockMoments":
+    def empty(cls, width: int, device: torch.device) -> "PackedInput":
         """Before the first token."""
-        return cls(torch.zeros(width, width, dtype=torch.float64, device=device))
+        return cls(GramSum.empty(width, device), absolute=zeros(width, device), tokens=0)
+
+    def add(self, x: Tensor) -> None:
+        """Add the tokens of x (..., n); products in float32, sums in float64."""
+        x = x.detach().reshape(-1, x.shape[-1])
+        self.sums.add(x)
+        self.absolute += x.float().abs().sum(0).double()
+        self.tokens += len(x)
+
+
+class PackedOutput(_Packed, OutputMoments):
+    """OutputMoments that are being summed, or come from a piece."""
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> "PackedOutput":
+        """Before the first token."""
+        return cls(GramSum.empty(width, device), fisher_rows=zeros(width, device))
+
+
+class PackedBlock(_Packed, BlockMoments):
+    """BlockMoments that are being summed, or come from a piece."""
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> "PackedBlock":
+        """Before the first token."""
+        return cls(GramSum.empty(width, device))
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Add the tokens of a batch (batch, tokens, d); the cosine is a tensor until `settle` is called."""
         before, after = (h.detach().reshape(-1, h.shape[-1]).float() for h in (before, after))
-        add_gram(self.gram, after)
+        self.sums.add(after)
         cosines = torch.nn.functional.cosine_similarity(before, after, dim=-1).double().sum()
         self.cosine = cast(float, self.cosine + cosines)
         self.tokens += len(after)
@@ -85,29 +107,9 @@ class BlockMoments:
         self.cosine = float(self.cosine)
 
 
-class _Stored:
-    """Moments whose Gram is unpacked anew, from half the space in float32, whenever it is asked for."""
-
-    def __init__(self, packed: Tensor, width: int, device: torch.device, rest: dict[str, Any]) -> None:
-        self._packed, self._width, self._device = packed, width, device
-        self.__dict__.update(rest)
-
-    def __getattr__(self, name: str) -> Any:
-        if name != "gram":
-            raise AttributeError(name)
-        return unpack(self._packed.to(self._device), self._width)
-
-
-class StoredInput(_Stored, InputMoments):
-    """InputMoments from a piece."""
-
-
-class StoredOutput(_Stored, OutputMoments):
-    """OutputMoments from a piece."""
-
-
-class StoredBlock(_Stored, BlockMoments):
-    """BlockMoments from a piece."""
+def zeros(width: int, device: torch.device) -> Tensor:
+    """(width,) float64."""
+    return torch.zeros(width, dtype=torch.float64, device=device)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.calibrate.products import add_gram, product
+from slimrank.calibrate.products import GramSum, product
 from slimrank.model import attached
 
 
@@ -24,13 +24,13 @@ class Seen:
 
 @dataclass
 class PairMoments:
-    """Sums over tokens: gram = sum x^ x^T (n, n); cross[linear] = sum t x^T (m, n) with the linear's target t; float64.
+    """Sums over tokens: sums, of x^ x^T (n, n); cross[linear] = sum t x^T (m, n) with the linear's target t; float64.
 
     x^ is the input in the compressed model. t is the dense model's output without its bias or, with `residual`, what
     the output must be for its sum with the compressed residual stream to equal the dense one.
     """
 
-    gram: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    sums: GramSum | None = None
     cross: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
@@ -39,9 +39,9 @@ class PairMoments:
     ) -> None:
         """Add one batch of linears that share their input; products in float32, sums in float64."""
         x = _flat(next(iter(compressed.values())).x)
-        if self.gram.ndim == 0:
-            self.gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-        add_gram(self.gram, x)
+        if self.sums is None:
+            self.sums = GramSum.empty(x.shape[1], x.device)
+        self.sums.add(x)
         self.tokens += len(x)
         for name, was in dense.items():
             target, now = was.y, compressed[name]
@@ -52,9 +52,17 @@ class PairMoments:
             found = product(_flat(target), x)
             self.cross[name] = self.cross[name].add_(found) if name in self.cross else found.double()
 
+    @property
+    def gram(self) -> Tensor:
+        """The whole sum of x^ x^T (n, n), made anew."""
+        if self.sums is None:
+            raise ValueError("no batch was added")
+        return self.sums.full()
+
     def settle(self) -> None:
         """Turn the sums into means, in place."""
-        self.gram.div_(self.tokens)
+        if self.sums is not None:
+            self.sums.packed.div_(self.tokens)
         for cross in self.cross.values():
             cross.div_(self.tokens)
 

@@ -1,7 +1,11 @@
 """Products of many tokens, summed in float64."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from slimrank.store.symmetric import length, unpack, views
 
 PANEL = 1024  # rows of a Gram at a time: the float32 product takes PANEL x n numbers, and half the square is spared
 
@@ -17,12 +21,36 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a.float().T @ b.float()
 
 
-def add_gram(total: Tensor, x: Tensor) -> None:
-    """Add x^T x (n, n) for x (tokens, n) to a float64 total, products in float32."""
-    if not (x.is_cuda and x.dtype != torch.float64):
-        x = x.float()
-    for start in range(0, x.shape[1], PANEL):
-        end = min(start + PANEL, x.shape[1])
-        panel = product(x[:, start:end], x[:, :end])
-        total[start:end, :end] += panel
-        total[:start, start:end] += panel[:, :start].T
+@dataclass
+class GramSum:
+    """A Gram (n, n) in half the space (see store.symmetric); device: where it is made whole."""
+
+    packed: Tensor
+    width: int
+    device: torch.device
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> "GramSum":
+        """Before the first token, in float64."""
+        return cls(torch.zeros(length(width), dtype=torch.float64, device=device), width, device)
+
+    def add(self, x: Tensor) -> None:
+        """Add x^T x for x (tokens, n), products in float32."""
+        if not (x.is_cuda and x.dtype != torch.float64):
+            x = x.float()
+        shared, corner, diagonal = views(self.packed, self.width)
+        rest, half = corner.shape
+        head, tail = x[:, :half], x[:, half:]
+        for start in range(0, half, PANEL):
+            end = min(start + PANEL, half)
+            shared[start:end, :end] += product(head[:, start:end], head[:, :end]).tril_(start)
+        for start in range(0, rest, PANEL):
+            end = min(start + PANEL, rest)
+            corner[start:end] += product(tail[:, start:end], head)
+            panel = product(tail[:, start:end], tail[:, start:])
+            diagonal[start:end] += panel.diagonal()
+            shared[start:end, start:rest] += panel.triu_(1)
+
+    def full(self) -> Tensor:
+        """The whole matrix (n, n) in float64, made anew."""
+        return unpack(self.packed.to(self.device), self.width)

@@ -6,12 +6,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.moments import Moments, StoredBlock, StoredInput, StoredOutput
+from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput, PackedOutput
+from slimrank.calibrate.products import GramSum
 from slimrank.store.pieces import Pieces
-from slimrank.store.symmetric import pack
 
 M = TypeVar("M")
-KINDS: dict[str, Any] = {"inputs": StoredInput, "outputs": StoredOutput, "blocks": StoredBlock}
+KINDS: dict[str, Any] = {"inputs": PackedInput, "outputs": PackedOutput, "blocks": PackedBlock}
 
 
 class Shelf(Mapping[Any, M], Generic[M]):
@@ -36,7 +36,7 @@ class Shelf(Mapping[Any, M], Generic[M]):
         found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         packed, width = found.pop("packed"), rest.pop("width")
         rest |= {key: tensor.to(self._device) for key, tensor in found.items()}
-        made: M = KINDS[self._kind](packed, width, self._device, rest)
+        made: M = KINDS[self._kind](GramSum(packed, width, self._device), **rest)
         return made
 
     def __iter__(self) -> Iterator[Any]:
@@ -59,11 +59,11 @@ def shelve(moments: Moments, pieces: Pieces, key: str) -> None:
     for kind in KINDS:
         for name, one in getattr(moments, kind).items():
             values = dict(vars(one))
-            gram = values.pop("gram")
-            tensors[f"{kind}/{name}/packed"] = pack(gram).cpu()
+            sums = values.pop("sums")
+            tensors[f"{kind}/{name}/packed"] = sums.packed.float().cpu()
             tensors |= {f"{kind}/{name}/{k}": v.cpu() for k, v in values.items() if isinstance(v, Tensor)}
             scalars = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-            facts[kind][str(name)] = {"width": len(gram), **scalars}
+            facts[kind][str(name)] = {"width": sums.width, **scalars}
     pieces.save(key, tensors, facts)
 
 

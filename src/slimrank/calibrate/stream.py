@@ -13,6 +13,7 @@ from slimrank.model import Call, Decoder, Room
 from slimrank.store.disk import disk_errors
 
 CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # numbers at a time
+CPU_STATES = 2**21  # numbers of the hidden states in flight
 
 
 class Stream:
@@ -113,13 +114,18 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a is b or a == b)
 
 
-def windows_at_once(decoder: Decoder, ids: Tensor) -> int:
-    """How many of the windows `ids` (windows, tokens) the head is to see at a time, since their logits are many."""
+def parts_at_once(decoder: Decoder, ids: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Windows and tokens of `ids` (windows, tokens) that the head is to see at a time, since their logits are many."""
     vocabulary = decoder.model.config.get_text_config().vocab_size
-    logits = CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS
-    return max(1, logits // (ids.shape[1] * vocabulary))
+    count, window = ids.shape
+    tokens = max(1, (CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS) // vocabulary)
+    windows = max(1, tokens // window)
+    for first in range(0, count, windows):
+        for start in range(0, window, tokens):
+            yield slice(first, first + windows), slice(start, start + tokens)
 
 
-def default_batch(window: int) -> int:
-    """Windows a batch, so that about 4096 tokens are in flight."""
-    return max(1, 4096 // window)
+def default_batch(decoder: Decoder, window: int) -> int:
+    """Windows a batch, so that 4096 tokens are in flight; on a CPU fewer in a wide model."""
+    tokens = 4096 if decoder.device.type != "cpu" else min(4096, CPU_STATES // decoder.width)
+    return max(1, tokens // window)

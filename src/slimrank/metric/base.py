@@ -48,6 +48,10 @@ class Metric(BaseModel):
         """The Grams of the metric at one linear."""
         raise NotImplementedError
 
+    def left_gram(self, site: Site) -> Tensor | None:
+        """The left one of `grams`, for which the inputs may be missing where it does not depend on them."""
+        return self.grams(site).left
+
     def held_out_inputs(self, site: Site) -> Grams | None:
         """As held_out_grams, of which the right one alone is of interest."""
         return self.held_out_grams(site)

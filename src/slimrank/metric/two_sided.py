@@ -37,13 +37,17 @@ class TwoSided(Metric):
 
     def grams(self, site: Site) -> Grams:
         """Both Grams per token, the factor 1/2 in the left one."""
+        return Grams(self.left_gram(site), site.inputs.gram / site.inputs.tokens)
+
+    def left_gram(self, site: Site) -> Tensor:
+        """G / 2, shrunk."""
         if site.outputs is None:
             raise SlimrankError(f"No gradient reached {site.name}: calibrate on more text or leave it dense.")
         share = 1.0 if site.role in self.scalar else self.shrink
         gram = site.outputs.gram / site.outputs.tokens
         if share == "auto":
             share = ledoit_wolf(site.outputs, gram)
-        return Grams(shrunk(gram, share).div_(2), site.inputs.gram / site.inputs.tokens)
+        return shrunk_(gram, share).div_(2)
 
     def held_out_inputs(self, site: Site) -> Grams | None:
         """The right Gram of the held-out windows."""
@@ -62,9 +66,8 @@ def ledoit_wolf(outputs: OutputMoments, gram: Tensor | None = None) -> float:
     return min(1.0, max(0.0, variance) / spread) if spread > 0 else 1.0
 
 
-def shrunk(gram: Tensor, share: float) -> Tensor:
-    """(1 - share) gram + share tr(gram)/m I."""
+def shrunk_(gram: Tensor, share: float) -> Tensor:
+    """(1 - share) gram + share tr(gram)/m I, in place."""
     mean = gram.diagonal().mean()
-    made = (1 - share) * gram
-    made.diagonal().add_(share * mean)
-    return made
+    gram.mul_(1 - share).diagonal().add_(share * mean)
+    return gram

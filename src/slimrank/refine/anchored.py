@@ -116,29 +116,32 @@ class Anchored(Refiner):
     def _build(
         self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        gram = moments.gram
         for name, rank in group.items():
-            weight = weight_of(session.dense[name]).detach()
-            target = anchored_target(weight.double(), gram, moments.cross[name], mix, self.damping)
-            site = replace(session.site(name), outputs=outputs.get(name))
-            grams = Grams(session.metric.grams(site).left, gram)
-            decomposition = decompose(target, grams, session.metric.route)
-            built = Target(session.dense[name], target.to(weight.dtype), grams, decomposition)
-            set_module(session.decoder.model, name, session.form.build(built, rank))
+            dense = session.dense[name]
+            weight = weight_of(dense).detach()
+            target = anchored_target(weight, moments.gram, moments.cross[name], mix, self.damping)
+            left = session.metric.left_gram(replace(session.site(name), outputs=outputs.get(name)))
+            grams = Grams(left, moments.gram)
+            decomposition = decompose(target, grams, session.metric.route, rank)
+            layer = session.form.build(Target(dense, target.to(weight.dtype), grams, decomposition), rank)
+            set_module(session.decoder.model, name, layer)
 
 
 def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:
     """T = W + mix (C - W H) (H + damping tr(H)/n I)^-1 for W (m, n), H = E[x^ x^T] (n, n) and C = E[t x^T] (m, n).
 
-    Without damping that is ((1 - mix) W H + mix C) H^-1; what the inputs say little of stays with W.
+    Without damping that is ((1 - mix) W H + mix C) H^-1; what the inputs say little of stays with W. H is overwritten,
+    to spare a copy. In float64.
     """
     if not mix:
-        return weight
-    damped = gram.clone()
-    damped.diagonal().add_(damping * gram.diagonal().mean())
-    correction = cross - weight @ gram
-    factor, failed = torch.linalg.cholesky_ex(damped)
+        return weight.double()
+    correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
+    gram.diagonal().add_(damping * gram.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
-        return weight + mix * torch.linalg.solve(damped, correction.T).T
-    del damped
-    return weight + mix * torch.cholesky_solve(correction.T, factor).T
+        shift = torch.linalg.solve(gram, correction.T).T
+    else:
+        gram.copy_(factor)
+        del factor
+        shift = torch.cholesky_solve(correction.T, gram.T, upper=True).T
+    return shift.mul_(mix).add_(weight)

@@ -28,7 +28,8 @@ class Blocks(Refiner):
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Walk dense and compressed hidden states through the blocks together, refining each before it is passed."""
-        decoder, batch = session.decoder, default_batch(session.windows.calibration.shape[1])
+        decoder = session.decoder
+        batch = default_batch(decoder, session.windows.calibration.shape[1])
         sets = (session.windows.calibration, session.windows.held_out)
         with session.replaced(session.dense):
             dense = [Stream(decoder, ids, batch) for ids in sets]

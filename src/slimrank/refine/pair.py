@@ -19,7 +19,7 @@ class Pair:
 
     def __init__(self, session: Session, ids: Tensor) -> None:
         self.session = session
-        batch = default_batch(ids.shape[1])
+        batch = default_batch(session.decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
 

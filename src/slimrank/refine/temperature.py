@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
-from slimrank.calibrate.stream import Stream, default_batch, windows_at_once
+from slimrank.calibrate.stream import Stream, default_batch, parts_at_once
 from slimrank.model import Decoder, attached
 from slimrank.refine.base import Refiner
 from slimrank.refine.training import divergence
@@ -55,7 +55,7 @@ class Temperature(Refiner):
 
 def final_states(decoder: Decoder, ids: Tensor) -> Stream:
     """The windows behind the last block."""
-    stream = Stream(decoder, ids, default_batch(ids.shape[1]))
+    stream = Stream(decoder, ids, default_batch(decoder, ids.shape[1]))
     stream.skip(len(decoder))
     return stream
 
@@ -74,20 +74,19 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
 def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
     """KL(dense || ours) in nats a token for each of FACTORS."""
     losses = [0.0] * len(FACTORS)
-    for ids, theirs, hidden in windows_of(ours.ids, dense.hidden, ours.hidden, decoder):
+    for ids, theirs, hidden in parts_of(ours.ids, dense.hidden, ours.hidden, decoder):
         target = decoder.head(ids, theirs)
         for index, factor in enumerate(FACTORS):
             gain.scale(factor)
-            losses[index] += divergence(decoder.head(ids, hidden), target).item() * len(ids)
-    return [loss / sum(map(len, ours.ids)) for loss in losses]
+            losses[index] += divergence(decoder.head(ids, hidden), target).item() * ids.numel()
+    return [loss / sum(ids.numel() for ids in ours.ids) for loss in losses]
 
 
-def windows_of(ids: list[Tensor], theirs: list[Tensor], ours: list[Tensor], decoder: Decoder) -> Iterator[list[Tensor]]:
-    """The batches on the decoder's device, some windows at a time, since the logits are many."""
+def parts_of(ids: list[Tensor], theirs: list[Tensor], ours: list[Tensor], decoder: Decoder) -> Iterator[list[Tensor]]:
+    """The batches on the decoder's device, some tokens at a time, since the logits are many."""
     for batch in zip(ids, theirs, ours, strict=True):
-        count = windows_at_once(decoder, batch[0])
-        for part in zip(*(tensor.split(count) for tensor in batch), strict=True):
-            yield [tensor.to(decoder.device) for tensor in part]
+        for part in parts_at_once(decoder, batch[0]):
+            yield [tensor[part].to(decoder.device) for tensor in batch]
 
 
 def lowest(places: tuple[float, ...], values: list[float]) -> float:

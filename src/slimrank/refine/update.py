@@ -27,7 +27,7 @@ class Update(Refiner):
         """Refit every U, over all calibration windows."""
         layers, missed = low_rank_layers(session, "update"), []
         windows = session.windows.calibration
-        stream = Stream(session.decoder, windows, default_batch(windows.shape[1]))
+        stream = Stream(session.decoder, windows, default_batch(session.decoder, windows.shape[1]))
         for linears in session.track(session.linears, "updating", len(session.linears)):
             moments = Moments()
             with session.replaced(linears), watch_inputs(linears, moments):

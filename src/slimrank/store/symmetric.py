@@ -4,33 +4,40 @@ import torch
 from torch import Tensor
 
 
-def pack(gram: Tensor) -> Tensor:
-    """(n, n) symmetric to a vector of about n^2 / 2 in float32; the leading and trailing blocks share one square.
-
-    Of [[A, C^T], [C, B]], C is kept whole, and A's lower triangle with B's strict upper one.
-    """
-    n = len(gram)
+def length(n: int) -> int:
+    """How many numbers hold an (n, n) matrix, about n^2 / 2."""
     half = (n + 1) // 2
-    gram = gram.detach().float()
-    shared = gram[:half, :half].tril()
-    shared[: n - half, : n - half].add_(gram[half:, half:].tril(-1).T)
-    diagonal = gram.diagonal()[half:]
-    return torch.cat([shared.flatten(), gram[half:, :half].flatten(), diagonal])
+    return half * half + (n - half) * (half + 1)
 
 
-def unpack(packed: Tensor, n: int) -> Tensor:
-    """The inverse of pack, (n, n) in float64."""
+def views(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of a packed (n, n) matrix [[A, C^T], [C, B]].
+
+    A's lower triangle with B's strict upper one in one square, C (n - half, half), and B's diagonal.
+    """
     half = (n + 1) // 2
     rest = n - half
     shared, corner, diagonal = packed.split([half * half, rest * half, rest])
-    shared, corner = shared.view(half, half), corner.view(rest, half)
+    return shared.view(half, half), corner.view(rest, half), diagonal
+
+
+def unpack(packed: Tensor, n: int) -> Tensor:
+    """The whole matrix (n, n) in float64."""
+    shared, corner, diagonal = views(packed, n)
+    rest, half = corner.shape
     gram = torch.empty(n, n, dtype=torch.float64, device=packed.device)
-    gram[:half, :half] = shared.tril()
-    gram[:half, :half] += shared.tril(-1).T
+    _mirror(gram[:half, :half].copy_(shared).tril_())
     gram[half:, :half] = corner
     gram[:half, half:] = corner.T
-    upper = shared[:rest, :rest].triu(1)
-    gram[half:, half:] = upper
-    gram[half:, half:] += upper.T
+    _mirror(gram[half:, half:].copy_(shared[:rest, :rest].T).tril_(-1))
     gram[half:, half:].diagonal().copy_(diagonal)
     return gram
+
+
+def _mirror(lower: Tensor, panel: int = 1024) -> None:
+    """Fill the zero upper triangle in place."""
+    for start in range(0, len(lower), panel):
+        rows = lower[start : start + panel]
+        lower[:start, start : start + panel] = rows[:, :start].T
+        square = rows[:, start : start + panel]
+        square += square.tril(-1).T
