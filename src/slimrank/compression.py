@@ -9,7 +9,7 @@ from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.errors import UsageError
 from slimrank.estimate import Announce, estimate, silent
 from slimrank.evaluate import count_parameters
-from slimrank.limits import Limits
+from slimrank.limits import Limits, give_memory_back
 from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, Filter, require_finite_weights
 from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, rebuilt, refine
@@ -76,6 +76,8 @@ def compress(
         raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
     chosen = plan.recipe if plan else load_recipe(recipe, settings)
     limits, clock = Limits.of(memory, device), Clock()
+    if memory is not None:
+        give_memory_back()
     with ExitStack() as stack:
         pieces: Pieces = MemoryPieces() if out is None else stack.enter_context(progress_of(out, overwrite, resume))
         with clock("load"):

@@ -1,7 +1,9 @@
 """How much memory a run may take, and how it is shared out."""
 
+import ctypes
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 
 from slimrank.errors import UsageError
 from slimrank.model import Room
+
+MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 UNITS = {
     "": 1,
@@ -34,6 +38,15 @@ class Limits:
             return cls(host, host // 8, Room(host=host // 8))
         free = torch.cuda.mem_get_info(torch.device(device))[0]
         return cls(host, free // 3, Room(device=free // 12, host=host // 2))
+
+
+def give_memory_back() -> None:
+    """Let glibc give freed blocks of a megabyte and more back to the system at once, rather than keep them in its heap.
+
+    It does so of itself up to a size that grows with what is freed; at size that kept half a gigabyte.
+    """
+    with suppress(OSError, AttributeError):  # no glibc, no mallopt
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 
 def parse_size(text: str) -> int:

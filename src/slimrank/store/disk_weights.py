@@ -15,6 +15,8 @@ from slimrank.store.pieces import Pieces
 from slimrank.store.source import Source
 from slimrank.store.weights import Part, Weights, place, sample
 
+PIECE = 2**22  # numbers to look at at a time, which takes some of them again
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -142,12 +144,11 @@ class DiskWeights(Weights):
     def _fetch(self, part: Part) -> None:
         if part in self._here:
             self._here[part] = self._here.pop(part)
+            self._make_room(part, 0)
             return
         tensors = self._take_ahead(part)
         wanted = sum(t.nbytes for t in tensors)
-        for old in list(self._here):
-            if not self._held[old] and self._bytes() + wanted > self.room:
-                self._release(old)
+        self._make_room(part, wanted)
         slots = self._slots[part]
         self._check(part, slots, tensors)
         here = []
@@ -163,6 +164,11 @@ class DiskWeights(Weights):
                 place(module, leaf, kept[name].to(self._device))
                 here.append((module, leaf, kept[name].nbytes))
         self._read_ahead(part, wanted)
+
+    def _make_room(self, part: Part, wanted: int) -> None:
+        for old in list(self._here):
+            if old != part and not self._held[old] and self._bytes() + wanted > self.room:
+                self._release(old)
 
     def _note(self, part: Part, pieces: Pieces, key: str) -> None:
         """Remember where the piece's tensors belong, which are all in memory now."""
@@ -209,7 +215,7 @@ class DiskWeights(Weights):
         if part in self._checked:
             return
         for slot, tensor in zip(slots, tensors, strict=True):
-            if not torch.isfinite(tensor).all():
+            if not all(torch.isfinite(some).all() for some in tensor.flatten().split(PIECE)):
                 raise SlimrankError(
                     f"{slot.names[0]} holds NaN or Inf: the model cannot be compressed, get intact weights."
                 )
