@@ -144,11 +144,12 @@ class DiskWeights(Weights):
     def _fetch(self, part: Part) -> None:
         if part in self._here:
             self._here[part] = self._here.pop(part)
-            self._make_room(part, 0)
             return
         tensors = self._take_ahead(part)
         wanted = sum(t.nbytes for t in tensors)
-        self._make_room(part, wanted)
+        for old in list(self._here):
+            if not self._held[old] and self._bytes() + wanted > self.room:
+                self._release(old)
         slots = self._slots[part]
         self._check(part, slots, tensors)
         here = []
@@ -164,11 +165,6 @@ class DiskWeights(Weights):
                 place(module, leaf, kept[name].to(self._device))
                 here.append((module, leaf, kept[name].nbytes))
         self._read_ahead(part, wanted)
-
-    def _make_room(self, part: Part, wanted: int) -> None:
-        for old in list(self._here):
-            if old != part and not self._held[old] and self._bytes() + wanted > self.room:
-                self._release(old)
 
     def _note(self, part: Part, pieces: Pieces, key: str) -> None:
         """Remember where the piece's tensors belong, which are all in memory now."""
