@@ -119,7 +119,7 @@ def compress(
         build = not rebuilt(chosen)
         session = Session(
             decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out,
-            track=track, pieces=pieces, bases=build,
+            track=track, pieces=pieces, bases=build or chosen.allocate.whole_model,
         )  # fmt: skip
         with clock("decompose"):
             decompose_all(session)

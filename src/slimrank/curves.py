@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from slimrank.calibrate.shelf import Shelf
+from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
 from slimrank.session import Session
 from slimrank.spectrum import Curve, curve, curve_of, decompose
@@ -23,7 +23,7 @@ def measured_curve(session: Session, name: str) -> Curve:
 
 
 def save_curves(session: Session, index: int, found: dict[str, Curve]) -> None:
-    """Keep a block's curves; its held-out moments are then done with, where the form does not search."""
+    """Keep a block's curves."""
     tensors: dict[str, Tensor] = {}
     for name, one in found.items():
         held = {"values": one.values, "measured": one.measured, "basis": one.basis}
@@ -36,7 +36,11 @@ def save_curves(session: Session, index: int, found: dict[str, Curve]) -> None:
 
 
 def load_curves(session: Session, index: int) -> None:
-    """Let the session know a block's curves."""
+    """Let the session know a block's curves.
+
+    The held-out moments are then done with, where the form does not search, and the inputs' Grams, where no
+    decomposition will be asked for.
+    """
     tensors, facts = session.pieces.load(f"curves/{index}")
     session.choices |= facts["choices"]
     for name, damping in facts["damping"].items():
@@ -47,3 +51,5 @@ def load_curves(session: Session, index: int) -> None:
         session.pieces.drop(f"held-out/{index}")
         if isinstance(session.held_out.inputs, Shelf):
             session.held_out.inputs.forget(f"held-out/{index}")
+    if session.pieces.lasting and not session.bases:
+        forget_input_grams(session.pieces, f"inputs/{index}")

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from slimrank.calibrate.stream import CPU_LOGITS, default_batch
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.limits import Limits
 from slimrank.linear import shape_of
 from slimrank.model import Decoder
 from slimrank.store.weights import Part
 
-LIBRARIES = 350 * 2**20  # bytes of an idle process that has read the model's config
+LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
+LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
 EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
 PASSES = 3, 6, 6  # forward passes over the windows: calibration, gradients, anchored targets
 
@@ -60,27 +62,28 @@ def estimate(
 ) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
-    Memory: of what is outside the blocks, of one block three times (dense, compressed, and the next one), and the Grams
-    of a whole block in float64 with their packed copies, or, if that is more, of its largest linear, four of either
-    side at a time. Disk: half of each Gram in float32, what the
-    finished blocks hold, and it again in the stored dtype.
+    Memory beside the libraries: of what is outside the blocks with some logits, or of one block with its Grams' sums
+    and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take,
+    whichever is most. Disk: half of each Gram in float32, and the held-out ones or what the finished blocks hold.
     """
     tokens = windows.numel()
     sizes = _part_bytes(decoder)
+    dtype = next(decoder.model.parameters()).dtype
     shapes = [[shape_of(module) for module in block.values()] for block in linears]
     flat = [shape for block in shapes for shape in block]
-    grams = max(8 * 4 * (max(shape) ** 2 + min(shape) ** 2) for shape in flat)
-    vocabulary = decoder.model.config.get_text_config().vocab_size
-    logits = 4 * 4 * windows.shape[1] * vocabulary if gradients else 0
-    blocks = max(size for part, size in sizes.items() if part is not None)
-    sums = max(12 * sum(m * m if gradients else n * n for m, n in block) for block in shapes if block)
-    memory = LIBRARIES + sizes[None] + max(3 * blocks + max(grams, sums), logits)
-    disk = sum(sizes.values()) + sum(2 * (2 * n * n + (m * m if gradients else 0)) for m, n in flat)
+    block = max(size for part, size in sizes.items() if part is not None)
+    in_flight = default_batch(decoder, windows.shape[1]) * windows.shape[1]
+    sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
+    activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
+    solving = max(8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat)
+    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if anchored else 1) * block + solving)
+    inputs = 2 * sum(n * n for _, n in flat)
+    disk = sum(2 * m * m for m, _ in flat) if gradients else 0
+    disk += inputs + max(inputs, sum(sizes.values()))
     passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if anchored else 0)
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
     solved = (2 if anchored else 1) * sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
-    dtype = next(decoder.model.parameters()).dtype
     seconds = work / speed(decoder.device, dtype) + 2 * solved / speed(decoder.device, torch.float64)
     return Estimate(memory, disk, seconds)
 

@@ -34,7 +34,7 @@ class Shelf(Mapping[Any, M], Generic[M]):
         rest = dict(facts[self._kind][str(name)])
         prefix = f"{self._kind}/{name}/"
         found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        packed, width = found.pop("packed"), rest.pop("width")
+        packed, width = found.pop("packed", torch.empty(0)), rest.pop("width")
         rest |= {key: tensor.to(self._device) for key, tensor in found.items()}
         made: M = KINDS[self._kind](GramSum(packed, width, self._device), **rest)
         return made
@@ -74,3 +74,11 @@ def take_up(moments: Moments, pieces: Pieces, key: str) -> None:
     for kind in KINDS:
         for name in facts[kind]:
             getattr(moments, kind).note(int(name) if kind == "blocks" else name, key)
+
+
+def forget_input_grams(pieces: Pieces, key: str) -> None:
+    """Keep the piece `key` without the Grams of its inputs, which are most of it."""
+    tensors, facts = pieces.load(key)
+    kept = {name: t for name, t in tensors.items() if not (name.startswith("inputs/") and name.endswith("/packed"))}
+    if len(kept) < len(tensors):
+        pieces.save(key, kept, facts)
