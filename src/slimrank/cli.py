@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from slimrank.commands import COMMANDS
-from slimrank.errors import SlimrankError
+from slimrank.errors import SlimrankError, UsageError
 from slimrank.versions import versions
 
 MisusedOption: Any = typer.BadParameter.__base__  # click's class, or typer's copy of it in newer versions
@@ -23,12 +23,16 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
     show_version: Annotated[
         bool, typer.Option("--version", help="Print versions, as a bug report needs them.")
     ] = False,
 ) -> None:
     """Options of every command."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+    if several and context.invoked_subcommand not in (None, "compress"):
+        raise UsageError(f"slimrank {context.invoked_subcommand} runs in one process: start it without torchrun.")
     if show_version:
         for name, number in versions().items():
             typer.echo(f"{name:<18} {number}")

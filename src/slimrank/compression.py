@@ -6,10 +6,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from slimrank.calibrate.reading import Reading, read_windows
+from slimrank.distributed import ALONE, World
 from slimrank.errors import UsageError
 from slimrank.estimate import Announce, estimate, silent
 from slimrank.evaluate import count_parameters
-from slimrank.limits import Limits, give_memory_back
+from slimrank.limits import Limits, free_memory, give_memory_back
 from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, Filter, require_finite_weights
 from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, rebuilt, refine
@@ -17,7 +18,7 @@ from slimrank.plan import Plan, check_plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.result import Result
-from slimrank.resume import identify, progress_of
+from slimrank.resume import identify, shared_progress_of
 from slimrank.session import Session
 from slimrank.store.pieces import MemoryPieces, Pieces
 
@@ -45,6 +46,7 @@ def compress(
     memory: int | None = None,
     announce: Announce = silent,
     track: Track = no_track,
+    world: World = ALONE,
 ) -> Result:
     """Compress a causal LM; the model in memory is changed in place.
 
@@ -67,6 +69,7 @@ def compress(
         memory: bytes of host memory to stay within, by default what is free.
         announce: who is told the estimate of memory, disk and time, before the work begins.
         track: who shows progress.
+        world: the processes that share the work, from `distributed.joined`; needs `out`, which the first one writes.
 
     Raises:
         UsageError: for options that cannot be meant.
@@ -75,11 +78,16 @@ def compress(
     if not 0 < keep <= 1:
         raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
     chosen = plan.recipe if plan else load_recipe(recipe, settings)
-    limits, clock = Limits.of(memory, device), Clock()
+    if world.size > 1 and out is None:
+        raise UsageError("Several processes hand over their work in the folder beside out: name one.")
+    device, clock = world.place(device), Clock()
+    limits = Limits.of((memory or free_memory()) // world.local if world.local > 1 else memory, device)
     if memory is not None:
         give_memory_back()
     with ExitStack() as stack:
-        pieces: Pieces = MemoryPieces() if out is None else stack.enter_context(progress_of(out, overwrite, resume))
+        pieces: Pieces = MemoryPieces()
+        if out is not None:
+            pieces = stack.enter_context(shared_progress_of(out, overwrite, resume, world))
         with clock("load"):
             room = None if out is None else limits.weights
             loaded = model if isinstance(model, Loaded) else load(model, dtype=dtype, device=device, room=room)
@@ -88,7 +96,7 @@ def compress(
                 require_finite_weights(loaded.model)
         before = count_parameters(loaded.model)
         decoder = Decoder(loaded.model, loaded.weights)
-        decoder.states_room = limits.states
+        decoder.states_room, decoder.world = limits.states, world
         linears = decoder.linears(filter)
         if plan:
             plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
@@ -101,9 +109,8 @@ def compress(
             identify(pieces, decoder, chosen, plan, plan.keep if plan else keep, windows, linears)
             if out is not None:
                 anchored = any(not step.whole_model for step in chosen.refine)
-                expected = estimate(
-                    decoder, linears, windows.calibration, gradients=chosen.gradients, anchored=anchored
-                )
+                mine = world.share(windows.calibration)
+                expected = estimate(decoder, linears, mine, gradients=chosen.gradients, anchored=anchored)
                 announce(expected)
                 expected.check(limits, out.resolve().parent, memory is not None)
             moments, held_out = calibrate(
@@ -132,9 +139,9 @@ def compress(
                 plan = refine(session, plan)
         result = Result(loaded, plan, session.spectrum(), (before, count_parameters(loaded.model)), clock.seconds)
         if out is not None and not plan_only:
-            with clock("write"):
-                tensors = decoder.weights.stored(pieces, loaded.dtype)
-                result.save(out, overwrite=overwrite, tensors=tensors)
+            with clock("write"), world.apart():
+                if world.main:
+                    result.save(out, overwrite=overwrite, tensors=decoder.weights.stored(pieces, loaded.dtype))
         return result
 
 

@@ -1,13 +1,13 @@
 """The curves of a session: measured, kept among the finished pieces, and read back."""
 
+from collections.abc import Iterable
 from dataclasses import replace
-
-from torch import Tensor
 
 from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
 from slimrank.session import Session
 from slimrank.spectrum import Curve, curve, curve_of, decompose
+from slimrank.store.pieces import Pieces
 
 
 def measured_curve(session: Session, name: str) -> Curve:
@@ -22,31 +22,33 @@ def measured_curve(session: Session, name: str) -> Curve:
     return curve_of(site.weight, session.decompositions[name], measured)
 
 
-def save_curves(session: Session, index: int, found: dict[str, Curve]) -> None:
-    """Keep a block's curves."""
-    tensors: dict[str, Tensor] = {}
-    for name, one in found.items():
-        held = {"values": one.values, "measured": one.measured, "basis": one.basis}
-        tensors |= {f"{name}/{key}": tensor.cpu() for key, tensor in held.items() if tensor is not None}
-    facts = {
-        "damping": {name: one.damping for name, one in found.items()},
-        "choices": {name: session.choices[name] for name in found if name in session.choices},
-    }
-    session.pieces.save(f"curves/{index}", tensors, facts)
+def have_curves(pieces: Pieces, names: Iterable[str]) -> bool:
+    """Whether the curves of all these linears are among the pieces."""
+    return all(f"curves/{name}" in pieces for name in names)
 
 
-def load_curves(session: Session, index: int) -> None:
-    """Let the session know a block's curves.
+def save_curve(session: Session, name: str, one: Curve) -> None:
+    """Keep a linear's curve."""
+    held = {"values": one.values, "measured": one.measured, "basis": one.basis}
+    tensors = {key: tensor.cpu() for key, tensor in held.items() if tensor is not None}
+    facts = {"damping": one.damping, "choice": session.choices.get(name)}
+    session.pieces.save(f"curves/{name}", tensors, facts)
 
-    The held-out moments are then done with, where the form does not search, and the inputs' Grams, where no
-    decomposition will be asked for.
+
+def load_curve(session: Session, name: str) -> None:
+    """Let the session know a linear's curve."""
+    tensors, facts = session.pieces.load(f"curves/{name}")
+    if facts["choice"] is not None:
+        session.choices[name] = facts["choice"]
+    session.curves[name] = Curve(tensors["values"], tensors.get("measured"), facts["damping"], tensors.get("basis"))
+
+
+def let_go(session: Session, index: int) -> None:
+    """Drop what a block's curves were the last to need.
+
+    That is the held-out moments, where the form does not search, and the inputs' Grams, where no decomposition will be
+    asked for.
     """
-    tensors, facts = session.pieces.load(f"curves/{index}")
-    session.choices |= facts["choices"]
-    for name, damping in facts["damping"].items():
-        values, measured, basis = (tensors.get(f"{name}/{key}") for key in ("values", "measured", "basis"))
-        if values is not None:
-            session.curves[name] = Curve(values, measured, damping, basis)
     if session.pieces.lasting and not session.form.searches:
         session.pieces.drop(f"held-out/{index}")
         if isinstance(session.held_out.inputs, Shelf):

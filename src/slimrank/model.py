@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from slimrank.distributed import ALONE
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.linear import is_linear, weight_of
 from slimrank.store.weights import Weights
@@ -63,6 +64,7 @@ class Decoder:
         self.prefix, self.blocks = find_blocks(model)
         self.weights = weights or Weights(model, self.prefix, len(self.blocks))
         self.states_room = Room()
+        self.world = ALONE
         self._returns_tuple: dict[type, bool] = {}
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """The steps of the pipeline, each a function from one plain value to the next."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -8,14 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slimrank.allocate import Problem
+from slimrank.allocate import Problem, Ranks
 from slimrank.allocate.budget import cost
 from slimrank.calibrate import Moments, Windows
 from slimrank.calibrate.collect import each_block
 from slimrank.calibrate.gradients import Labels, each_gradient
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
-from slimrank.curves import load_curves, measured_curve, save_curves
+from slimrank.curves import have_curves, let_go, load_curve, measured_curve, save_curve
 from slimrank.forms import FORMS, compressed_layers
+from slimrank.linear import shape_of
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
 from slimrank.model import Decoder, set_module
@@ -25,7 +27,7 @@ from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.session import Session
 from slimrank.spectrum import LinearSpectrum
-from slimrank.store.pieces import MemoryPieces, Pieces
+from slimrank.store.pieces import Facts, MemoryPieces, Pieces
 
 Walk = Callable[..., Iterator[tuple[int, Moments]]]
 
@@ -59,23 +61,32 @@ def calibrate(
         walk = partial(each_gradient, labels=labels, seed=windows.record["seed"], of_weights=of_weights)
         into(moments, "gradients", walk, windows.calibration)
     into(moments, "inputs", each_block, windows.calibration)
-    spent = [index for index in range(len(linears)) if f"curves/{index}" in pieces]
+    spent = [index for index, block in enumerate(linears) if have_curves(pieces, block)]
     into(held_out, "held-out", partial(each_block, blocks=False), windows.held_out, spent)
     return moments, held_out
 
 
 def decompose_all(session: Session) -> None:
-    """Moments -> what every rank costs, for every linear, block by block."""
-    names = list(session.dense)
-    steps = iter(session.track(names, "decomposing", len(names)))
-    for index, block in enumerate(session.linears):
-        if f"curves/{index}" in session.pieces:
-            for _ in block:
-                next(steps)
-        else:
-            found = {name: measured_curve(session, name) for name, _ in zip(block, steps, strict=False)}
-            save_curves(session, index, found)
-        load_curves(session, index)
+    """Moments -> what every rank costs, for every linear, dealt out to the processes."""
+    missing = [name for name in session.dense if not have_curves(session.pieces, [name])]
+    with session.world.apart():
+        mine, done = session.world.dealt(missing, [decomposing(session, name) for name in missing]), set[str]()
+        for name in session.track(mine, "decomposing", len(mine)):
+            save_curve(session, name, measured_curve(session, name))
+            done.add(name)
+            index = session.block_of(name)
+            if session.linears[index].keys() <= done:
+                let_go(session, index)
+    for name in session.dense:
+        load_curve(session, name)
+    for index in range(len(session.linears)):
+        let_go(session, index)
+
+
+def decomposing(session: Session, name: str) -> float:
+    """What decomposing a linear (m, n) costs, m n min(m, n), to deal out the work by."""
+    shape = shape_of(session.dense[name])
+    return math.prod(shape) * min(shape)
 
 
 def make_plan(session: Session, recipe: Recipe) -> Plan:
@@ -85,11 +96,10 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
     with weights.whole() if recipe.allocate.whole_model else nullcontext():
         allocation = recipe.allocate.allocate(problem)
     linears = {}
+    searched = searched_losses(session, allocation.ranks) if recipe.form.searches else {}
     for name, spectrum in problem.spectrum.linears.items():
         rank, losses = allocation.ranks[name], spectrum.losses()
-        loss = 0.0 if rank is None else losses[rank].item()
-        if rank is not None and recipe.form.searches:
-            loss = recipe.form.loss(session.target(name), rank)
+        loss = 0.0 if rank is None else searched.get(name, losses[rank].item())
         linears[name] = LinearPlan(
             block=spectrum.block,
             role=spectrum.role,
@@ -110,6 +120,16 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
         notes=[*allocation.notes, *warnings(session)],
         linears=linears,
     )
+
+
+def searched_losses(session: Session, ranks: Ranks) -> dict[str, float]:
+    """The losses that the form finds by search, dealt out to the processes; what it found is kept for the build."""
+    names = [name for name, rank in ranks.items() if rank is not None]
+    with session.world.apart():
+        mine = session.world.dealt(names, [decomposing(session, name) for name in names])
+        losses = {name: session.form.loss(session.target(name), ranks[name] or 0) for name in mine}
+    session.found |= session.world.gathered({name: session.found[name] for name in mine})
+    return session.world.gathered(losses)
 
 
 def warnings(session: Session) -> list[str]:
@@ -141,43 +161,50 @@ def factorize(session: Session, plan: Plan, *, build: bool = True) -> Plan:
     """
     session.stages.forget_unfinished([stage for stage, refiner in stages(plan) if refiner.whole_model])
     session.stages.begin("factorise", later=[stage for stage, _ in stages(plan)])
-    planned, names = dict(plan.linears), [name for name, linear in plan.linears.items() if linear.rank is not None]
-    steps = iter(session.track(names, "factorising", len(names)))
-    for index in range(len(session.linears)):
-        chosen = [name for name in names if plan.linears[name].block == index]
-        facts = session.finished(index) if build else None
-        if facts is None:
-            made = {
-                name: built(session, plan.linears[name], name, build) for name, _ in zip(chosen, steps, strict=False)
-            }
-            facts = {name: linear.model_dump(mode="json") for name, linear in made.items()}
-            if build:
-                session.finish(index, {"linears": facts})
-        else:
-            facts = facts["linears"]
-            for _ in chosen:
-                next(steps)
-        planned |= {name: LinearPlan.model_validate(linear) for name, linear in facts.items()}
+    chosen = {name: measured(session, name, linear) for name, linear in plan.linears.items() if linear.rank is not None}
+    if not build:
+        return accounted(plan, plan.linears | chosen)
+    blocks, made = range(len(session.linears)), dict[int, Facts | None]()
+    with session.world.apart():
+        costs = [sum(decomposing(session, name) for name in block) for block in session.linears]
+        mine = session.world.dealt(blocks, costs)
+        for index in session.track(mine, "factorising", len(mine)):
+            made[index] = session.finished(index) or factorize_block(session, chosen, index)
+    planned = dict(plan.linears)
+    for index in blocks:
+        facts = made[index] if index in made else session.finished(index)
+        assert facts is not None, "the process that the block was dealt to has finished it"
+        planned |= {name: LinearPlan.model_validate(linear) for name, linear in facts["linears"].items()}
     return accounted(plan, planned)
 
 
-def built(session: Session, planned: LinearPlan, name: str, build: bool) -> LinearPlan:
+def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int) -> Facts:
+    """Put the factors of a block's chosen linears in their places; returns the linears' plans."""
+    block = [name for name in session.linears[index] if name in chosen]
+    facts = {"linears": {name: built(session, name, chosen[name]).model_dump(mode="json") for name in block}}
+    session.finish(index, facts)
+    return facts
+
+
+def measured(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
+    """The linear's plan with what the curve says of its rank on held-out windows."""
+    shares = session.curves[name].measured
+    return planned.model_copy(update={"measured": None if shares is None else shares[planned.rank or 0].item()})
+
+
+def built(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
     """Put a linear's factors in its place; returns its plan with what was built and measured."""
     rank, losses = planned.rank or 0, LinearSpectrum(session.curves[name].values, planned.shape, 0, "").losses()
-    measured = session.curves[name].measured
-    update: dict[str, Any] = {"measured": None if measured is None else measured[rank].item()}
-    if build:
-        with session.decoder.weights.hold(planned.block):
-            target = session.target(name)
-            layer = session.form.build(target, rank)
-            loss = session.form.loss(target, rank)
-            entry = layer.entry()
-            update |= {"form": layer.form, "layer": entry, "loss": loss, "relative": relative(loss, losses[0].item())}
-            update["parameters"] = layer.count_parameters(*planned.shape, entry)
-            held_out = session.metric.held_out_grams(session.site(name)) if session.form.searches else None
-            if held_out is not None:
-                update["measured"] = relative_error(target.weight, layer.dense_weight(), held_out)
-        set_module(session.decoder.model, name, layer)
+    with session.decoder.weights.hold(planned.block):
+        target = session.target(name)
+        layer = session.form.build(target, rank)
+        loss, entry = session.form.loss(target, rank), layer.entry()
+        update = {"form": layer.form, "layer": entry, "loss": loss, "relative": relative(loss, losses[0].item())}
+        update["parameters"] = layer.count_parameters(*planned.shape, entry)
+        held_out = session.metric.held_out_grams(session.site(name)) if session.form.searches else None
+        if held_out is not None:
+            update["measured"] = relative_error(target.weight, layer.dense_weight(), held_out)
+    set_module(session.decoder.model, name, layer)
     return planned.model_copy(update=update)
 
 

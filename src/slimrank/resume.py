@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import nn
 
 from slimrank.calibrate import Windows
 from slimrank.checkpoint import check_free
+from slimrank.distributed import World
 from slimrank.errors import UsageError
 from slimrank.model import Decoder, fingerprint
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.store.disk import disk_errors
 from slimrank.store.pieces import DiskPieces, Pieces
+from slimrank.store.shared import SharedPieces
 from slimrank.versions import versions
 
 IDENTITY = "identity"
@@ -56,6 +58,27 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
         pieces.remove()
 
 
+@contextmanager
+def shared_progress_of(out: Path, overwrite: bool, resume: bool, world: World) -> Iterator[Pieces]:
+    """As progress_of, the first of several processes holding the folder for all.
+
+    Raises:
+        UsageError: if another process does not see the folder.
+    """
+    if world.size == 1:
+        with progress_of(out, overwrite, resume) as pieces:
+            yield pieces
+        return
+    with progress_of(out, overwrite, resume) if world.main else nullcontext(DiskPieces(progress_folder(out))) as pieces:
+        world.barrier()
+        if not (pieces.folder / "lock").exists():
+            raise UsageError(
+                f"Process {world.rank} does not see {pieces.folder}: name an --out that all machines share."
+            )
+        yield SharedPieces(pieces, world)
+        world.barrier()
+
+
 def identify(
     pieces: Pieces,
     decoder: Decoder,
@@ -74,6 +97,7 @@ def identify(
         "model": fingerprint(decoder)["sha256"],
         "dtype": str(next(decoder.model.parameters()).dtype),
         "device": decoder.device.type,
+        "number of processes": decoder.world.size,
         "keep": keep,
         "linears": _digest([name for block in linears for name in block]),
         **{f"calibration.{key}": value for key, value in windows.record.items()},
@@ -84,7 +108,6 @@ def identify(
     identity = json.loads(json.dumps(identity))
     if IDENTITY not in pieces:
         pieces.save(IDENTITY, {}, identity)
-        return
     theirs = pieces.load(IDENTITY)[1]
     for key in {**theirs, **identity}:
         if theirs.get(key) != identity.get(key):

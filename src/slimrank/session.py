@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from slimrank.calibrate import Moments, Windows
+from slimrank.distributed import World
 from slimrank.factorize import Factorizer, Target
 from slimrank.linear import shape_of, weight_of
 from slimrank.metric import Metric, Site
@@ -58,7 +59,12 @@ class Session:
 
     def __post_init__(self) -> None:
         self.decompositions = Decompositions(self._decompose, not self.pieces.lasting)
-        self.stages = Stages(self.decoder.weights, self.pieces)
+        self.stages = Stages(self.decoder.weights, self.pieces, self.world)
+
+    @property
+    def world(self) -> World:
+        """The processes that share the work."""
+        return self.decoder.world
 
     @property
     def dense(self) -> dict[str, nn.Module]:
@@ -88,6 +94,10 @@ class Session:
     def role(self, name: str) -> str:
         """A linear's name inside its block."""
         return name.removeprefix(f"{self.decoder.prefix}.").partition(".")[2]
+
+    def block_of(self, name: str) -> int:
+        """The block that a linear is in."""
+        return next(index for index, block in enumerate(self.linears) if name in block)
 
     def spectrum(self) -> Spectrum:
         """The spectra of all linears, in the model's order."""

@@ -42,21 +42,30 @@ class Bayes(Allocator):
         session = problem.session
         damage = Damage(session, windows=self.windows)
         names = [f"block {index}" for index, block in enumerate(session.linears) if block]
+        world = session.world
         with quiet():
-            file = session.pieces.file("study.journal")
-            study = open_study(self.storage or (str(file) if file else None), self._identity(problem))
-            done = completed(study)
+            study: Any = self._study(problem) if world.main else None
+            done = world.from_main(lambda: completed(study))
             for _ in session.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
-                if completed(study) >= self.trials:
-                    break  # other processes have done the rest
-                trial = next_trial(study, self.sampler, self.seed, names, self.low)
-                shares = block_shares(problem, [trial.params[name] for name in names])
-                study.tell(trial, damage.nats(fit_ranks(problem, shares)))
-            best = study.best_trial
-        ranks = fit_ranks(problem, block_shares(problem, [best.params[name] for name in names]))
-        perplexity = exp(best.value or 0.0)
-        note = f"Trial {best.number}, the best of {completed(study)}, has perplexity {perplexity:.2f} on calibration."
-        return Allocation(ranks, (note,))
+                asked = world.from_main(lambda: self._ask(study, names))
+                if asked is None:
+                    break  # other runs have done the rest
+                value = damage.nats(fit_ranks(problem, block_shares(problem, asked[1])))
+                if world.main:
+                    study.tell(asked[0], value)
+            shares, note = world.from_main(lambda: best_of(study, names))
+        return Allocation(fit_ranks(problem, block_shares(problem, shares)), (note,))
+
+    def _study(self, problem: Problem) -> Any:
+        file = problem.session.pieces.file("study.journal")
+        return open_study(self.storage or (str(file) if file else None), self._identity(problem))
+
+    def _ask(self, study: Any, names: list[str]) -> tuple[int, list[float]] | None:
+        """The next trial's number and values, None where enough are done."""
+        if completed(study) >= self.trials:
+            return None
+        trial = next_trial(study, self.sampler, self.seed, names, self.low)
+        return trial.number, [trial.params[name] for name in names]
 
     def _identity(self, problem: Problem) -> dict[str, Any]:
         session = problem.session
@@ -73,9 +82,16 @@ class Bayes(Allocator):
         return dict(json.loads(json.dumps(identity)))
 
 
+def best_of(study: Any, names: list[str]) -> tuple[list[float], str]:
+    """The best trial's values, and a note on it."""
+    best, perplexity = study.best_trial, exp(study.best_value)
+    note = f"Trial {best.number}, the best of {completed(study)}, has perplexity {perplexity:.2f} on calibration."
+    return [best.params[name] for name in names], note
+
+
 def progress(study: Any) -> str:
-    """What the search is at: the best perplexity so far."""
-    best = best_value(study)
+    """What the search is at: the best perplexity so far, where this process has the study."""
+    best = best_value(study) if study else None
     return "searching" if best is None else f"searching, best perplexity {exp(best):.3f}"
 
 

@@ -24,7 +24,7 @@ class Damage:
     windows x tokens x width numbers a block. The dense probabilities are held too, once `kl` has been asked for,
     windows x tokens x vocabulary in float32.
 
-    passes: blocks run so far, each over all windows.
+    passes: blocks run so far, each over all windows. Of several processes each runs its share of them.
     """
 
     def __init__(self, session: Session, base: Ranks | None = None, *, windows: int = 32) -> None:
@@ -42,7 +42,8 @@ class Damage:
         self.session, self.decoder = session, session.decoder
         self.base: Ranks = dict.fromkeys(session.dense) if base is None else dict(base)
         self.passes = 0
-        self._ids = session.windows.calibration[:windows]
+        self.windows, self._world = windows, session.world
+        self._ids = session.world.share(session.windows.calibration[:windows])
         self._block = {name: index for index, block in enumerate(session.linears) for name in block}
         self._layers = {name: cut(session, name, rank) for name, rank in self.base.items()}
         self._known: dict[tuple[str, frozenset], float] = {}
@@ -50,16 +51,16 @@ class Damage:
 
     def kl(self, ranks: Ranks) -> float:
         """KL(dense || base with `ranks` in it) in nats: the sum over a window's tokens, the mean over windows."""
-        return self._measured("kl", ranks) / len(self._ids)
+        return self._measured("kl", ranks) / self.windows
 
     def nats(self, ranks: Ranks) -> float:
         """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
-        return self._measured("nats", ranks) / self._ids[:, 1:].numel()
+        return self._measured("nats", ranks) / (self.windows * (self._ids.shape[1] - 1))
 
     def account(self, models: int) -> str:
         """What the measurements took beside running `models` models whole, a sentence for the plan's notes."""
         took, whole = self.passes, models * len(self.decoder)
-        return f"Measured in {took} block passes of {len(self._ids)} windows; {models} models run whole: {whole}."
+        return f"Measured in {took} block passes of {self.windows} windows; {models} models run whole: {whole}."
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {name: rank for name, rank in ranks.items() if rank != self.base[name]}
@@ -67,7 +68,8 @@ class Damage:
         if key not in self._known:
             compare = self._divergence if kind == "kl" else likelihood
             logits = enumerate(self._logits(changes))
-            self._known[key] = sum(compare(batch, self._stream.ids[batch], scores) for batch, scores in logits)
+            mine = sum(compare(batch, self._stream.ids[batch], scores) for batch, scores in logits)
+            self._known[key] = self._world.total(mine)
         return self._known[key]
 
     def _divergence(self, batch: int, ids: Tensor, logits: Tensor) -> float:

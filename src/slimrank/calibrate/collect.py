@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
+from slimrank.linear import shape_of
 from slimrank.model import Decoder, attached
 from slimrank.progress import Track, no_track
 
@@ -33,11 +34,14 @@ def each_block(
     blocks: bool = True,
     track: Track = no_track,
 ) -> Iterator[tuple[int, Moments]]:
-    """Block by block, its index and moments, but for those that are `done`; `blocks`: its output's moments too."""
+    """Block by block, its index and moments, but for those that are `done`; `blocks`: its output's moments too.
+
+    Of several processes each reads its share of the windows, and all give the moments of all windows.
+    """
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
         return
-    stream = Stream(decoder, ids, default_batch(decoder, ids.shape[1]))
+    stream = Stream(decoder, decoder.world.share(ids), default_batch(decoder, ids.shape[1]))
     for index in track(range(missing[-1] + 1), "calibrating", missing[-1] + 1):
         if index in done:
             stream.skip(1)
@@ -64,15 +68,37 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
             if with_output:
                 block = block or PackedBlock.empty(after.shape[-1], after.device)
                 block.add(before, after)
+    if block is not None:
+        block.settle()
+        block.add_up(stream.decoder.world)
+        moments.blocks = {index: block}
+    inputs = add_up(stream.decoder, moments, inputs, linears)
     for name, one in inputs.items():
         require_finite(one.absolute, f"the input of {name}")
         require_finite(one.sums.packed, f"the squared input of {name}")
     for hidden in stream.hidden:
         require_finite(hidden, f"the output of {stream.decoder.prefix}.{index}")
-    if block is not None:
-        block.settle()
-        moments.blocks = {index: block}
     return moments
+
+
+def add_up(
+    decoder: Decoder, moments: Moments, inputs: dict[str, PackedInput], linears: dict[str, nn.Module]
+) -> dict[str, PackedInput]:
+    """Make the inputs' moments, of this process's windows, those of all; some linears only others may have reached."""
+    leaders = decoder.world.gathered(moments.leader)
+    for name, leader in moments.leader.items():
+        if leaders[name] != leader:
+            raise _shared_at_times(name)
+    missing = [name for name in dict.fromkeys(leaders.values()) if name not in inputs]
+    inputs |= {name: PackedInput.empty(shape_of(linears[name])[1], decoder.device) for name in missing}
+    moments.leader, moments.inputs = {**moments.leader, **leaders}, inputs
+    for _, one in sorted(inputs.items()):
+        one.add_up(decoder.world)
+    return inputs
+
+
+def _shared_at_times(name: str) -> SlimrankError:
+    return SlimrankError(f"{name} shares its input in some batches and not in others: leave it out by a filter.")
 
 
 @contextmanager
@@ -94,9 +120,7 @@ def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[di
                 inputs[name].add(x)
             leader = seen[id(x)][1]
             if moments.leader.setdefault(name, leader) != leader:
-                raise SlimrankError(
-                    f"{name} shares its input in some batches and not in others: leave it out by a filter."
-                )
+                raise _shared_at_times(name)
 
         return watch
 

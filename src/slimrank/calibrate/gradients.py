@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Literal, cast
 
 import torch
@@ -11,6 +12,7 @@ from slimrank.calibrate.collect import Linears, merged, require_finite
 from slimrank.calibrate.moments import Moments, PackedOutput
 from slimrank.calibrate.products import product
 from slimrank.calibrate.stream import Stream, default_batch, parts_at_once
+from slimrank.linear import shape_of
 from slimrank.model import Decoder, attached
 from slimrank.progress import Track, no_track
 
@@ -52,15 +54,16 @@ def each_gradient(
 
     of_weights: also what the gradients of the weights themselves give, fisher_rows and gradient_norm. One block's
     graph is held at a time, and the hidden states before every block or, where these do not fit, before some of them,
-    from which the others follow again.
+    from which the others follow again. Of several processes each reads its share of the windows.
     """
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
         return
-    states = States(decoder, ids)
-    generator = torch.Generator(decoder.device).manual_seed(seed)
+    mine = decoder.world.part(len(ids))
+    states = States(decoder, ids[mine])
+    draws = (window_generator(decoder.device, seed, window) for window in range(mine.start, mine.stop))
     gradients = [
-        _head_gradient(decoder, chunk, hidden, labels, generator)
+        _head_gradient(decoder, chunk, hidden, labels, list(islice(draws, len(chunk))))
         for chunk, hidden in zip(states.ids, states.last, strict=True)
     ]
     last = len(decoder) - 1
@@ -76,8 +79,8 @@ def each_gradient(
         for gradient in gradients:
             require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
         if index not in done:
+            add_up(decoder, outputs, totals if of_weights else None, linears[index])
             for name, one in outputs.items():
-                one.fourth = float(one.fourth)
                 one.gradient_norm = totals[name].norm().item() if name in totals else 0.0
             yield index, Moments(outputs=outputs)
 
@@ -117,18 +120,45 @@ def stride(depth: int, sets: int) -> int:
     return next(fitting, 1)
 
 
-def _head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
-    """dL/d hidden, some tokens at a time, since the logits are many."""
+def add_up(
+    decoder: Decoder, outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None, linears: dict[str, nn.Module]
+) -> None:
+    """Make the sums over this process's windows those over all; some linears only others may have reached."""
+    for one in outputs.values():
+        one.fourth = float(one.fourth)
+    for name in decoder.world.gathered(dict.fromkeys(outputs)).keys() - outputs.keys():
+        shape = shape_of(linears[name])
+        outputs[name] = PackedOutput.empty(shape[0], decoder.device)
+        if totals is not None:
+            totals[name] = torch.zeros(shape, device=decoder.device)
+    for name, one in sorted(outputs.items()):
+        one.add_up(decoder.world)
+        if totals is not None:
+            decoder.world.add_up(totals[name])
+
+
+def window_generator(device: torch.device, seed: int, window: int) -> torch.Generator:
+    """The generator of a window's labels, whichever process and batch it is in."""
+    return torch.Generator(device).manual_seed(seed * 2**24 + window)
+
+
+def _head_gradient(
+    decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, draws: list[torch.Generator]
+) -> Tensor:
+    """dL/d hidden, some tokens at a time, since the logits are many; draws: a generator a window."""
     following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=NONE)
     gradient = torch.empty_like(hidden, device=decoder.device)
     for part in parts_at_once(decoder, ids):
         states = hidden[part].to(decoder.device).detach().requires_grad_()
         with torch.enable_grad():
-            logits, targets = decoder.head(ids[part], states).float().flatten(0, 1), following[part].flatten()
+            logits, targets = decoder.head(ids[part], states).float(), following[part]
             if labels == "sampled":
-                drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).squeeze(1)
+                windows = zip(logits.detach().softmax(-1), draws[part[0]], strict=True)
+                drawn = torch.stack([torch.multinomial(p, 1, generator=draw).squeeze(1) for p, draw in windows])
                 targets = torch.where(targets == NONE, NONE, drawn)
-            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=NONE)
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NONE
+            )
             gradient[part] = torch.autograd.grad(loss, states)[0]
     return gradient
 

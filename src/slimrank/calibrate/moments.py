@@ -1,13 +1,14 @@
 """Moments: what calibration saw at every linear and every block, as plain tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from slimrank.calibrate.products import GramSum
+from slimrank.distributed import World
 from slimrank.errors import SlimrankError
 
 
@@ -59,6 +60,16 @@ class _Packed:
         if name != "gram":
             raise AttributeError(name)
         return self.sums.full()
+
+    def add_up(self, world: World) -> None:
+        """Make the sums over this process's windows those over all."""
+        world.add_up(self.sums.packed)
+        for one in fields(self):  # type: ignore[arg-type]
+            value = None if one.name == "gram" else getattr(self, one.name)
+            if isinstance(value, Tensor):
+                world.add_up(value)
+            elif value is not None:
+                setattr(self, one.name, type(value)(world.total(value)))
 
 
 class PackedInput(_Packed, InputMoments):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.calibrate.products import GramSum, product
+from slimrank.distributed import World
 from slimrank.model import attached
 
 
@@ -58,6 +59,12 @@ class PairMoments:
         if self.sums is None:
             raise ValueError("no batch was added")
         return self.sums.full()
+
+    def add_up(self, world: World) -> None:
+        """Make the sums over this process's windows those over all."""
+        if self.sums is not None:
+            world.add_up(self.sums.packed, *(cross for _, cross in sorted(self.cross.items())))
+        self.tokens = int(world.total(self.tokens))
 
     def settle(self) -> None:
         """Turn the sums into means, in place."""

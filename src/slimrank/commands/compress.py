@@ -53,12 +53,17 @@ def compress(
     """Compress MODEL and write a checkpoint that loads like any other.
 
     Example: slimrank compress demo --keep 0.6 --out small
+
+    On several devices: torchrun --nproc-per-node 2 -m slimrank compress demo --out small
     """
     from slimrank import console
     from slimrank.compression import compress
+    from slimrank.distributed import joined
+    from slimrank.estimate import silent
     from slimrank.evaluate import weight_bytes
     from slimrank.limits import parse_size
     from slimrank.plan import Plan
+    from slimrank.progress import no_track
     from slimrank.recipe import load_recipe
 
     chosen = Plan.load(plan) if plan else None
@@ -67,12 +72,14 @@ def compress(
     whole = chosen.recipe if chosen else load_recipe(recipe, settings or ())
     whole = whole.refined(refine) if refine else whole
     out = out or Path(f"{Path(model).name}-{whole.name}-{keep:g}")
-    result = compress(
-        model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-        plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
-        out=out, overwrite=overwrite, resume=resume, memory=parse_size(memory) if memory else None,
-        announce=console.show_estimate, track=console.track,
-    )  # fmt: skip
-    console.show_result(result, weight_bytes(out))
-    console.out.print(f"\nWritten to {out}", highlight=False)
-    console.write_report(out)
+    with joined(device) as world:
+        result = compress(
+            model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+            plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+            out=out, overwrite=overwrite, resume=resume, memory=parse_size(memory) if memory else None, world=world,
+            announce=console.show_estimate if world.main else silent, track=console.track if world.main else no_track,
+        )  # fmt: skip
+        if world.main:
+            console.show_result(result, weight_bytes(out))
+            console.out.print(f"\nWritten to {out}", highlight=False)
+            console.write_report(out)

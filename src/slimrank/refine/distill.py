@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
+from slimrank.distributed import ALONE, World
 from slimrank.refine.base import Refiner
 from slimrank.refine.restart import go_on, keep
 from slimrank.refine.training import Best, Descent, default_lr, divergence, teacher_of, trainable, training
@@ -21,6 +22,7 @@ class Distill(Refiner):
 
     tokens: how many are read at most; batch: windows a step; lr: 0.256 / width by default; checks: how often the
     held-out windows are asked, whose best state is the one that stays. After a kill it goes on from the last check.
+    Of several processes each takes its share of every step's windows.
     """
 
     name: Literal["distill"] = "distill"
@@ -37,23 +39,24 @@ class Distill(Refiner):
         window = session.windows.calibration.shape[1]
         steps = max(1, self.tokens // (self.batch * window))
         parameters = trainable([student])
-        held_out = session.windows.held_out.to(session.decoder.device)
-        before = held_out_divergence(student, teacher, held_out)
+        world, device = session.world, session.decoder.device
+        held_out = session.windows.held_out.to(device)
+        before = held_out_divergence(student, teacher, held_out, world)
         best = Best(parameters, before)
-        descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name)
+        descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name, world=world)
         fresh = session.windows.more(steps * self.batch, session.windows.record["seed"] + 1).split(self.batch)
         every = max(1, steps // self.checks)
         done = go_on(session.pieces, STATE, descent, best)
         for step, ids in enumerate(session.track(fresh, "distilling", steps), start=1):
             if step <= done:
                 continue
-            ids = ids.to(session.decoder.device)
+            mine = world.share(ids).to(device)
             with torch.no_grad():
-                target = logits(teacher, ids)
+                target = logits(teacher, mine)
             with training(parameters, student):
-                descent.step(divergence(logits(student, ids), target))
+                descent.step(divergence(logits(student, mine), target) * (len(mine) / len(ids)))
             if step % every == 0 or step == steps:
-                best.offer(held_out_divergence(student, teacher, held_out), step)
+                best.offer(held_out_divergence(student, teacher, held_out, world), step)
                 keep(session.pieces, STATE, descent, best, step)
         best.restore()
         session.pieces.drop(STATE)
@@ -69,7 +72,8 @@ def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor) -> float:
+def held_out_divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, world: World = ALONE) -> float:
     """KL(teacher || student) over windows, in nats a token."""
-    values = [divergence(logits(student, chunk), logits(teacher, chunk)).item() * len(chunk) for chunk in ids.split(8)]
-    return sum(values) / len(ids)
+    chunks = world.share(ids).split(8)
+    values = [divergence(logits(student, chunk), logits(teacher, chunk)).item() * len(chunk) for chunk in chunks]
+    return world.total(sum(values)) / len(ids)

@@ -1,5 +1,6 @@
 """SVD-LLM's sequential LoRA (arXiv 2403.07378): an adapter on every U is trained and merged, then one on every V."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
+from slimrank.distributed import ALONE, World
 from slimrank.errors import MissingLibrary, SlimrankError
 from slimrank.refine.base import Refiner
 from slimrank.refine.factors import low_rank_layers
@@ -44,14 +46,20 @@ class Lora(Refiner):
             torch.manual_seed(session.windows.record["seed"])
             for factor in ("up", "down"):
                 targets = [f"{name}.{factor}" for name in layers]
-                train_adapter(model, targets, self, ids, session.track(range(self.steps), f"LoRA {factor}", self.steps))
+                steps = session.track(range(self.steps), f"LoRA {factor}", self.steps)
+                train_adapter(model, targets, self, ids, steps, session.world)
                 losses.append(held_out_loss(session))
         path = " -> ".join(f"{loss:.4f}" for loss in losses)
         return [f"LoRA took the held-out loss from {path} nats per token: compressed, U trained, V trained."]
 
 
-def train_adapter(model: PreTrainedModel, targets: list[str], options: Lora, ids: Tensor, steps: Any) -> None:
-    """One adapter on the linears `targets`, trained on windows `ids` (windows, tokens) and merged into them."""
+def train_adapter(
+    model: PreTrainedModel, targets: list[str], options: Lora, ids: Tensor, steps: Any, world: World = ALONE
+) -> None:
+    """One adapter on the linears `targets`, trained on windows `ids` (windows, tokens) and merged into them.
+
+    Of several processes each takes its share of every step's windows.
+    """
     peft = _peft()
     config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets, lora_dropout=0.0)
     adapted = peft.get_peft_model(model, config)
@@ -60,11 +68,13 @@ def train_adapter(model: PreTrainedModel, targets: list[str], options: Lora, ids
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.steps)
     with torch.enable_grad():
         for _ in steps:
-            loss = next_token_loss(model, ids[torch.randint(len(ids), (options.batch,))])
-            if not torch.isfinite(loss):
+            mine = world.share(ids[torch.randint(len(ids), (options.batch,))])
+            loss = next_token_loss(model, mine) * (len(mine) / options.batch)
+            if not math.isfinite(world.total(loss.item())):
                 raise SlimrankError("The LoRA loss became NaN or Inf: lower refine.lora's lr.")
             optimizer.zero_grad()
             loss.backward()
+            world.add_up(*(p.grad for p in parameters))
             optimizer.step()
             schedule.step()
     adapted.merge_and_unload()
@@ -79,9 +89,10 @@ def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def held_out_loss(session: Session) -> float:
     """Nats per token over the held-out windows, one window at a time."""
-    ids = session.windows.held_out.to(session.decoder.device)
-    losses = [next_token_loss(session.decoder.model, window).item() for window in ids.split(1)]
-    return sum(losses) / len(losses) if losses else float("nan")
+    held_out, device = session.windows.held_out, session.decoder.device
+    windows = session.world.share(held_out).to(device).split(1)
+    total = session.world.total(sum(next_token_loss(session.decoder.model, window).item() for window in windows))
+    return total / len(held_out) if len(held_out) else float("nan")
 
 
 @contextmanager

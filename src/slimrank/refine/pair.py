@@ -15,11 +15,14 @@ HELD = 2**30  # bytes of a block's dense outputs that are held rather than compu
 
 
 class Pair:
-    """The same windows on their way through the dense and the compressed model, a block at a time."""
+    """The same windows on their way through the dense and the compressed model, a block at a time.
+
+    Of several processes each takes its share of the windows, and what `moments` and `block_error` give is of all.
+    """
 
     def __init__(self, session: Session, ids: Tensor) -> None:
         self.session = session
-        batch = default_batch(session.decoder, ids.shape[1])
+        ids, batch = session.world.share(ids), default_batch(session.decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
 
@@ -40,6 +43,7 @@ class Pair:
                 self.compressed.output(batch)
             moments.add(before, after, biases, residual)
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
+        moments.add_up(self.session.world)
         return moments
 
     def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
@@ -68,7 +72,8 @@ class Pair:
     def block_error(self) -> float:
         """The squared distance of the block's outputs, dense and compressed."""
         pairs = zip(self._dense_outputs, self.compressed.outputs(), strict=True)
-        return sum((dense - compressed).double().square().sum().item() for dense, compressed in pairs)
+        error = sum((dense - compressed).double().square().sum().item() for dense, compressed in pairs)
+        return self.session.world.total(error)
 
     def advance(self) -> None:
         """Step behind the block in both."""

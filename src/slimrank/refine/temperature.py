@@ -54,8 +54,8 @@ class Temperature(Refiner):
 
 
 def final_states(decoder: Decoder, ids: Tensor) -> Stream:
-    """The windows behind the last block."""
-    stream = Stream(decoder, ids, default_batch(decoder, ids.shape[1]))
+    """This process's share of the windows behind the last block."""
+    stream = Stream(decoder, decoder.world.share(ids), default_batch(decoder, ids.shape[1]))
     stream.skip(len(decoder))
     return stream
 
@@ -79,7 +79,8 @@ def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> 
         for index, factor in enumerate(FACTORS):
             gain.scale(factor)
             losses[index] += divergence(decoder.head(ids, hidden), target).item() * ids.numel()
-    return [loss / sum(ids.numel() for ids in ours.ids) for loss in losses]
+    tokens = decoder.world.total(sum(ids.numel() for ids in ours.ids))
+    return [decoder.world.total(loss) / tokens for loss in losses]
 
 
 def parts_of(ids: list[Tensor], theirs: list[Tensor], ours: list[Tensor], decoder: Decoder) -> Iterator[list[Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slimrank.distributed import ALONE, World
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.model import set_module
@@ -47,10 +48,13 @@ class Descent:
     """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
 
     Muon's steps are scaled to the size of AdamW's, so that one lr serves both. Gradients are clipped to norm 1.
+    world: the processes whose losses are parts of one sum.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], *, lr: float, steps: int, what: str) -> None:
-        self.parameters, self.what = parameters, what
+    def __init__(
+        self, parameters: list[nn.Parameter], *, lr: float, steps: int, what: str, world: World = ALONE
+    ) -> None:
+        self.parameters, self.what, self.world = parameters, what, world
         matrices = [p for p in parameters if p.ndim == 2]
         vectors = [p for p in parameters if p.ndim != 2]
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -68,11 +72,12 @@ class Descent:
 
     def step(self, loss: Tensor) -> None:
         """One step down `loss`; a SlimrankError if it is not finite."""
-        if not torch.isfinite(loss):
+        if not math.isfinite(self.world.total(loss.item())):
             raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
+        self.world.add_up(*(p.grad for p in self.parameters if p.grad is not None))
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()

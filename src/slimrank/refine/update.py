@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slimrank.allocate import Ranks
-from slimrank.calibrate.collect import watch_inputs
+from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.linear import weight_of
@@ -26,13 +26,14 @@ class Update(Refiner):
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Refit every U, over all calibration windows."""
         layers, missed = low_rank_layers(session, "update"), []
-        windows = session.windows.calibration
+        windows = session.world.share(session.windows.calibration)
         stream = Stream(session.decoder, windows, default_batch(session.decoder, windows.shape[1]))
         for linears in session.track(session.linears, "updating", len(session.linears)):
             moments = Moments()
-            with session.replaced(linears), watch_inputs(linears, moments):
+            with session.replaced(linears), watch_inputs(linears, moments) as inputs:
                 for _ in stream.outputs():
                     pass
+            add_up(session.decoder, moments, inputs, linears)
             for name in linears.keys() & layers.keys():
                 if name not in moments.leader:
                     missed.append(name)

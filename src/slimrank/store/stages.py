@@ -1,5 +1,6 @@
 """What the steps after the plan make of the model, stage by stage and block by block, and how far they came."""
 
+from slimrank.distributed import ALONE, World
 from slimrank.store.pieces import Facts, Pieces
 from slimrank.store.weights import Part, Weights
 
@@ -7,11 +8,12 @@ from slimrank.store.weights import Part, Weights
 class Stages:
     """A stage goes through the blocks one by one, or changes the model as a whole.
 
-    Of a block only what the last stage made of it is kept. Nothing is kept where the pieces do not last.
+    Of a block only what the last stage made of it is kept. Nothing is kept where the pieces do not last. Of several
+    processes that made the same, all go on with what the first one made, to the bit.
     """
 
-    def __init__(self, weights: Weights, pieces: Pieces) -> None:
-        self.weights, self.pieces = weights, pieces
+    def __init__(self, weights: Weights, pieces: Pieces, world: World = ALONE) -> None:
+        self.weights, self.pieces, self.world = weights, pieces, world
         self._begun: list[str] = []
         self._restored: dict[Part, str] = {}
 
@@ -70,6 +72,8 @@ class Stages:
         before = self.pieces.load(earlier[-1])[1] if earlier else {}
         key = self._key(self._begun[-1], part)
         self.weights.keep(part, self.pieces, key, {**before, **(facts or {})})
+        if self.world.follows:
+            self.weights.restore(part, self.pieces, key)
         self._restored[part] = key
 
     def _drop_earlier(self, part: Part) -> None:

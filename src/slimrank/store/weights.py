@@ -75,7 +75,7 @@ class Weights:
         tensors, facts = pieces.load(key)
         for name, entry in facts["forms"].items():
             form = form_of(name, entry)
-            self.model.set_submodule(name, form.shell(self.model.get_submodule(name), entry, device="meta"))
+            self.model.set_submodule(name, form.shell(self._matrices[f"{name}.weight"], entry, device="meta"))
         for name, tensor in tensors.items():
             put(self.model, name, tensor.to(self.device))
         return facts
