@@ -19,6 +19,7 @@ REASONS = {
     "needs a model from the hub",
     "needs a model and texts of your own",
     "needs data sets from the hub",
+    "needs several devices",
     "needs local copies of the sets",
     "needs vLLM",
     "needs torchao",
