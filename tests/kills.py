@@ -1,50 +1,58 @@
-"""Run compress in a process that is killed at chosen moments, and compare what it writes."""
+"""Run compress in processes that are killed at chosen moments, and compare what they write."""
 
+import multiprocessing
 import os
-import subprocess
+import shutil
+import signal
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import slimrank
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 (read by the server, once)
 
-STEPS = "SLIMRANK_TEST_STEPS"
-_PROGRAM = """
-import os, signal, sys
-import slimrank.store.pieces as pieces
-from slimrank.compression import compress
-from pathlib import Path
+from slimrank import compression
+from slimrank.store import pieces
 
-left = [int(os.environ[{steps!r}])]
-
-def dying(original):
-    def run(*args, **kwargs):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-    return run
-
-# a step is a piece about to be written, a written one about to be named, or one about to be dropped
-pieces.save_file = dying(pieces.save_file)
-pieces.Path.replace = dying(pieces.Path.replace)
-pieces.DiskPieces.drop = dying(pieces.DiskPieces.drop)
-options = eval(sys.argv[1])
-out = Path(options.pop("out"))
-compress(options.pop("model"), options.pop("recipe"), out=out, **options)
-print("steps", int(os.environ[{steps!r}]) - left[0])
-"""
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 tells its server nothing else
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["kills"])  # one server imports everything, its children begin at once
+NEVER = 10**9
 
 
-def run(options: dict, die_after: int = 10**9) -> int | None:
-    """compress(**options) in a process that dies at that step; how many steps it took, None if it died."""
-    environment = {**os.environ, STEPS: str(die_after), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(slimrank.__file__).parents[1])
-    command = [sys.executable, "-c", _PROGRAM.format(steps=STEPS), repr(options)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode == -9:
-        return None
-    assert done.returncode == 0, done.stderr[-3000:]
-    return int(done.stdout.split()[-1])
+@dataclass(frozen=True)
+class Run:
+    """How a process ended. steps: None if it was killed; stage: the last one that it began; error: how it failed."""
+
+    steps: int | None
+    stage: str
+    seconds: float
+    error: str = ""
+
+
+def run(options: dict, die_after: int = NEVER, die_at: float | None = None) -> Run:
+    """compress(**options) in a process that dies at that step, or after so many seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = _forks.Process(target=_child, args=(options, die_after, log))
+        started = time.perf_counter()
+        process.start()
+        while not log.exists():  # the seconds count from where the child's own work begins
+            time.sleep(0.001)
+            started = time.perf_counter()
+        process.join(die_at)
+        process.kill()
+        process.join()
+        seconds = time.perf_counter() - started
+        said = dict(line.partition(" ")[::2] for line in log.read_text().splitlines())
+    if process.exitcode == -signal.SIGKILL and "steps" not in said:
+        return Run(None, said.get("stage", "start"), seconds)
+    return Run(int(said["steps"]), said.get("stage", "start"), seconds, said.get("error", ""))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -54,3 +62,37 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in ("account.json", "README.md")
     }
+
+
+def _child(options: dict[str, Any], die_after: int, log: Path) -> None:
+    torch.set_num_threads(1)
+    file = log.open("w", buffering=1)
+    left = die_after
+
+    def dying(original: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return run
+
+    # a step is a file about to be written, named or removed, or a line of a study about to be settled
+    pieces.save_file = dying(pieces.save_file)
+    shutil.copyfile, shutil.rmtree, os.fsync = dying(shutil.copyfile), dying(shutil.rmtree), dying(os.fsync)
+    for name in ("replace", "unlink", "write_text", "mkdir"):
+        setattr(Path, name, dying(getattr(Path, name)))
+    with suppress(ImportError):
+        from optuna.storages.journal import JournalFileBackend
+
+        JournalFileBackend.append_logs = dying(JournalFileBackend.append_logs)
+    clock = compression.Clock.__call__
+    compression.Clock.__call__ = lambda self, stage: (print("stage", stage, file=file), clock(self, stage))[1]
+    try:
+        options = dict(options)
+        compression.compress(options.pop("model"), options.pop("recipe"), out=Path(options.pop("out")), **options)
+    except Exception as error:
+        print("error", f"{type(error).__name__}: {error}".replace("\n", " "), file=file)
+    print("steps", die_after - left, file=file)

@@ -1,10 +1,13 @@
 import random
+import shutil
+from collections import Counter
 
 import kills
 import pytest
 import torch
 
 from slimrank import compress
+from slimrank.checkpoint import recover
 from slimrank.errors import UsageError
 from slimrank.limits import Limits, parse_size
 from slimrank.model import Room
@@ -21,6 +24,7 @@ RECIPES = {
         "recipe": "slimrank",
         "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 4, checks: 4}]"],
     },
+    "searched": {"recipe": "dipsvd-bo", "settings": ["allocate.trials=12", "allocate.windows=4"]},
     "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},
 }
 
@@ -59,30 +63,92 @@ def test_states_in_files_and_followed_again_change_nothing(options, tmp_path, mo
         assert kills.contents(tmp_path / name) == kills.contents(tmp_path / "plenty")
 
 
+def killed_then_resumed(options, out, whole, **moment):
+    """The killed process. Its run goes on in another one and gives what `whole` holds, nothing else being left."""
+    options = {**options, "out": str(out)}
+    killed = kills.run(options, **moment)
+    if killed.steps is None:
+        resumed = kills.run(options)
+        over = resumed.error.startswith("UsageError") and not (out.parent / f".{out.name}.progress").exists()
+        assert not resumed.error or over, (killed, resumed)  # over: all was done, and the kill too late
+    assert kills.contents(out) == kills.contents(whole), (killed, moment)
+    return killed
+
+
 @pytest.mark.parametrize("recipe", ["slimrank", "distilled"])
 def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, tmp_path):
     options |= RECIPES[recipe]
-    steps = kills.run({**options, "out": str(tmp_path / "whole")})
+    steps = kills.run({**options, "out": str(tmp_path / "whole")}).steps
     for _ in range(3):
-        assert kills.run(options, steps // 5) is None
+        assert kills.run(options, steps // 5).steps is None
         assert (tmp_path / ".out.progress").is_dir() and not (tmp_path / "out").exists()
-    assert kills.run(options) < steps
+    assert kills.run(options).steps < steps
     assert kills.contents(tmp_path / "out") == kills.contents(tmp_path / "whole")
     assert not (tmp_path / ".out.progress").exists()
+
+
+def test_killed_at_the_end_it_is_seen_to_be_complete(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    steps = kills.run({**options, "out": str(tmp_path / "whole")}).steps
+    for back in (0, 4, 8):
+        out = tmp_path / "result"
+        killed = kills.run({**options, "out": str(out)}, steps - back)
+        assert killed.stage == "write" and killed.steps is None
+        times = (out / "slimrank/account.json").read_bytes()
+        again = kills.run({**options, "out": str(out)})
+        assert ("is not empty" in again.error) == (back == 0)  # the progress was already gone, and the run at its end
+        assert (out / "slimrank/account.json").read_bytes() == times  # it was not written again
+        assert kills.contents(out) == kills.contents(tmp_path / "whole")
+        assert not (tmp_path / ".result.progress").exists()
+        shutil.rmtree(out)
+
+
+def test_a_kill_while_an_old_result_is_replaced_keeps_one_of_the_two(options, tmp_path):
+    options |= RECIPES["svd-llm"] | {"overwrite": True}
+    kills.run({**options, "out": str(tmp_path / "whole")})
+    out, old = tmp_path / "out", {"kept": b"good"}
+    steps, seen = kills.run({**options, "out": str(tmp_path / "other")}).steps, set()
+    for kill in range(steps - 2, steps - 24, -5):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        (out / "kept").write_bytes(b"good")
+        assert kills.run(options, kill).steps is None
+        recover(out)
+        assert kills.contents(out) in (old, kills.contents(tmp_path / "whole"))
+        seen.add("kept" in kills.contents(out))
+        assert not kills.run(options).error
+        assert kills.contents(out) == kills.contents(tmp_path / "whole")
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert seen == {True, False}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_killed_at_many_moments(options, recipe, tmp_path):
+def test_killed_at_every_step(options, recipe, tmp_path, record_property):
     options |= RECIPES[recipe]
-    steps = kills.run({**options, "out": str(tmp_path / "whole")})
-    rng = random.Random(recipe)
-    for kill in sorted(rng.sample(range(1, steps + 1), min(10, steps))):
-        out = tmp_path / f"out-{kill}"
-        assert kills.run({**options, "out": str(out)}, kill) is None
-        kills.run({**options, "out": str(out)})
-        assert kills.contents(out) == kills.contents(tmp_path / "whole")
+    steps = kills.run({**options, "out": str(tmp_path / "whole")}).steps
+    stages = Counter(
+        killed_then_resumed(options, tmp_path / f"out-{kill}", tmp_path / "whole", die_after=kill).stage
+        for kill in range(1, steps + 1)
+    )
+    record_property("killed", dict(stages))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_random_times(options, recipe, tmp_path, record_property):
+    options |= RECIPES[recipe]
+    seconds = kills.run({**options, "out": str(tmp_path / "whole")}).seconds
+    rng, stages = random.Random(recipe), Counter()
+    for number in range(30):
+        killed = killed_then_resumed(
+            options, tmp_path / f"out-{number}", tmp_path / "whole", die_at=rng.random() * seconds
+        )
+        stages[killed.stage if killed.steps is None else "too late"] += 1
+    record_property("killed", dict(stages))
+    assert sum(stages.values()) - stages["too late"] >= 15
 
 
 def test_progress_of_another_run_is_refused_by_name(options, tmp_path):

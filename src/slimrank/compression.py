@@ -10,6 +10,7 @@ from slimrank.distributed import ALONE, World
 from slimrank.errors import UsageError
 from slimrank.estimate import Announce, estimate, silent
 from slimrank.evaluate import count_parameters
+from slimrank.finished import finished, note
 from slimrank.limits import Limits, free_memory, give_memory_back
 from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, Filter, require_finite_weights
@@ -108,6 +109,9 @@ def compress(
             windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
             identify(pieces, decoder, chosen, plan, plan.keep if plan else keep, windows, linears)
             if out is not None:
+                done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
+                if done is not None:
+                    return done
                 anchored = any(not step.whole_model for step in chosen.refine)
                 mine = world.share(windows.calibration)
                 expected = estimate(decoder, linears, mine, gradients=chosen.gradients, anchored=anchored)
@@ -141,7 +145,9 @@ def compress(
         if out is not None and not plan_only:
             with clock("write"), world.apart():
                 if world.main:
-                    result.save(out, overwrite=overwrite, tensors=decoder.weights.stored(pieces, loaded.dtype))
+                    tensors, account = decoder.weights.stored(pieces, loaded.dtype), result.account()
+                    note(pieces, result, account)
+                    result.save(out, overwrite=overwrite, tensors=tensors, account=account)
         return result
 
 

@@ -19,6 +19,8 @@ from slimrank.plan import Plan
 from slimrank.spectrum import Spectrum
 from slimrank.versions import versions
 
+PLAN = "slimrank/plan.json"
+
 
 @dataclass
 class Result:
@@ -35,8 +37,18 @@ class Result:
         """The compressed model, in the dtype it was computed in."""
         return self.loaded.model
 
-    def save(self, out: Path, *, overwrite: bool = False, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Write the Hugging Face directory, in the dtype the model was stored in; `tensors`: see write_checkpoint."""
+    def save(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+        account: Account | None = None,
+    ) -> None:
+        """Write the Hugging Face directory, in the dtype the model was stored in.
+
+        tensors: see write_checkpoint; account: by default what is measured now.
+        """
         write_checkpoint(
             self.model,
             out,
@@ -45,8 +57,8 @@ class Result:
             source=self.loaded.directory,
             tokenizer=self.loaded.tokenizer,
             extras={
-                "slimrank/plan.json": self.plan.to_json(),
-                ACCOUNT: self.account().to_json(),
+                PLAN: self.plan.to_json(),
+                ACCOUNT: (account or self.account()).to_json(),
                 "README.md": self.card(out.name),
             },
             overwrite=overwrite,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from slimrank.calibrate import Windows
-from slimrank.checkpoint import check_free
+from slimrank.checkpoint import check_free, discard, recover
 from slimrank.distributed import World
 from slimrank.errors import UsageError
 from slimrank.model import Decoder, fingerprint
@@ -23,6 +23,7 @@ from slimrank.store.shared import SharedPieces
 from slimrank.versions import versions
 
 IDENTITY = "identity"
+WRITTEN = "written"
 
 
 def progress_folder(out: Path) -> Path:
@@ -35,11 +36,13 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
     """The pieces of the run that writes `out`; removed when the block ends well.
 
     Raises:
-        UsageError: if `out` is taken, or another process is at work on it.
+        UsageError: if `out` is taken, unless perhaps by this run itself, or another process is at work on it.
     """
-    check_free(out, overwrite)
     folder = progress_folder(out)
     with disk_errors(folder):
+        recover(out)
+        if not (resume and WRITTEN in DiskPieces(folder)):
+            check_free(out, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     with lock:
@@ -47,6 +50,8 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
+        for stale in folder.glob("*.lock"):  # of a killed process's study
+            stale.unlink()
         pieces = DiskPieces(folder)
         if not resume:
             pieces.clear()
@@ -55,7 +60,8 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
         except BaseException:
             pieces.drop_empty()
             raise
-        pieces.remove()
+        pieces.clear(keep=[IDENTITY, WRITTEN])
+        discard(folder, out)
 
 
 @contextmanager

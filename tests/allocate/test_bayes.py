@@ -84,6 +84,24 @@ def test_the_same_seed_gives_the_same_search_stopped_and_resumed_too(made, tmp_p
     assert resumed.ranks == Bayes(**options).allocate(problem(made)).ranks
 
 
+def test_a_line_that_a_full_disk_left_half_written_is_cut_off(made, tmp_path):
+    storage = tmp_path / "study"
+    Bayes(storage=str(storage), trials=3, **QUICK).allocate(problem(made))
+    with storage.open("ab") as file:
+        file.write(b'{"op_code":6,"wor')
+    Bayes(storage=str(storage), trials=5, **QUICK).allocate(problem(made))
+    assert [trial.state.name for trial in trials(storage)] == ["COMPLETE"] * 5
+
+
+def test_a_lock_that_a_killed_process_left_on_a_study_in_a_relative_folder_is_waited_for(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(optuna.storages.journal.JournalFileSymlinkLock.__init__, "__defaults__", (3,))
+    Path("sub").mkdir()
+    Bayes(storage="sub/study", trials=1, **QUICK).allocate(problem(made))
+    Path("sub/study.lock").symlink_to(Path("sub/study").resolve())
+    Bayes(storage="sub/study", trials=2, **QUICK).allocate(problem(made))
+
+
 def test_the_progress_line_has_the_best_so_far(made):
     said = []
 

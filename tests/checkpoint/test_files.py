@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from slimrank.checkpoint.files import atomic_directory, write_text
+from slimrank.checkpoint.files import atomic_directory, discard, recover, write_text
 from slimrank.errors import SlimrankError, UsageError
 
 
@@ -138,3 +138,42 @@ def test_text_is_replaced_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "half")
     assert contents(tmp_path) == {"plan.json": "né"}
+
+
+def test_what_a_killed_process_left_is_cleared_and_the_old_result_comes_back(good):
+    for name in (".out.partial-1", "..out.partial-1.partial-2"):
+        (good.parent / name).mkdir()
+        (good.parent / name / "half").write_text("x")
+    (good.parent / ".out.lock").touch()
+    good.replace(good.with_name(".out.old-1"))
+    recover(good)
+    assert contents(good.parent) == {"out/result": "good"} and list(good.parent.iterdir()) == [good]
+    (good.parent / ".out.old-2").mkdir()
+    with atomic_directory(good, overwrite=True) as folder:
+        (folder / "result").write_text("new")
+    assert contents(good.parent) == {"out/result": "new"} and list(good.parent.iterdir()) == [good]
+
+
+def test_an_old_result_that_comes_back_is_not_overwritten_unasked(good):
+    good.replace(good.with_name(".out.old-1"))
+    with pytest.raises(UsageError, match="not empty"), atomic_directory(good):
+        raise AssertionError("the block must not run")
+    assert contents(good) == {"result": "good"}
+
+
+def test_two_do_not_write_one_folder(good):
+    with atomic_directory(good, overwrite=True) as folder:
+        (folder / "result").write_text("new")
+        with pytest.raises(UsageError, match="Another process is writing"), atomic_directory(good, overwrite=True):
+            raise AssertionError("the block must not run")
+    assert contents(good.parent) == {"out/result": "new"}
+
+
+def test_a_discarded_folder_is_gone_or_cleared_later(good, monkeypatch):
+    (good.parent / "work").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    discard(good.parent / "work", good)
+    assert not (good.parent / "work").exists() and len(list(good.parent.iterdir())) == 2
+    monkeypatch.undo()
+    recover(good)
+    assert list(good.parent.iterdir()) == [good]

@@ -2,6 +2,7 @@
 
 import json
 from math import exp
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,8 +10,9 @@ from pydantic import Field
 from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage
-from slimrank.allocate.study import Sampler, best_value, completed, next_trial, open_study, quiet
+from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
 from slimrank.model import fingerprint
+from slimrank.store.disk import disk_errors
 
 RESUMABLE = {"trials", "storage"}  # what may change when a study goes on
 
@@ -43,8 +45,10 @@ class Bayes(Allocator):
         damage = Damage(session, windows=self.windows)
         names = [f"block {index}" for index, block in enumerate(session.linears) if block]
         world = session.world
-        with quiet():
-            study: Any = self._study(problem) if world.main else None
+        file = session.pieces.file("study.journal")
+        storage = self.storage or (str(file) if file else None)
+        with quiet(), disk_errors(Path(storage or "")):
+            study: Any = self._study(problem, storage) if world.main else None
             done = world.from_main(lambda: completed(study))
             for _ in session.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
                 asked = world.from_main(lambda: self._ask(study, names))
@@ -56,9 +60,8 @@ class Bayes(Allocator):
             shares, note = world.from_main(lambda: best_of(study, names))
         return Allocation(fit_ranks(problem, block_shares(problem, shares)), (note,))
 
-    def _study(self, problem: Problem) -> Any:
-        file = problem.session.pieces.file("study.journal")
-        return open_study(self.storage or (str(file) if file else None), self._identity(problem))
+    def _study(self, problem: Problem, storage: str | None) -> Any:
+        return open_study(storage, self._identity(problem), shared=self.storage is not None)
 
     def _ask(self, study: Any, names: list[str]) -> tuple[int, list[float]] | None:
         """The next trial's number and values, None where enough are done."""
@@ -84,8 +87,8 @@ class Bayes(Allocator):
 
 def best_of(study: Any, names: list[str]) -> tuple[list[float], str]:
     """The best trial's values, and a note on it."""
-    best, perplexity = study.best_trial, exp(study.best_value)
-    note = f"Trial {best.number}, the best of {completed(study)}, has perplexity {perplexity:.2f} on calibration."
+    (number, best), perplexity = best_trial(study), exp(study.best_value)
+    note = f"Trial {number}, the best of {completed(study)}, has perplexity {perplexity:.2f} on calibration."
     return [best.params[name] for name in names], note
 
 

@@ -3,8 +3,10 @@
 import os
 import socket
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slimrank.errors import MissingLibrary, UsageError
@@ -39,10 +41,10 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def open_study(storage: str | None, identity: dict[str, Any]) -> "optuna.Study":
+def open_study(storage: str | None, identity: dict[str, Any], *, shared: bool = True) -> "optuna.Study":
     """The study in the journal file `storage`, made if need be, or one in memory.
 
-    identity: JSON of all that the objective depends on.
+    identity: JSON of all that the objective depends on; shared: whether other processes may be at work on it.
 
     Raises:
         UsageError: if the file holds a study of something else, naming the difference.
@@ -51,8 +53,9 @@ def open_study(storage: str | None, identity: dict[str, Any]) -> "optuna.Study":
     if storage is None:
         backend = optuna.storages.InMemoryStorage()
     else:
-        file = optuna.storages.journal.JournalFileBackend(storage)
-        backend = optuna.storages.JournalStorage(file)
+        path = Path(storage).resolve()  # a lock is a link to it
+        _mend(path)
+        backend = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     study = optuna.create_study(storage=backend, study_name="slimrank", load_if_exists=True)
     theirs = study.user_attrs.get("identity")
     if theirs is None:
@@ -63,7 +66,7 @@ def open_study(storage: str | None, identity: dict[str, Any]) -> "optuna.Study":
             f"allocate.storage {storage} holds a study whose {key} is {theirs.get(key)!r}, and this run's is "
             f"{identity.get(key)!r}: give another file."
         )
-    _fail_dead_trials(study)
+    _fail_dead_trials(study, shared)
     return study
 
 
@@ -75,15 +78,22 @@ def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[s
     """
     optuna = require_optuna()
     make = {"gp": optuna.samplers.GPSampler, "tpe": optuna.samplers.TPESampler}[sampler]
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    taken = sum(state.name in ("COMPLETE", "RUNNING") for state in states)
+    states = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+    taken = states["COMPLETE"] + states["RUNNING"]
     study.sampler = make(seed=seed + taken)
-    if taken == 0:
-        study.enqueue_trial(dict.fromkeys(names, UNIFORM))
+    process = {"process": [socket.gethostname(), os.getpid()]}
+    if not states["WAITING"]:  # a trial that begins so is never without its process, however long the sampler takes
+        study.enqueue_trial(dict.fromkeys(names, UNIFORM) if taken == 0 else {}, user_attrs=process)
     space = {name: optuna.distributions.FloatDistribution(low, 1.0) for name in names}
     trial = study.ask(space)
-    trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
+    trial.set_user_attr("process", process["process"])
     return trial
+
+
+def best_trial(study: "optuna.Study") -> tuple[int, Any]:
+    """The best trial and its number among those that have a value."""
+    done = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    return done.index(study.best_trial.number), study.best_trial
 
 
 def completed(study: "optuna.Study") -> int:
@@ -96,12 +106,26 @@ def best_value(study: "optuna.Study") -> float | None:
     return study.best_value if completed(study) else None
 
 
-def _fail_dead_trials(study: "optuna.Study") -> None:
-    """Give up the trials that a killed process of this machine left running or waiting."""
+def _mend(path: Path) -> None:
+    """Cut off the line that a full disk left half written, which would spoil all that follow it."""
+    lock = require_optuna().storages.journal.JournalFileSymlinkLock(str(path))
+    if path.is_file():
+        lock.acquire()
+        try:
+            content = path.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(path, content.rfind(b"\n") + 1)
+        finally:
+            lock.release()
+
+
+def _fail_dead_trials(study: "optuna.Study", shared: bool) -> None:
+    """Give up the trials that a killed process of this machine left running, or any process where none may be."""
     optuna = require_optuna()
     for trial in study.get_trials(deepcopy=False):
         host, process = trial.user_attrs.get("process", [None, None])
-        if trial.state.name == "RUNNING" and host == socket.gethostname() and not _alive(process):
+        dead = host == socket.gethostname() and not _alive(process)
+        if trial.state.name == "RUNNING" and (dead or not shared):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -13,11 +14,15 @@ from slimrank.store.disk import disk_errors
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` (UTF-8), which holds either its old content or all of the new at any moment."""
+    """Write `text` to `path` (UTF-8), which holds either its old content or all of the new at any moment.
+
+    Raises a SlimrankError where the disk is full or the place can't be written.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with disk_errors(path):
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -28,24 +33,28 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
     """Yield a new directory beside `out` that becomes `out` when the block ends, and vanishes when it fails.
 
     An existing folder `out` keeps its content until the new one is complete. Raises UsageError when `out` holds
-    something and `overwrite` is false, and SlimrankError when its disk has less than `needed_bytes` or fills.
+    something and `overwrite` is false, or another process is writing it, and SlimrankError when its disk has less than
+    `needed_bytes` or fills.
     """
     out = out.resolve()
     check_free(out, overwrite)
     tag = uuid.uuid4().hex[:8]
-    partial, old = (out.with_name(f".{out.name}.{role}-{tag}") for role in ("partial", "old"))
-    try:
-        with disk_errors(out, needed_bytes):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(out.parent).free < needed_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            partial.mkdir()
-            yield partial
-            _swap(partial, out, old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    partial, old = (_beside(out, f"{role}-{tag}") for role in ("partial", "old"))
+    with disk_errors(out, needed_bytes):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(out):
+            _clear(out)
+            check_free(out, overwrite)
+            try:
+                if shutil.disk_usage(out.parent).free < needed_bytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                partial.mkdir()
+                yield partial
+                _swap(partial, out, old)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                if out.exists():
+                    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -54,6 +63,62 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise UsageError(f"The output {out} is a file; name a folder.")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise UsageError(f"The output folder {out} is not empty; name another or pass --overwrite.")
+
+
+def recover(out: Path) -> None:
+    """Clear away what a process that was killed while it wrote `out` left beside it.
+
+    Its half-written folder goes; the result that it was about to replace comes back.
+    """
+    out = out.resolve()
+    if out.parent.is_dir() and any(_left(out, "partial", "old", "lock")):
+        with _alone(out):
+            _clear(out)
+
+
+def discard(folder: Path, out: Path) -> None:
+    """Remove `folder`, which stands beside `out`: at once as others see it, whenever this process is killed."""
+    doomed = _beside(out.resolve(), f"partial-{uuid.uuid4().hex[:8]}")
+    folder.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _clear(out: Path) -> None:
+    for partial in _left(out, "partial-"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+    for old in _left(out, "old-"):
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.replace(out)
+
+
+def _left(out: Path, *roles: str) -> list[Path]:
+    """What is in these roles beside `out`, or in any role beside one of those."""
+    names = tuple(dots + _beside(out, role).name for role in roles for dots in ("", "."))
+    return [path for path in out.parent.iterdir() if path.name.startswith(names)]
+
+
+def _beside(out: Path, role: str) -> Path:
+    return out.with_name(f".{out.name}.{role}")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No other process writes `out` inside; a lock that a killed one left does not count."""
+    path = _beside(out, "lock")
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _swap(new: Path, out: Path, old: Path) -> None:

@@ -17,6 +17,11 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    """The SHA-256 of a text's UTF-8 bytes, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @contextmanager
 def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
     """Turn a full or unwritable disk into a SlimrankError; safetensors reports the system's error in its text only."""
@@ -27,6 +32,4 @@ def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
         if full:
             needs = f"{place} needs {needed_bytes:,} bytes" if needed_bytes else f"no room for {place}"
             raise SlimrankError(f"The disk is full: {needs}; free some or name a folder on another disk.") from error
-        raise SlimrankError(
-            f"The folder {place} could not be written ({error}); check its place and rights."
-        ) from error
+        raise SlimrankError(f"{place} could not be written ({error}); check its place and rights.") from error

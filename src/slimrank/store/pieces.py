@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,10 +121,11 @@ class DiskPieces:
         for path in self._found(key):
             path.unlink()
 
-    def clear(self) -> None:
-        """Drop every piece."""
-        for path in self.folder.rglob("*"):
-            if path.is_file() and path.name != "lock":
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Drop every piece and file but these pieces."""
+        kept = [path for key in keep for path in self._found(key)]
+        for path in list(self.folder.rglob("*")):
+            if not path.is_dir() and path.name != "lock" and path not in kept:
                 path.unlink()
 
     def remove(self) -> None:
