@@ -108,7 +108,7 @@ def test_a_kill_while_an_old_result_is_replaced_keeps_one_of_the_two(options, tm
     kills.run({**options, "out": str(tmp_path / "whole")})
     out, old = tmp_path / "out", {"kept": b"good"}
     steps, seen = kills.run({**options, "out": str(tmp_path / "other")}).steps, set()
-    for kill in range(steps - 2, steps - 24, -5):
+    for kill in range(steps - 2, steps - 24, -7):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         (out / "kept").write_bytes(b"good")
