@@ -21,7 +21,8 @@ SLOW = {
     "update": ["--recipe", "svd-llm-update"],
     "lora": ["--recipe", "svd-llm-lora", "--set", "refine=[{name: lora, steps: 2, batch: 4}]"],
     "sampled": ["--recipe", "slimrank", "--set", "metric.labels=sampled", "--set", "refine=[]"],
-    "anchored twice": ["--set", "refine=[{name: anchored, mix: [0.5, 1.0]}, {name: anchored, gradients_again: 4}]"],
+    "mix": ["--set", "refine=[{name: anchored, mix: [0.5, 1.0]}]"],
+    "anchored twice": ["--set", "refine=[{name: anchored}, {name: anchored, gradients_again: 64}]"],
     "trained": ["--recipe", "svd-llm", "--set", "refine=[{name: update}, {name: blocks, passes: 1}]"],
     "distilled": ["--set", "refine=[anchored, {name: distill, tokens: 512, batch: 4, checks: 2}]"],
 }
@@ -92,7 +93,9 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(command, dies, tmp_pat
     assert "number of processes is 2, and this one's is 1" in str(refused.exception)
     resumed = processes.torchrun(tmp_path, *arguments)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert kills.contents(tmp_path / "out") == kills.contents(tmp_path / "whole")
+    one, other = (kills.contents(tmp_path / name) for name in ("out", "whole"))
+    del one["slimrank/report.html"], other["slimrank/report.html"]  # they hold the runs' times
+    assert one == other
     assert not (tmp_path / ".out.progress").exists()
 
 

@@ -83,7 +83,8 @@ class World:
         """
         if self.size > 1:
             for one in sums:
-                self._reduce(one)
+                if one.numel():
+                    self._reduce(one)
 
     def total(self, value: float) -> float:
         """The sum of every process's number."""

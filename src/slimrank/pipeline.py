@@ -1,6 +1,5 @@
 """The steps of the pipeline, each a function from one plain value to the next."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,6 @@ from slimrank.calibrate.gradients import Labels, each_gradient
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
 from slimrank.curves import have_curves, let_go, load_curve, measured_curve, save_curve
 from slimrank.forms import FORMS, compressed_layers
-from slimrank.linear import shape_of
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
 from slimrank.model import Decoder, set_module
@@ -70,7 +68,7 @@ def decompose_all(session: Session) -> None:
     """Moments -> what every rank costs, for every linear, dealt out to the processes."""
     missing = [name for name in session.dense if not have_curves(session.pieces, [name])]
     with session.world.apart():
-        mine, done = session.world.dealt(missing, [decomposing(session, name) for name in missing]), set[str]()
+        mine, done = session.world.dealt(missing, [session.work(name) for name in missing]), set[str]()
         for name in session.track(mine, "decomposing", len(mine)):
             save_curve(session, name, measured_curve(session, name))
             done.add(name)
@@ -81,12 +79,6 @@ def decompose_all(session: Session) -> None:
         load_curve(session, name)
     for index in range(len(session.linears)):
         let_go(session, index)
-
-
-def decomposing(session: Session, name: str) -> float:
-    """What decomposing a linear (m, n) costs, m n min(m, n), to deal out the work by."""
-    shape = shape_of(session.dense[name])
-    return math.prod(shape) * min(shape)
 
 
 def make_plan(session: Session, recipe: Recipe) -> Plan:
@@ -126,7 +118,7 @@ def searched_losses(session: Session, ranks: Ranks) -> dict[str, float]:
     """The losses that the form finds by search, dealt out to the processes; what it found is kept for the build."""
     names = [name for name, rank in ranks.items() if rank is not None]
     with session.world.apart():
-        mine = session.world.dealt(names, [decomposing(session, name) for name in names])
+        mine = session.world.dealt(names, [session.work(name) for name in names])
         losses = {name: session.form.loss(session.target(name), ranks[name] or 0) for name in mine}
     session.found |= session.world.gathered({name: session.found[name] for name in mine})
     return session.world.gathered(losses)
@@ -166,7 +158,7 @@ def factorize(session: Session, plan: Plan, *, build: bool = True) -> Plan:
         return accounted(plan, plan.linears | chosen)
     blocks, made = range(len(session.linears)), dict[int, Facts | None]()
     with session.world.apart():
-        costs = [sum(decomposing(session, name) for name in block) for block in session.linears]
+        costs = [sum(session.work(name) for name in block) for block in session.linears]
         mine = session.world.dealt(blocks, costs)
         for index in session.track(mine, "factorising", len(mine)):
             made[index] = session.finished(index) or factorize_block(session, chosen, index)

@@ -1,5 +1,6 @@
 """The working state of one compression: the values that the pipeline has made so far."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +99,11 @@ class Session:
     def block_of(self, name: str) -> int:
         """The block that a linear is in."""
         return next(index for index, block in enumerate(self.linears) if name in block)
+
+    def work(self, name: str) -> float:
+        """What decomposing a linear (m, n) costs, m n min(m, n), to deal out the work by."""
+        shape = shape_of(self.dense[name])
+        return math.prod(shape) * min(shape)
 
     def spectrum(self) -> Spectrum:
         """The spectra of all linears, in the model's order."""

@@ -12,10 +12,12 @@ from slimrank.allocate import Ranks
 from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
+from slimrank.forms import Form
 from slimrank.linear import weight_of
 from slimrank.metric import Grams
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
+from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
 from slimrank.session import Session
 from slimrank.spectrum import decompose
@@ -116,15 +118,17 @@ class Anchored(Refiner):
     def _build(
         self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        for name, rank in group.items():
-            dense = session.dense[name]
+        def layer(name: str) -> Form:
+            dense, rank = session.dense[name], group[name]
             weight = weight_of(dense).detach()
             target = anchored_target(weight, moments.gram, moments.cross[name], mix, self.damping)
             left = session.metric.left_gram(replace(session.site(name), outputs=outputs.get(name)))
             grams = Grams(left, moments.gram)
             decomposition = decompose(target, grams, session.metric.route, rank)
-            layer = session.form.build(Target(dense, target.to(weight.dtype), grams, decomposition), rank)
-            set_module(session.decoder.model, name, layer)
+            return session.form.build(Target(dense, target.to(weight.dtype), grams, decomposition), rank)
+
+        for name, made in dealt_layers(session, list(group), layer).items():
+            set_module(session.decoder.model, name, made)
 
 
 def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:

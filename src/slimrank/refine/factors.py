@@ -1,6 +1,9 @@
 """What refiners of two-factor layers share."""
 
+from collections.abc import Callable, Sequence
+
 from slimrank.errors import UsageError
+from slimrank.forms import form_of
 from slimrank.forms.base import Form
 from slimrank.forms.low_rank import LowRank
 from slimrank.session import Session
@@ -19,4 +22,19 @@ def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
             layers[name] = module
         elif isinstance(module, Form):
             raise UsageError(f"{name} is {module.form} and refine.{refiner} needs form low_rank: change one of them.")
+    return layers
+
+
+def dealt_layers(session: Session, names: Sequence[str], make: Callable[[str], Form]) -> dict[str, Form]:
+    """The new layers of some linears, each made by the process that it is dealt to, and the same in all."""
+    world = session.world
+    with world.apart():
+        mine = {name: make(name) for name in world.dealt(names, [session.work(name) for name in names])}
+    if world.size == 1:
+        return mine
+    layers = {}
+    for name, entry in world.gathered({name: layer.entry() for name, layer in mine.items()}).items():
+        layers[name] = mine[name] if name in mine else form_of(name, entry).shell(session.dense[name], entry)
+        for tensor in layers[name].state_dict().values():
+            world.add_up(tensor if name in mine else tensor.zero_())
     return layers
