@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from slimrank.metric.grams import Grams, square_root
-from slimrank.spectrum import LinearSpectrum, cached_root, decompose
+from slimrank.spectrum import LinearSpectrum, decompose
 
 SHAPES = [(1024, 1024), (1024, 2816), (2816, 1024), (2048, 2048)]
 
@@ -24,7 +24,6 @@ def timed(function, repeats):
     """The fastest of some runs, in seconds, and the last run's result."""
     best = float("inf")
     for _ in range(repeats):
-        cached_root.cache_clear()
         started = time.perf_counter()
         result = function()
         best = min(best, time.perf_counter() - started)

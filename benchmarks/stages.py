@@ -31,7 +31,7 @@ def ours(weight, gram, left, rank):
     """The curve, and the factors from its eigenvectors."""
     grams = Grams(left, gram)
     found = curve(weight, grams, None)
-    return decompose_again(weight, grams, "projector", (found.values, found.basis)).cut(rank)
+    return decompose_again(weight, grams, "projector", (found.values, found.basis), rank).cut(rank)
 
 
 def floor(weight):

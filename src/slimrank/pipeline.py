@@ -188,7 +188,7 @@ def built(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
     """Put a linear's factors in its place; returns its plan with what was built and measured."""
     rank, losses = planned.rank or 0, LinearSpectrum(session.curves[name].values, planned.shape, 0, "").losses()
     with session.decoder.weights.hold(planned.block):
-        target = session.target(name)
+        target = session.target(name, None if session.form.searches else rank)
         layer = session.form.build(target, rank)
         loss, entry = session.form.loss(target, rank), layer.entry()
         update = {"form": layer.form, "layer": entry, "loss": loss, "relative": relative(loss, losses[0].item())}

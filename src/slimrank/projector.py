@@ -58,7 +58,8 @@ class Small:
         spread = times(self.root.factor, basis)
         if not self.tall:
             return self.root.unwhiten(basis), spread.T @ self.weight
-        left, dual = self.weight @ spread, self.weighted @ spread
+        left = self.weight @ spread
+        dual = left if self.weighted is self.weight else self.weighted @ spread
         sizes = (left * dual).sum(0).clamp_min(0).sqrt()
         lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support: complete the basis with what W does there
         if not lost.any():

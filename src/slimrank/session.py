@@ -87,10 +87,13 @@ class Session:
             self.choices,
         )
 
-    def target(self, name: str) -> Target:
-        """A linear as a factorizer sees it."""
+    def target(self, name: str, rank: int | None = None) -> Target:
+        """A linear as a factorizer sees it; rank: the largest it will be cut to, all by default."""
         site, found = self.site(name), self.found.setdefault(name, {})
-        return Target(self.dense[name], site.weight, self.metric.grams(site), self.decompositions[name], found)
+        known = (
+            self.decompositions[name] if rank is None or name in self.decompositions else self._decompose(name, rank)
+        )
+        return Target(self.dense[name], site.weight, self.metric.grams(site), known, found)
 
     def role(self, name: str) -> str:
         """A linear's name inside its block."""
@@ -139,10 +142,10 @@ class Session:
             for name, module in before.items():
                 set_module(model, name, module)
 
-    def _decompose(self, name: str) -> Decomposition:
+    def _decompose(self, name: str, rank: int | None = None) -> Decomposition:
         site, known = self.site(name), self.curves.get(name)
         device = site.weight.device
         pair = None
         if known is not None and known.basis is not None:
             pair = (known.values.to(device), known.basis.to(device))
-        return decompose_again(site.weight, self.metric.grams(site), self.metric.route, pair)
+        return decompose_again(site.weight, self.metric.grams(site), self.metric.route, pair, rank)

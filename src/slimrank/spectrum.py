@@ -87,11 +87,13 @@ def decompose(weight: Tensor, grams: Grams, route: str = "projector", rank: int 
     return ROUTES[route](weight.double(), grams, rank)
 
 
-def decompose_again(weight: Tensor, grams: Grams, route: str, known: Pair | None) -> Decomposition:
+def decompose_again(
+    weight: Tensor, grams: Grams, route: str, known: Pair | None, rank: int | None = None
+) -> Decomposition:
     """As decompose, with the projector route's `eigenvectors` where they are known."""
     if known is not None and route == "projector":
-        return projector_route(weight.double(), grams, found=known)
-    return decompose(weight, grams, route)
+        return projector_route(weight.double(), grams, rank, known)
+    return decompose(weight, grams, route, rank)
 
 
 @dataclass(frozen=True)
