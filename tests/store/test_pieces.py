@@ -47,3 +47,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(SlimrankError, match="disk is full"):
         kept.save("a", {"x": torch.ones(3)})
     assert torch.equal(kept.load("a")[0]["x"], torch.zeros(3)) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_later_writing_is_there_at_the_next_call_and_so_is_its_error(tmp_path, monkeypatch):
+    kept = DiskPieces(tmp_path)
+    kept.save("a", {"x": torch.ones(3)}, later=True)
+    assert "a" in kept and kept.load("a")[0]["x"].tolist() == [1, 1, 1]
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("slimrank.store.pieces.save_file", full)
+    kept.save("a", {"x": torch.zeros(3)}, later=True)
+    with pytest.raises(SlimrankError, match="disk is full"):
+        kept.load("a")
+    assert kept.load("a")[0]["x"].tolist() == [1, 1, 1]

@@ -64,7 +64,7 @@ def shelve(moments: Moments, pieces: Pieces, key: str) -> None:
             tensors |= {f"{kind}/{name}/{k}": v.cpu() for k, v in values.items() if isinstance(v, Tensor)}
             scalars = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
             facts[kind][str(name)] = {"width": sums.width, **scalars}
-    pieces.save(key, tensors, facts)
+    pieces.save(key, tensors, facts, later=True)
 
 
 def take_up(moments: Moments, pieces: Pieces, key: str) -> None:

@@ -13,6 +13,7 @@ from slimrank.model import Call, Decoder, Room
 from slimrank.store.disk import disk_errors
 
 CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # numbers at a time
+CPU_TOKENS, DEVICE_TOKENS = 2**12, 2**14
 CPU_STATES = 2**21  # numbers of the hidden states in flight
 
 
@@ -126,6 +127,6 @@ def parts_at_once(decoder: Decoder, ids: Tensor) -> Iterator[tuple[slice, slice]
 
 
 def default_batch(decoder: Decoder, window: int) -> int:
-    """Windows a batch, so that 4096 tokens are in flight; on a CPU fewer in a wide model."""
-    tokens = 4096 if decoder.device.type != "cpu" else min(4096, CPU_STATES // decoder.width)
+    """Windows a batch, so that 16384 tokens are in flight, on a CPU 4096 and in a wide model fewer."""
+    tokens = DEVICE_TOKENS if decoder.device.type != "cpu" else min(CPU_TOKENS, CPU_STATES // decoder.width)
     return max(1, tokens // window)

@@ -4,6 +4,8 @@ import json
 import shutil
 import uuid
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,8 +29,11 @@ class Pieces(Protocol):
 
     lasting: bool
 
-    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
-        """Keep tensors and JSON facts under `key`, in the place of what was there."""
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
+        """Keep tensors and JSON facts under `key`, in the place of what was there.
+
+        later: the caller goes on meanwhile, and changes no tensor; an error is raised at the next call.
+        """
 
     def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
         """What was kept; the tensors are on the CPU where the pieces are on disk."""
@@ -50,7 +55,7 @@ class MemoryPieces:
     def __init__(self) -> None:
         self._held: dict[str, tuple[dict[str, Tensor], Facts]] = {}
 
-    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
         """Holds the tensors themselves."""
         self._held[key] = dict(tensors), dict(facts or {})
 
@@ -81,16 +86,31 @@ class DiskPieces:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._verified: set[Path] = set()
+        self._writer = ThreadPoolExecutor(1, "slimrank-writer")
+        self._writing: Future[None] | None = None
 
-    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
         """Raises a SlimrankError where the disk is full, what was there staying as it was."""
+        self.settle()
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        if later:
+            self._writing = self._writer.submit(self._write, key, plain, facts)
+        else:
+            self._write(key, plain, facts)
+
+    def settle(self) -> None:
+        """Wait for what is being written; raises its error."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, key: str, plain: dict[str, Tensor], facts: Facts | None) -> None:
         path = self.folder / key
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         before = self._found(key)
         with disk_errors(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 save_file(plain, aside, metadata={FACTS: json.dumps(facts or {})})
                 final = path.with_name(f"{path.name}.{sha256_of(aside)}.safetensors")
                 aside.replace(final)
@@ -107,6 +127,7 @@ class DiskPieces:
         Raises:
             SlimrankError: if the file is not what was written.
         """
+        self.settle()
         path = self._found(key)[0]
         self._verify(path)
         with safe_open(path, "pt") as file:
@@ -114,10 +135,12 @@ class DiskPieces:
             return tensors, json.loads((file.metadata() or {}).get(FACTS, "{}"))
 
     def __contains__(self, key: object) -> bool:
+        self.settle()
         return bool(self._found(str(key)))
 
     def drop(self, key: str) -> None:
         """Removes the file."""
+        self.settle()
         for path in self._found(key):
             path.unlink()
 
@@ -130,10 +153,14 @@ class DiskPieces:
 
     def remove(self) -> None:
         """Drop every piece, and the folder."""
+        with suppress(SlimrankError):
+            self.settle()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def drop_empty(self) -> None:
-        """Remove the folder if nothing was finished."""
+        """Remove the folder if nothing was finished; an error of the last writing is told by nobody any more."""
+        with suppress(SlimrankError):
+            self.settle()
         if not any(self.folder.rglob("*.safetensors")):
             self.remove()
 
