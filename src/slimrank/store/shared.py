@@ -21,8 +21,8 @@ class SharedPieces:
     def __init__(self, pieces: DiskPieces, world: World) -> None:
         self._pieces, self._world = pieces, world
 
-    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None) -> None:
-        """Raises a SlimrankError where the disk is full, what was there staying as it was."""
+    def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
+        """At once in any case, for the others to see; a SlimrankError where the disk is full, as DiskPieces has it."""
         with self._world.turn() as mine:
             if mine:
                 self._pieces.save(key, tensors, facts)
