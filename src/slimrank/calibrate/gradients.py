@@ -62,10 +62,11 @@ def each_gradient(
     mine = decoder.world.part(len(ids))
     states = States(decoder, ids[mine])
     draws = (window_generator(decoder.device, seed, window) for window in range(mine.start, mine.stop))
-    gradients = [
-        _head_gradient(decoder, chunk, hidden, labels, list(islice(draws, len(chunk))))
-        for chunk, hidden in zip(states.ids, states.last, strict=True)
-    ]
+    with decoder.weights.hold(None):
+        gradients = [
+            _head_gradient(decoder, chunk, hidden, labels, list(islice(draws, len(chunk))))
+            for chunk, hidden in zip(states.ids, states.last, strict=True)
+        ]
     last = len(decoder) - 1
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
         outputs, totals = dict[str, PackedOutput](), dict[str, Tensor]()

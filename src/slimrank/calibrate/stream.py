@@ -30,12 +30,13 @@ class Stream:
         self.depth = 0
         self.hidden: list[Tensor] = []
         self.calls: list[list[Call]] = []
-        for chunk in self.ids:
-            hidden, calls = decoder.enter(chunk)
-            if not self.hidden:
-                self.home = Home(decoder.states_room, hidden.nbytes * len(self.ids) * copies, hidden.device)
-            self.hidden.append(self.home.put(hidden))
-            self.calls.append(self._interned(calls))
+        with decoder.weights.hold(None):
+            for chunk in self.ids:
+                hidden, calls = decoder.enter(chunk)
+                if not self.hidden:
+                    self.home = Home(decoder.states_room, hidden.nbytes * len(self.ids) * copies, hidden.device)
+                self.hidden.append(self.home.put(hidden))
+                self.calls.append(self._interned(calls))
 
     @property
     def nbytes(self) -> int:

@@ -88,6 +88,9 @@ class DiskWeights(Weights):
             yield
         finally:
             self._held[part] -= 1
+            # what is outside the blocks is large and seldom used, and changes only while it is held
+            if part is None and not self._held[None] and len(self._here) > 1 and self._bytes() > self.room:
+                self._release(None)
 
     def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
         """Read from the files, whatever is in memory."""
