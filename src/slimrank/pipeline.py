@@ -212,7 +212,7 @@ def refine(session: Session, plan: Plan) -> Plan:
             if facts is None:
                 with session.decoder.weights.whole():
                     facts = {"notes": refiner.refine(session, ranks)}
-                session.stages.finish_whole(facts)
+                    session.stages.finish_whole(facts)
             notes += facts["notes"]
         else:
             notes += refiner.refine(session, ranks)

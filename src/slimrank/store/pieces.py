@@ -146,6 +146,7 @@ class DiskPieces:
 
     def clear(self, keep: Collection[str] = ()) -> None:
         """Drop every piece and file but these pieces."""
+        self.settle()
         kept = [path for key in keep for path in self._found(key)]
         for path in list(self.folder.rglob("*")):
             if not path.is_dir() and path.name != "lock" and path not in kept:
