@@ -11,6 +11,7 @@ from torch import Tensor
 from slimrank.allocate import Ranks
 from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments
+from slimrank.calibrate.shelf import on_shelves, shelve, take_up
 from slimrank.factorize import Target
 from slimrank.forms import Form
 from slimrank.linear import weight_of
@@ -55,7 +56,6 @@ class Anchored(Refiner):
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """The linears that are planned to be dense stay as they are."""
-        outputs = self._gradients(session) if self.gradients_again else session.moments.outputs
         ids = session.windows.calibration[: self.windows]
         pairs = [Pair(session, ids)]
         if isinstance(self.mix, tuple):
@@ -64,12 +64,14 @@ class Anchored(Refiner):
         for index in session.track(range(len(session.linears)), "anchoring", len(session.linears)):
             facts = session.finished(index)
             if facts is None:
+                outputs = self._gradients(session) if self.gradients_again else session.moments.outputs
                 with session.decoder.weights.hold(index):
                     facts = {"mix": self._fit_block(session, index, ranks, outputs, *pairs)}
                 session.finish(index, facts)
             chosen += facts["mix"]
             for pair in pairs:
                 pair.advance()
+        session.pieces.drop(f"{session.stages.stage}/gradients")
         if len(pairs) == 1:
             return []
         return [f"Anchored targets: mix {', '.join(f'{m:g}' for m in chosen)} for the inputs in order."]
@@ -84,12 +86,21 @@ class Anchored(Refiner):
         return [self._fit(session, group, outputs, pair, held_out) for group in groups if group]
 
     def _gradients(self, session: Session) -> Outputs:
+        """Of the model before this pass, kept until it ends."""
+        key = f"{session.stages.stage}/gradients"
+        if key not in session.pieces:
+            shelve(self._collected(session), session.pieces, key)
+        found = on_shelves(session.pieces, session.decoder.device)
+        take_up(found, session.pieces, key)
+        return found.outputs
+
+    def _collected(self, session: Session) -> Moments:
         model, ids = session.decoder.model, session.windows.calibration[: self.gradients_again]
         present = [{name: model.get_submodule(name) for name in block} for block in session.linears]
         moments, seed = Moments(), session.windows.record["seed"]
         labels = session.metric.gradient_labels
         collect_gradients(session.decoder, ids, present, moments, labels=labels, seed=seed, track=session.track)
-        return moments.outputs
+        return moments
 
     def _fit(
         self,

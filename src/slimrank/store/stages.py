@@ -4,6 +4,8 @@ from slimrank.distributed import ALONE, World
 from slimrank.store.pieces import Facts, Pieces
 from slimrank.store.weights import Part, Weights
 
+NOTED = "noted"  # facts by stage: those of earlier ones are still asked for after a kill
+
 
 class Stages:
     """A stage goes through the blocks one by one, or changes the model as a whole.
@@ -16,6 +18,11 @@ class Stages:
         self.weights, self.pieces, self.world = weights, pieces, world
         self._begun: list[str] = []
         self._restored: dict[Part, str] = {}
+
+    @property
+    def stage(self) -> str:
+        """The present stage's name."""
+        return self._begun[-1]
 
     def begin(self, stage: str, later: list[str]) -> None:
         """The next stage; `later` are the ones behind it."""
@@ -33,13 +40,14 @@ class Stages:
         """The facts of a part that an earlier process brought through this stage, now put in its place."""
         if not self.pieces.lasting:
             return None
-        for stage in reversed([self._begun[-1], *self._later]):
+        for stage in reversed([self.stage, *self._later]):
             key = self._key(stage, part)
             if key in self.pieces:
                 if self._restored.get(part) != key:
                     self._restored[part] = key
-                    return self.weights.restore(part, self.pieces, key)
-                return self.pieces.load(key)[1]
+                    self.weights.restore(part, self.pieces, key)
+                noted: dict[str, Facts] = self.pieces.load(key)[1][NOTED]
+                return noted[self.stage]
         return None
 
     def finish(self, part: Part, facts: Facts | None = None) -> None:
@@ -54,24 +62,23 @@ class Stages:
             return
         for part in self.weights.parts:
             self._keep(part, None)
-        self.pieces.save(f"{self._begun[-1]}/done", {}, facts)
+        self.pieces.save(f"{self.stage}/done", {}, facts)
         for part in self.weights.parts:
             self._drop_earlier(part)
 
     def finished_whole(self) -> Facts | None:
         """The facts of a whole stage that an earlier process finished."""
-        stage = self._begun[-1]
-        if f"{stage}/done" not in self.pieces:
+        if f"{self.stage}/done" not in self.pieces:
             return None
         for part in self.weights.parts:
             self.finished(part)
-        return self.pieces.load(f"{stage}/done")[1]
+        return self.pieces.load(f"{self.stage}/done")[1]
 
     def _keep(self, part: Part, facts: Facts | None) -> None:
         earlier = [key for stage in self._begun[:-1] if (key := self._key(stage, part)) in self.pieces]
-        before = self.pieces.load(earlier[-1])[1] if earlier else {}
-        key = self._key(self._begun[-1], part)
-        self.weights.keep(part, self.pieces, key, {**before, **(facts or {})})
+        noted = self.pieces.load(earlier[-1])[1][NOTED] if earlier else {}
+        key = self._key(self.stage, part)
+        self.weights.keep(part, self.pieces, key, {NOTED: {**noted, self.stage: facts or {}}})
         if self.world.follows:
             self.weights.restore(part, self.pieces, key)
         self._restored[part] = key
