@@ -23,6 +23,7 @@ from slimrank.report import write_report as write_page
 from slimrank.result import Result, peak_memory
 
 T = TypeVar("T")
+LONGEST = 2000
 out = Console() if sys.stdout.isatty() else Console(width=160)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -45,8 +46,8 @@ def track(iterable: Iterable[T], description: Description, total: int) -> Iterat
 
 
 def error(message: str) -> None:
-    """One sentence on stderr."""
-    err.print("[bold red]error:[/]", Text(message))
+    """One sentence on stderr; what it quotes of a damaged file may be long."""
+    err.print("[bold red]error:[/]", Text(message if len(message) < LONGEST else f"{message[:LONGEST]} ..."))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

@@ -98,6 +98,10 @@ class Decoder:
             raise UsageError("The filter matches none of the decoder blocks' linears: widen it.")
         return found
 
+    def role(self, name: str) -> str:
+        """A linear's name inside its block."""
+        return name.removeprefix(f"{self.prefix}.").partition(".")[2]
+
     def outside_linears(self) -> dict[str, int]:
         """The blocks' matrices that are in no linear and stay as they are, such as fused experts, by numbers held."""
         inside = {id(p) for module in self.blocks.modules() if is_linear(module) for p in module.parameters()}

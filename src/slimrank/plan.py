@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -83,14 +84,14 @@ class Plan(BaseModel):
         """
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UsageError(
-                f"Plan {path} cannot be read as JSON ({error}): give a file that slimrank plan wrote."
-            ) from error
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"Plan {path}, key {key!r}: {first['msg'].lower()}.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"Plan {path} cannot be read as JSON ({error}): give a file that slimrank plan wrote."
+            ) from error
 
 
 def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> Plan:
@@ -102,7 +103,9 @@ def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> P
     if plan.version != VERSION:
         raise UsageError(f"The plan has version {plan.version}, this slimrank reads {VERSION}: make it again.")
     if plan.model != fingerprint(decoder):
-        raise UsageError(f"The plan was made for {plan.model}, this model is {fingerprint(decoder)}: make it again.")
+        raise UsageError(
+            f"The plan was made for {shortly(plan.model)}, this model is {fingerprint(decoder)}: make it again."
+        )
     checked = {}
     for name, linear in plan.linears.items():
         if name not in linears:
@@ -110,6 +113,12 @@ def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> P
         shape = shape_of(linears[name])
         if linear.shape != shape:
             raise UsageError(f"The plan gives {name} the shape {linear.shape}, the model has {shape}: make it again.")
+        block, role = decoder.weights.part_of(name), decoder.role(name)
+        if (linear.block, linear.role) != (block, role):
+            raise UsageError(
+                f"The plan puts {name} into block {linear.block} as {linear.role!r}, where the model has it in block "
+                f"{block} as {role!r}: make it again."
+            )
         if linear.rank is not None and not 1 <= linear.rank <= min(shape):
             raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {min(shape)}, or null for dense.")
         cost = shape[0] * shape[1] if linear.rank is None else plan.recipe.form.cost(shape, linear.rank)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -106,10 +107,10 @@ def _chosen(value: Any, key: str, table: Mapping[str, type[BaseModel]]) -> BaseM
     if isinstance(value, BaseModel):
         return value
     options = {"name": value} if isinstance(value, str) else value
-    if not isinstance(options, dict) or options.get("name") not in table:
-        name = options.get("name") if isinstance(options, dict) else options
-        raise UsageError(f"Recipe key {key}.name is {name!r}: choose one of {', '.join(table) or 'none yet'}.")
-    return _validated(table[options["name"]], options, f"{key}.")
+    name = options.get("name") if isinstance(options, dict) else options
+    if not isinstance(options, dict) or not isinstance(name, str) or name not in table:
+        raise UsageError(f"Recipe key {key}.name is {shortly(name)}: choose one of {', '.join(table) or 'none yet'}.")
+    return _validated(table[name], options, f"{key}.")
 
 
 def _read(recipe: str | Path) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         raise UsageError(f"There is no recipe {str(recipe)!r}: give a YAML file or one of {', '.join(shipped)}.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise UsageError(f"Recipe {path} is not readable YAML ({_one_line(error)}): correct it.") from error
     if not isinstance(raw, dict):
         raise UsageError(f"Recipe {path} must be a mapping of keys such as metric and allocate.")
@@ -139,7 +140,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         raw = raw[key]
     try:
         raw[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--set {setting}: the value is not readable ({_one_line(error)}).") from error
 
 
@@ -153,7 +154,7 @@ def _validated(kind: type[T], raw: Any, prefix: str) -> T:
             raise UsageError(
                 f"Unknown recipe key {key!r}{_neighbours(str(first['loc'][-1]), kind.model_fields)}."
             ) from error
-        raise UsageError(f"Recipe key {key!r}: {first['msg'].lower()}, not {first['input']!r}.") from error
+        raise UsageError(f"Recipe key {key!r}: {first['msg'].lower()}, not {shortly(first['input'])}.") from error
 
 
 def _neighbours(key: str, known: Mapping[str, Any]) -> str:

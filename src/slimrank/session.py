@@ -97,7 +97,7 @@ class Session:
 
     def role(self, name: str) -> str:
         """A linear's name inside its block."""
-        return name.removeprefix(f"{self.decoder.prefix}.").partition(".")[2]
+        return self.decoder.role(name)
 
     def block_of(self, name: str) -> int:
         """The block that a linear is in."""

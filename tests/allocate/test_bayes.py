@@ -93,6 +93,14 @@ def test_a_line_that_a_full_disk_left_half_written_is_cut_off(made, tmp_path):
     assert [trial.state.name for trial in trials(storage)] == ["COMPLETE"] * 5
 
 
+def test_a_file_that_is_no_study_is_left_alone(made, tmp_path):
+    storage = tmp_path / "notes.txt"
+    storage.write_text("mine\nand no line's end")
+    with pytest.raises(UsageError, match="is a file, but no study"):
+        Bayes(storage=str(storage), trials=1, **QUICK).allocate(problem(made))
+    assert storage.read_text() == "mine\nand no line's end"
+
+
 def test_a_lock_that_a_killed_process_left_on_a_study_in_a_relative_folder_is_waited_for(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(optuna.storages.journal.JournalFileSymlinkLock.__init__, "__defaults__", (3,))

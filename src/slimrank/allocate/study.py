@@ -107,12 +107,18 @@ def best_value(study: "optuna.Study") -> float | None:
 
 
 def _mend(path: Path) -> None:
-    """Cut off the line that a full disk left half written, which would spoil all that follow it."""
+    """Cut off the line that a full disk left half written, which would spoil all that follow it.
+
+    Raises:
+        UsageError: if the file is something else than a study.
+    """
     lock = require_optuna().storages.journal.JournalFileSymlinkLock(str(path))
     if path.is_file():
         lock.acquire()
         try:
             content = path.read_bytes()
+            if content and b'"op_code"' not in content.split(b"\n")[0]:
+                raise UsageError(f"allocate.storage {path} is a file, but no study: name another one.")
             if not content.endswith(b"\n"):
                 os.truncate(path, content.rfind(b"\n") + 1)
         finally:

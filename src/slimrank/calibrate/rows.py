@@ -40,7 +40,7 @@ def jsonl_rows(path: Path, field: str) -> Iterator[Row]:
 def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SlimrankError(f"{path} line {number} is not JSON ({error}): mend or remove the line") from None
     if not isinstance(row, dict):
         raise SlimrankError(

@@ -4,13 +4,19 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from slimrank.errors import SlimrankError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_tokens: bool = True) -> list[list[int]]:
     """The token ids of each text, with the tokenizer's default special tokens; however long, without a warning."""
-    encoded = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
+    try:
+        encoded = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
+    except Exception as error:  # the libraries raise errors of many unrelated types
+        reason = " ".join(str(error).split())[:300]
+        raise SlimrankError(f"The tokenizer cannot read the text ({reason}): get an intact tokenizer.") from error
     return encoded["input_ids"]
 
 

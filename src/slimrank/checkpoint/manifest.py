@@ -26,7 +26,7 @@ def verify(folder: Path) -> list[str]:
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SlimrankError(f"The file {folder / MANIFEST} is damaged ({error!r}); fetch it again.") from error
     for name, (size, digest) in expected.items():
         _verify_file(folder / name, size, digest)

@@ -15,7 +15,7 @@ def read_layers(folder: Path) -> dict[str, dict[str, Any]]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SlimrankError(f"The file {path} can't be read ({error.strerror}); name a checkpoint folder.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SlimrankError(f"The file {path} is not JSON ({error}); fetch the checkpoint again.") from error
     quantization = config.get("quantization_config") or {}
     if quantization.get("quant_method") != METHOD:

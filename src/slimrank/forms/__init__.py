@@ -1,5 +1,6 @@
 """The forms a compressed linear layer can take: one file a form, one line in the table."""
 
+from reprlib import repr as shortly
 from typing import Any
 
 from torch import nn
@@ -21,10 +22,10 @@ FORMS: dict[str, type[Form]] = {
 def form_of(name: str, entry: dict[str, Any]) -> type[Form]:
     """The class of the layer `name` with the JSON `entry`; a SlimrankError names a form or rank that can't be."""
     form, rank = entry.get("form"), entry.get("rank")
-    if form not in FORMS:
-        raise SlimrankError(f"The layer {name} has the unknown form {form!r}; known are {', '.join(FORMS)}.")
+    if not isinstance(form, str) or form not in FORMS:
+        raise SlimrankError(f"The layer {name} has the unknown form {shortly(form)}; known are {', '.join(FORMS)}.")
     if type(rank) is not int or rank < 1:
-        raise SlimrankError(f"The layer {name} has the rank {rank!r}; give a whole number from 1.")
+        raise SlimrankError(f"The layer {name} has the rank {shortly(rank)}; give a whole number from 1.")
     check_bits(name, form, entry.get("bits"))
     return FORMS[form]
 

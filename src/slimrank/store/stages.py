@@ -21,8 +21,8 @@ class Stages:
 
     @property
     def stage(self) -> str:
-        """The present stage's name."""
-        return self._begun[-1]
+        """The present stage's name; a refiner may also be run alone."""
+        return self._begun[-1] if self._begun else "alone"
 
     def begin(self, stage: str, later: list[str]) -> None:
         """The next stage; `later` are the ones behind it."""
