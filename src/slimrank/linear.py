@@ -1,5 +1,6 @@
 """A dense linear layer read the same way whether it is an nn.Linear or a transformers Conv1D."""
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -30,3 +31,19 @@ def bias_of(dense: nn.Module) -> Tensor | None:
     """The bias (out,) of a dense linear, detached, where it has one."""
     bias = getattr(dense, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+@torch.no_grad()
+def permute_outputs(dense: nn.Module, order: Tensor) -> None:
+    """Let a dense linear's output i be what output order[i] was, order (out,) int64, in place."""
+    weight, bias = weight_of(dense), bias_of(dense)
+    weight.copy_(weight[order])
+    if bias is not None:
+        bias.copy_(bias[order])
+
+
+@torch.no_grad()
+def permute_inputs(dense: nn.Module, order: Tensor) -> None:
+    """Let a dense linear's input i be what input order[i] was, order (in,) int64, in place."""
+    weight = weight_of(dense)
+    weight.copy_(weight[:, order])

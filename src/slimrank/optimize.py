@@ -1,4 +1,4 @@
-"""Make a model faster at inference: linears that read the same input become one product.
+"""Make a model faster at inference: orders are folded away, and linears that read the same input become one product.
 
 In a decoder block q, k and v read one tensor, and so do gate and up. What reads it in each, the weight of a dense layer
 or the input factor of a compressed one, is stacked into one matrix, so that a step starts fewer and larger products.
@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slimrank.fold import fold_orders
 from slimrank.model import attached, set_module
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
-    """Pack the linears of `model` that share an input, in place, for inference; returns the model.
+    """Fold orders away and pack the linears of `model` that share an input, in place; returns the model.
 
-    The state dict stays as it was, so the model saves and loads like before; outputs differ by rounding only. The
-    packed weights get no gradients and are no nn.Linear for PEFT: fine-tune first, then optimize.
+    The state dict keeps its keys and shapes, so the model saves and loads like before, though channels inside an MLP
+    may be in another order; outputs differ by rounding only. The packed weights get no gradients and are no nn.Linear
+    for PEFT: fine-tune first, then optimize.
     """
+    fold_orders(model)
     for names in shared_inputs(model):
         linears = [model.get_submodule(name) for name in names]
         packed = Packed([linear for linear in linears if isinstance(linear, nn.Linear)])

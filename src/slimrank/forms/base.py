@@ -99,6 +99,14 @@ class Form(nn.Module):
         """W' (out, in), multiplied out in float64."""
         raise NotImplementedError
 
+    def permute_outputs(self, order: Tensor) -> None:
+        """Let output i be what output order[i] was, order (out,) int64, in place."""
+        raise NotImplementedError
+
+    def permute_inputs(self, order: Tensor) -> None:
+        """Let input i be what input order[i] was, order (in,) int64, in place."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         """The shape, as nn.Linear prints it."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"

@@ -5,8 +5,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from slimrank.forms.bits import places
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.quantized import matrix_of
+from slimrank.linear import permute_inputs, permute_outputs
 
 
 class KeptColumns(Ordered):
@@ -40,7 +42,9 @@ class KeptColumns(Ordered):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
-        kept, rest = x.index_select(-1, self.known_order()).tensor_split((self.columns,), dim=-1)
+        if not self.in_order:
+            x = x.index_select(-1, self.known_order())
+        kept, rest = x.tensor_split((self.columns,), dim=-1)
         return self.up(torch.cat([kept, self.down(rest)], dim=-1))
 
     def make_order(self) -> Tensor:
@@ -82,6 +86,22 @@ class KeptColumns(Ordered):
     def entry(self) -> dict[str, Any]:
         """Form, rank, and how many columns are kept."""
         return super().entry() | {"columns": self.columns}
+
+    def permute_outputs(self, order: Tensor) -> None:
+        """Reorder the rows of [W_K, U] and the bias."""
+        permute_outputs(self.up, order)
+
+    @torch.no_grad()
+    def permute_inputs(self, order: Tensor) -> None:
+        """Reorder the kept columns among themselves and the others likewise."""
+        among = torch.zeros(self.in_features, dtype=torch.bool, device=order.device)
+        among[self.kept.long()] = True
+        place, now = places(among)[order], among[order]
+        behind = torch.arange(self.columns, self.up.in_features, device=order.device)
+        permute_inputs(self.up, torch.cat([place[now], behind]))
+        permute_inputs(self.down, place[~now])
+        self.kept.copy_(now.nonzero().flatten())
+        self.forget_order()
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

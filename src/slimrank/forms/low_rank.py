@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.forms.base import Form
 from slimrank.forms.quantized import matrix_of
+from slimrank.linear import permute_inputs, permute_outputs
 
 
 class LowRank(Form):
@@ -48,6 +49,14 @@ class LowRank(Form):
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
         """r (out + in)."""
         return entry["rank"] * (out_features + in_features)
+
+    def permute_outputs(self, order: Tensor) -> None:
+        """Reorder U's rows and the bias."""
+        permute_outputs(self.up, order)
+
+    def permute_inputs(self, order: Tensor) -> None:
+        """Reorder V's columns."""
+        permute_inputs(self.down, order)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

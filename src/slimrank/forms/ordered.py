@@ -12,6 +12,8 @@ class Ordered(Form):
     """A form with an order (n,) int64 that isn't stored: `order` is None until the first call makes it."""
 
     order: Tensor | None
+    in_order: bool = False
+    """Whether the order is known to change nothing, so that a call need not look."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,6 +30,15 @@ class Ordered(Form):
                 self.order = self.make_order()
         return self.order
 
+    def forget_order(self) -> None:
+        """The stored tensors are others now."""
+        self.order, self.in_order = None, False
+
+    def find_in_order(self) -> None:
+        """See whether the order changes nothing."""
+        order = self.make_order()
+        self.in_order = torch.equal(order, torch.arange(len(order), device=order.device))
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.order = None
+        self.forget_order()

@@ -10,6 +10,7 @@ from slimrank.forms.bits import pack, packed_bytes, places, unpack
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.pivots import pivot_rows
 from slimrank.forms.quantized import matrix_of
+from slimrank.linear import permute_inputs, permute_outputs
 
 
 class Pivoted(Ordered):
@@ -47,7 +48,8 @@ class Pivoted(Ordered):
         y = self.pivots(x)
         if self.others is not None:
             y = torch.cat([y, self.others(y)], dim=-1)
-        y = permute_last(y, self.known_order())
+        if not self.in_order:
+            y = permute_last(y, self.known_order())
         return y if self.bias is None else y + self.bias
 
     def make_order(self) -> Tensor:
@@ -76,6 +78,24 @@ class Pivoted(Ordered):
         """r in + (out - r) r, and a byte for every eight rows."""
         rank = entry["rank"]
         return rank * in_features + (out_features - rank) * rank + packed_bytes(out_features)
+
+    @torch.no_grad()
+    def permute_outputs(self, order: Tensor) -> None:
+        """Reorder the pivots among themselves and the others likewise, and the bias."""
+        pivot = unpack(self.chosen, self.out_features)
+        place, now = places(pivot)[order], pivot[order]
+        permute_outputs(self.pivots, place[now])
+        if self.others is not None:
+            permute_inputs(self.others, place[now])
+            permute_outputs(self.others, place[~now])
+        if self.bias is not None:
+            self.bias.copy_(self.bias[order])
+        self.chosen.copy_(pack(now))
+        self.forget_order()
+
+    def permute_inputs(self, order: Tensor) -> None:
+        """Reorder the pivots' columns."""
+        permute_inputs(self.pivots, order)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
