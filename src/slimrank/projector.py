@@ -63,11 +63,13 @@ class Small:
         sizes = (left * dual).sum(0).clamp_min(0).sqrt()
         lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support: complete the basis with what W does there
         if not lost.any():
-            square = (left / sizes).T @ (dual / sizes)
+            unit = left.div_(sizes)
+            square = unit.T @ (unit if dual is left else dual.div_(sizes))
+            del dual
             factor, failed = torch.linalg.cholesky_ex(square)
             if not failed and (square.abs().sum(0) <= 1.5).all():
-                left = torch.linalg.solve_triangular(factor.T, left / sizes, upper=True, left=False)
-                return left, left.T @ self.weighted
+                unit = torch.linalg.solve_triangular(factor.T, unit, upper=True, left=False)
+                return unit, unit.T @ self.weighted
         outer = Root.of(self.grams.left)
         unit = torch.linalg.qr(outer.whiten(torch.where(lost, self.weight @ basis, left))).Q
         return outer.unwhiten(unit), unit.T @ outer.whiten(self.weight)

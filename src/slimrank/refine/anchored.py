@@ -132,7 +132,9 @@ class Anchored(Refiner):
         def layer(name: str) -> Form:
             dense, rank = session.dense[name], group[name]
             weight = weight_of(dense).detach()
-            target = anchored_target(weight, moments.gram, moments.cross[name], mix, self.damping)
+            cross = moments.cross[name] if isinstance(self.mix, tuple) else moments.cross.pop(name)
+            target = anchored_target(weight, moments.gram, cross, mix, self.damping)
+            del cross
             left = session.metric.left_gram(replace(session.site(name), outputs=outputs.get(name)))
             grams = Grams(left, moments.gram)
             decomposition = decompose(target, grams, session.metric.route, rank)
