@@ -160,5 +160,7 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
     else:
         gram.copy_(factor)
         del factor
-        shift = torch.cholesky_solve(correction.T, gram.T, upper=True).T
+        # two triangular solutions, since cholesky_solve copies the factor
+        correction = torch.linalg.solve_triangular(gram.T, correction, upper=True, left=False)
+        shift = torch.linalg.solve_triangular(gram, correction, upper=False, left=False)
     return shift.mul_(mix).add_(weight)
