@@ -12,7 +12,7 @@ from slimrank.forms.base import Form
 from slimrank.pipeline import factorize, make_plan
 from slimrank.recipe import load_recipe
 from slimrank.refine.blocks import Blocks
-from slimrank.refine.distill import Distill, held_out_divergence
+from slimrank.refine.distill import Distill, held_out_divergence, lr_for
 from slimrank.refine.training import Best, Descent, divergence, teacher_of, trainable
 
 
@@ -67,6 +67,12 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
     assert after < 0.9 * before and f"{before:.4f} to {after:.4f}" in note
     assert f"read {40 * 4 * window:,} tokens" in note
     assert all(p.grad is None for p in session.decoder.model.parameters())
+
+
+def test_the_less_was_lost_the_smaller_the_steps(compressed):
+    session, width = compressed[0], compressed[0].decoder.width
+    assert lr_for(1.0, session) == pytest.approx(0.24 / width)
+    assert lr_for(0.01, session) == pytest.approx(0.024 / width)
 
 
 def test_block_refinement_brings_every_block_nearer(compressed):

@@ -11,7 +11,7 @@ from slimrank.allocate import Ranks
 from slimrank.distributed import ALONE, World
 from slimrank.refine.base import Refiner
 from slimrank.refine.restart import go_on, keep
-from slimrank.refine.training import Best, Descent, default_lr, divergence, teacher_of, trainable, training
+from slimrank.refine.training import Best, Descent, divergence, teacher_of, trainable, training
 from slimrank.session import Session
 
 STATE = "distill/state"
@@ -20,9 +20,9 @@ STATE = "distill/state"
 class Distill(Refiner):
     """Descent on KL(dense || compressed) over fresh windows of the calibration text.
 
-    tokens: how many are read at most; batch: windows a step; lr: 0.256 / width by default; checks: how often the
-    held-out windows are asked, whose best state is the one that stays. After a kill it goes on from the last check.
-    Of several processes each takes its share of every step's windows.
+    tokens: how many are read at most; batch: windows a step; lr: 0.24 sqrt(KL) / width by default, with the held-out KL
+    before the first step; checks: how often the held-out windows are asked, whose best state is the one that stays.
+    After a kill it goes on from the last check. Of several processes each takes its share of every step's windows.
     """
 
     name: Literal["distill"] = "distill"
@@ -43,7 +43,7 @@ class Distill(Refiner):
         held_out = session.windows.held_out.to(device)
         before = held_out_divergence(student, teacher, held_out, world)
         best = Best(parameters, before)
-        descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name, world=world)
+        descent = Descent(parameters, lr=self.lr or lr_for(before, session), steps=steps, what=self.name, world=world)
         fresh = session.windows.more(steps * self.batch, session.windows.record["seed"] + 1).split(self.batch)
         every = max(1, steps // self.checks)
         done = go_on(session.pieces, STATE, descent, best)
@@ -64,6 +64,11 @@ class Distill(Refiner):
             f"Distillation read {steps * self.batch * window:,} tokens and took the held-out divergence from "
             f"{before:.4f} to {best.loss:.4f} nats a token (best at step {best.step} of {steps})."
         ]
+
+
+def lr_for(divergence: float, session: Session) -> float:
+    """0.24 sqrt(KL) / width: a loss that is quadratic in the weights lies as far from its minimum as its root says."""
+    return 0.24 * max(divergence, 0.0) ** 0.5 / session.decoder.width
 
 
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
