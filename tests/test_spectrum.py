@@ -66,6 +66,20 @@ def test_two_sided_is_the_svd_of_the_weighted_matrix(shape, diagonal):
         assert error == pytest.approx(values[rank:].square().sum().item(), rel=1e-8)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_alternating_least_squares_finds_nothing_better(shape):
+    w, g = random(*shape), inputs(shape[0], seed=3) / 10
+    x = inputs(shape[1])
+    left_gram, gram = g @ g.T, x @ x.T
+    left, right = decompose(w, Grams(left_gram, gram)).cut(7)
+    left_again = torch.linalg.solve(right @ gram @ right.T, right @ gram @ w.T).T
+    right_again = torch.linalg.solve(left.T @ left_gram @ left, left.T @ left_gram @ w)
+    product = left @ right
+    tolerance = {"rtol": 1e-5, "atol": 1e-6 * product.abs().max().item()}
+    torch.testing.assert_close(left_again @ right, product, **tolerance)
+    torch.testing.assert_close(left @ right_again, product, **tolerance)
+
+
 def test_no_metric_is_plain_svd():
     w = random(12, 20)
     left, right = decompose(w, Grams()).cut(5)
