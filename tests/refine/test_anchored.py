@@ -3,6 +3,7 @@ import torch
 
 from slimrank.calibrate import collect, collect_gradients
 from slimrank.calibrate.windows import Windows
+from slimrank.errors import SlimrankError
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import Form
 from slimrank.metric.two_sided import TwoSided
@@ -41,6 +42,16 @@ def test_the_target_is_the_mix_of_the_weight_and_the_regression():
     ridge = (30 * 0.1 * gram.trace() / 5).sqrt() * torch.eye(5).double()
     expected = torch.linalg.lstsq(torch.cat([x, ridge]), torch.cat([t, ridge @ w.T])).solution.T
     torch.testing.assert_close(anchored_target(w, gram.clone(), cross, 1.0, 0.1), expected)
+
+
+def test_a_gram_that_rounding_made_indefinite_is_damped_until_it_can_be_factored():
+    gram = torch.diag(torch.tensor([4.0, 1.0, -1e-5])).double()
+    w, cross = torch.ones(2, 3).double(), torch.zeros(2, 3).double()
+    damped = gram + (1e-6 + 1e-5) * gram.trace() / 3 * torch.eye(3).double()
+    expected = w - w @ gram @ damped.inverse()
+    torch.testing.assert_close(anchored_target(w, gram.clone(), cross, 1.0, 1e-6), expected)
+    with pytest.raises(SlimrankError, match="NaN or Inf"):
+        anchored_target(w, gram * torch.nan, cross, 1.0, 1e-6)
 
 
 @pytest.mark.parametrize("mix", [0.0, 1.0])

@@ -12,6 +12,7 @@ from slimrank.allocate import Ranks
 from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
+from slimrank.errors import SlimrankError
 from slimrank.factorize import Target
 from slimrank.forms import Form
 from slimrank.linear import weight_of
@@ -35,9 +36,9 @@ class Anchored(Refiner):
 
     mix: a share, or several of which each input's linears take the one with the least block error on held-out windows.
     residual: let t also make up for what the residual stream lost before it. damping: of the correction's
-    E[x^ x^T], relative to its mean diagonal. windows: how many calibration windows are used, all by default.
-    gradients_again: on how many of them the metric's gradients are first taken anew, of the model as compressed so
-    far; worth it after an earlier pass.
+    E[x^ x^T], relative to its mean diagonal, tenfold as often as rounding left that indefinite. windows: how many
+    calibration windows are used, all by default. gradients_again: on how many of them the metric's gradients are first
+    taken anew, of the model as compressed so far; worth it after an earlier pass.
     """
 
     name: Literal["anchored"] = "anchored"
@@ -153,14 +154,23 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
     if not mix:
         return weight.double()
     correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
-    gram.diagonal().add_(damping * gram.diagonal().mean())
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        shift = torch.linalg.solve(gram, correction.T).T
-    else:
-        gram.copy_(factor)
+    _factor(gram, damping)
+    # two triangular solutions, since cholesky_solve copies the factor
+    correction = torch.linalg.solve_triangular(gram.T, correction, upper=True, left=False)
+    return torch.linalg.solve_triangular(gram, correction, upper=False, left=False).mul_(mix).add_(weight)
+
+
+def _factor(gram: Tensor, damping: float) -> None:
+    """Put the Cholesky factor of the damped H in its place; damped tenfold where rounding made H indefinite."""
+    mean, most = gram.diagonal().mean(), max(1.0, damping)
+    while damping <= most:
+        gram.diagonal().add_(damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            gram.copy_(factor)
+            return
         del factor
-        # two triangular solutions, since cholesky_solve copies the factor
-        correction = torch.linalg.solve_triangular(gram.T, correction, upper=True, left=False)
-        shift = torch.linalg.solve_triangular(gram, correction, upper=False, left=False)
-    return shift.mul_(mix).add_(weight)
+        damping = max(10 * damping, 1e-10)
+    raise SlimrankError(
+        "Anchoring met NaN or Inf in the compressed model's inputs: try --dtype float32 or raise --keep."
+    )
