@@ -42,7 +42,7 @@ def run(options: dict, die_after: int = NEVER, die_at: float | None = None) -> R
         process = _forks.Process(target=_child, args=(options, die_after, log))
         started = time.perf_counter()
         process.start()
-        while not log.exists():  # the seconds count from where the child's own work begins
+        while not log.exists() and process.is_alive():  # the seconds count from where the child's own work begins
             time.sleep(0.001)
             started = time.perf_counter()
         process.join(die_at)
