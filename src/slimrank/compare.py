@@ -46,7 +46,7 @@ class Row:
 
 @dataclass
 class Calibration:
-    """The moments that rows share, with gradients for each kind of labels that was asked for, and their seconds."""
+    """The moments that rows share, with gradients for each kind and number that was asked for, and their seconds."""
 
     decoder: Decoder
     linears: list[dict[str, nn.Module]]
@@ -57,26 +57,27 @@ class Calibration:
     track: Track
 
     def __post_init__(self) -> None:
-        self._gradients: dict[str, tuple[Moments, float]] = {}
+        self._gradients: dict[tuple[str, int], tuple[Moments, float]] = {}
 
     def moments_for(self, recipe: Recipe) -> tuple[Moments, float]:
         """The moments that the recipe needs, and the seconds that they take."""
         if not recipe.gradients:
             return self.moments, self.seconds
-        labels = recipe.metric.gradient_labels
-        if labels not in self._gradients:
+        labels, ids = recipe.metric.gradient_labels, recipe.gradient_windows(self.windows.calibration)
+        kind = labels, len(ids)
+        if kind not in self._gradients:
             started, moments = time.perf_counter(), replace(self.moments, outputs={})
             collect_gradients(
                 self.decoder,
-                self.windows.calibration,
+                ids,
                 self.linears,
                 moments,
                 labels=labels,
                 seed=self.windows.record["seed"],
                 track=self.track,
             )
-            self._gradients[labels] = (moments, time.perf_counter() - started)
-        moments, seconds = self._gradients[labels]
+            self._gradients[kind] = (moments, time.perf_counter() - started)
+        moments, seconds = self._gradients[kind]
         return moments, self.seconds + seconds
 
 

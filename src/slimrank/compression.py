@@ -122,6 +122,7 @@ def compress(
                 windows,
                 linears,
                 labels=chosen.metric.gradient_labels if chosen.gradients else None,
+                gradients_on=chosen.gradient_windows(windows.calibration),
                 of_weights=chosen.weight_gradients,
                 pieces=pieces,
                 track=track,

@@ -19,7 +19,7 @@ from slimrank.store.weights import Part
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
 LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
 EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
-PASSES = 3, 6, 6  # forward passes over the windows: calibration, gradients, anchored targets
+PASSES = 3, 6, 9  # forward passes over the windows: calibration, gradients, refiners a block at a time
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,15 @@ def calibrate(
     linears: list[dict[str, nn.Module]],
     *,
     labels: Labels | None = None,
+    gradients_on: Tensor | None = None,
     of_weights: bool = True,
     pieces: Pieces | None = None,
     track: Track = no_track,
 ) -> tuple[Moments, Moments]:
     """Texts -> Moments, of the calibration windows and of the held-out ones, block by block into `pieces`.
 
-    With `labels`, of gradients too; of_weights: also of those of the weights themselves.
+    With `labels`, of gradients too, on the windows `gradients_on`, by default the calibration ones; of_weights: also of
+    those of the weights themselves.
     """
     pieces = MemoryPieces() if pieces is None else pieces
     moments, held_out = (on_shelves(pieces, decoder.device) for _ in range(2))
@@ -57,7 +59,7 @@ def calibrate(
 
     if labels:
         walk = partial(each_gradient, labels=labels, seed=windows.record["seed"], of_weights=of_weights)
-        into(moments, "gradients", walk, windows.calibration)
+        into(moments, "gradients", walk, windows.calibration if gradients_on is None else gradients_on)
     into(moments, "inputs", each_block, windows.calibration)
     spent = [index for index, block in enumerate(linears) if have_curves(pieces, block)]
     into(held_out, "held-out", partial(each_block, blocks=False), windows.held_out, spent)

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from torch import Tensor
 
 from slimrank.allocate import ALLOCATORS, Allocator
 from slimrank.errors import UsageError
@@ -55,6 +56,13 @@ class Recipe(BaseModel):
     def weight_gradients(self) -> bool:
         """Whether the gradient pass must look at the gradients of the weights themselves."""
         return self.metric.weight_gradients or self.allocate.weight_gradients
+
+    def gradient_windows(self, windows: Tensor) -> Tensor:
+        """Of the calibration windows (count, tokens) those that the gradient pass reads."""
+        tokens = self.metric.gradient_tokens
+        if tokens is None or self.allocate.gradients or any(step.gradients for step in self.refine):
+            return windows
+        return windows[: -(-tokens // windows.shape[1])]
 
     def refined(self, by: Refinement) -> "Recipe":
         """The recipe with this one, or none, in the place of its refiners that train."""

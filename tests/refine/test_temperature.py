@@ -5,8 +5,9 @@ from sessions import session
 from transformers import OPTConfig
 
 from slimrank.allocate.measure import cut
+from slimrank.calibrate.stream import final_states
 from slimrank.model import set_module
-from slimrank.refine.temperature import Gain, Temperature, final_norm, final_states, lowest
+from slimrank.refine.temperature import Gain, Temperature, final_norm, lowest
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,6 +1,6 @@
 """Collect Moments: windows go through the decoder a block at a time, while hooks watch every linear's input."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
 
 
 def add_up(
-    decoder: Decoder, moments: Moments, inputs: dict[str, PackedInput], linears: dict[str, nn.Module]
+    decoder: Decoder, moments: Moments, inputs: dict[str, PackedInput], linears: Mapping[str, nn.Module]
 ) -> dict[str, PackedInput]:
     """Make the inputs' moments, of this process's windows, those of all; some linears only others may have reached."""
     leaders = decoder.world.gathered(moments.leader)
@@ -102,7 +102,7 @@ def _shared_at_times(name: str) -> SlimrankError:
 
 
 @contextmanager
-def watch_inputs(linears: dict[str, nn.Module], moments: Moments) -> Iterator[dict[str, PackedInput]]:
+def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator[dict[str, PackedInput]]:
     """Note every input that reaches the linears in `moments`, once where several linears read the same tensor."""
     seen: dict[int, tuple[Tensor, str]] = {}
     inputs: dict[str, PackedInput] = {}

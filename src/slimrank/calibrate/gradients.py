@@ -8,10 +8,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate.collect import Linears, merged, require_finite
+from slimrank.calibrate.backward import Loss, States, head_gradient, step_back
+from slimrank.calibrate.collect import Linears, merged
 from slimrank.calibrate.moments import Moments, PackedOutput
 from slimrank.calibrate.products import product
-from slimrank.calibrate.stream import Stream, default_batch, parts_at_once
+from slimrank.calibrate.stream import Part
 from slimrank.linear import shape_of
 from slimrank.model import Decoder, attached
 from slimrank.progress import Track, no_track
@@ -64,61 +65,19 @@ def each_gradient(
     draws = (window_generator(decoder.device, seed, window) for window in range(mine.start, mine.stop))
     with decoder.weights.hold(None):
         gradients = [
-            _head_gradient(decoder, chunk, hidden, labels, list(islice(draws, len(chunk))))
+            head_gradient(decoder, chunk, hidden, token_losses(chunk, labels, list(islice(draws, len(chunk)))))
             for chunk, hidden in zip(states.ids, states.last, strict=True)
         ]
     last = len(decoder) - 1
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
         outputs, totals = dict[str, PackedOutput](), dict[str, Tensor]()
-        watched = {} if index in done else linears[index]
-        for batch, before in enumerate(states.before(index)):
-            before = before.to(decoder.device).detach().requires_grad_()
-            with torch.enable_grad(), watch_gradients(watched, outputs, totals if of_weights else None):
-                after = decoder.run(index, before, states.calls[batch][index])
-                (gradient,) = torch.autograd.grad(after, before, gradients[batch].to(after.device))
-                gradients[batch] = states.home.put(gradient)
-        for gradient in gradients:
-            require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
+        with watch_gradients({} if index in done else linears[index], outputs, totals if of_weights else None):
+            step_back(decoder, states, gradients, index)
         if index not in done:
             add_up(decoder, outputs, totals if of_weights else None, linears[index])
             for name, one in outputs.items():
                 one.gradient_norm = totals[name].norm().item() if name in totals else 0.0
             yield index, Moments(outputs=outputs)
-
-
-class States:
-    """The hidden states before every block, on the way back: held for all blocks, or every k-th and followed again."""
-
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
-        self._decoder, depth = decoder, len(decoder)
-        batch = default_batch(decoder, ids.shape[1])
-        first = Stream(decoder, ids[:batch], batch)
-        size = first.nbytes * len(ids) // len(ids[:batch])
-        self._every = stride(depth, decoder.states_room.host // max(size, 1))
-        stream = Stream(decoder, ids, batch, copies=-(-depth // self._every) + self._every)
-        self._held: dict[int, list[Tensor]] = {}
-        while stream.depth < depth:
-            if stream.depth % self._every == 0:
-                self._held[stream.depth] = list(stream.hidden)
-            stream.skip(1)
-        self.ids, self.calls, self.last, self.home = stream.ids, stream.calls, stream.hidden, stream.home
-
-    @torch.no_grad()
-    def before(self, index: int) -> list[Tensor]:
-        """By batch, the hidden states before block `index`; asked for from the last block to the first."""
-        if index not in self._held:
-            for depth in range(index - index % self._every, index):
-                self._held[depth + 1] = [
-                    self.home.put(self._decoder.run(depth, hidden, self.calls[batch][depth]))
-                    for batch, hidden in enumerate(self._held[depth])
-                ]
-        return self._held.pop(index)
-
-
-def stride(depth: int, sets: int) -> int:
-    """The least k with depth / k + k <= sets, so that so many sets of states suffice; 1 where there is none."""
-    fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
-    return next(fitting, 1)
 
 
 def add_up(
@@ -143,25 +102,21 @@ def window_generator(device: torch.device, seed: int, window: int) -> torch.Gene
     return torch.Generator(device).manual_seed(seed * 2**24 + window)
 
 
-def _head_gradient(
-    decoder: Decoder, ids: Tensor, hidden: Tensor, labels: Labels, draws: list[torch.Generator]
-) -> Tensor:
-    """dL/d hidden, some tokens at a time, since the logits are many; draws: a generator a window."""
+def token_losses(ids: Tensor, labels: Labels, draws: list[torch.Generator]) -> Loss:
+    """The loss of `collect_gradients` for a batch of windows ids (batch, tokens); draws: a generator a window."""
     following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=NONE)
-    gradient = torch.empty_like(hidden, device=decoder.device)
-    for part in parts_at_once(decoder, ids):
-        states = hidden[part].to(decoder.device).detach().requires_grad_()
-        with torch.enable_grad():
-            logits, targets = decoder.head(ids[part], states).float(), following[part]
-            if labels == "sampled":
-                windows = zip(logits.detach().softmax(-1), draws[part[0]], strict=True)
-                drawn = torch.stack([torch.multinomial(p, 1, generator=draw).squeeze(1) for p, draw in windows])
-                targets = torch.where(targets == NONE, NONE, drawn)
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NONE
-            )
-            gradient[part] = torch.autograd.grad(loss, states)[0]
-    return gradient
+
+    def loss(logits: Tensor, part: Part) -> Tensor:
+        targets = following[part]
+        if labels == "sampled":
+            windows = zip(logits.detach().softmax(-1), draws[part[0]], strict=True)
+            drawn = torch.stack([torch.multinomial(p, 1, generator=draw).squeeze(1) for p, draw in windows])
+            targets = torch.where(targets == NONE, NONE, drawn)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NONE
+        )
+
+    return loss
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from slimrank.store.disk import disk_errors
 CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # numbers at a time
 CPU_TOKENS, DEVICE_TOKENS = 2**12, 2**14
 CPU_STATES = 2**21  # numbers of the hidden states in flight
+Part = tuple[slice, slice]  # windows and tokens
 
 
 class Stream:
@@ -116,7 +117,14 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a is b or a == b)
 
 
-def parts_at_once(decoder: Decoder, ids: Tensor) -> Iterator[tuple[slice, slice]]:
+def final_states(decoder: Decoder, ids: Tensor) -> Stream:
+    """This process's share of the windows behind the last block."""
+    stream = Stream(decoder, decoder.world.share(ids), default_batch(decoder, ids.shape[1]))
+    stream.skip(len(decoder))
+    return stream
+
+
+def parts_at_once(decoder: Decoder, ids: Tensor) -> Iterator[Part]:
     """Windows and tokens of `ids` (windows, tokens) that the head is to see at a time, since their logits are many."""
     vocabulary = decoder.model.config.get_text_config().vocab_size
     count, window = ids.shape

@@ -95,6 +95,15 @@ class Form(nn.Module):
         """The layer's JSON, from which `shell` builds the same module again."""
         return {"form": self.form, "rank": self.rank} | ({} if self.bits is None else {"bits": self.bits})
 
+    @property
+    def right(self) -> nn.Linear:
+        """The linear of the right factor V (r, in), or (r, in - c) where c inputs go another way."""
+        raise NotImplementedError
+
+    def left(self) -> Tensor:
+        """U (out, r) in float64, with y = U (V x) + b but for what goes another way."""
+        raise NotImplementedError
+
     def dense_weight(self) -> Tensor:
         """W' (out, in), multiplied out in float64."""
         raise NotImplementedError

@@ -103,6 +103,15 @@ class KeptColumns(Ordered):
         self.kept.copy_(now.nonzero().flatten())
         self.forget_order()
 
+    @property
+    def right(self) -> nn.Linear:
+        """V, of the inputs that are not kept."""
+        return self.down
+
+    def left(self) -> Tensor:
+        """U (out, r) in float64."""
+        return matrix_of(self.up)[:, self.columns :]
+
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""

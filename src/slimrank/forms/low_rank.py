@@ -58,7 +58,16 @@ class LowRank(Form):
         """Reorder V's columns."""
         permute_inputs(self.down, order)
 
+    @property
+    def right(self) -> nn.Linear:
+        """V."""
+        return self.down
+
+    def left(self) -> Tensor:
+        """U (out, r) in float64."""
+        return matrix_of(self.up)
+
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' = U V (out, in) in float64."""
-        return matrix_of(self.up) @ matrix_of(self.down)
+        return self.left() @ matrix_of(self.down)

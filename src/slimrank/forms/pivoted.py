@@ -97,13 +97,23 @@ class Pivoted(Ordered):
         """Reorder the pivots' columns."""
         permute_inputs(self.pivots, order)
 
+    @property
+    def right(self) -> nn.Linear:
+        """W'[P], the pivots."""
+        return self.pivots
+
+    @torch.no_grad()
+    def left(self) -> Tensor:
+        """[I, C] (out, r) in the layer's row order, in float64."""
+        rows = torch.eye(self.rank, dtype=torch.float64, device=self.chosen.device)
+        if self.others is not None:
+            rows = torch.cat([rows, matrix_of(self.others)])
+        return rows.index_select(0, self.make_order())
+
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""
-        weight = matrix_of(self.pivots)
-        if self.others is not None:
-            weight = torch.cat([weight, matrix_of(self.others) @ weight])
-        return weight.index_select(0, self.make_order())
+        return self.left() @ matrix_of(self.pivots)
 
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ class Metric(BaseModel):
         """Which next tokens the gradients are taken for."""
         return "text"
 
+    @property
+    def gradient_tokens(self) -> int | None:
+        """On how many calibration tokens the gradients are taken, all by default."""
+        return None
+
     route: Literal["projector", "cholesky", "eigen"] = "projector"
 
     def grams(self, site: Site) -> Grams:

@@ -20,7 +20,7 @@ class TwoSided(Metric):
     H = E[x x^T] over tokens and the loss's Hessian taken as the Kronecker product of the two (K-FAC's assumption).
     labels: whether g is the gradient for the text's next token or for one sampled from the model. shrink: G's share
     that is replaced by its mean diagonal, `auto` for Ledoit and Wolf's. scalar: roles whose G is its mean diagonal
-    alone.
+    alone. tokens: on how many calibration tokens g is taken, in whole windows; None for all.
     """
 
     name: Literal["two_sided"] = "two_sided"
@@ -29,6 +29,12 @@ class TwoSided(Metric):
     labels: Labels = "text"
     shrink: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     scalar: tuple[str, ...] = ()
+    tokens: Annotated[int, Field(ge=1)] | None = 32_768
+
+    @property
+    def gradient_tokens(self) -> int | None:
+        """As the recipe says."""
+        return self.tokens
 
     @property
     def gradient_labels(self) -> Labels:

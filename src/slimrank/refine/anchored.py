@@ -12,13 +12,13 @@ from slimrank.allocate import Ranks
 from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
-from slimrank.errors import SlimrankError
 from slimrank.factorize import Target
 from slimrank.forms import Form
 from slimrank.linear import weight_of
 from slimrank.metric import Grams
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
+from slimrank.refine.damped import factor_
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
 from slimrank.session import Session
@@ -154,23 +154,7 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
     if not mix:
         return weight.double()
     correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
-    _factor(gram, damping)
+    factor_(gram, damping)
     # two triangular solutions, since cholesky_solve copies the factor
     correction = torch.linalg.solve_triangular(gram.T, correction, upper=True, left=False)
     return torch.linalg.solve_triangular(gram, correction, upper=False, left=False).mul_(mix).add_(weight)
-
-
-def _factor(gram: Tensor, damping: float) -> None:
-    """Put the Cholesky factor of the damped H in its place; damped tenfold where rounding made H indefinite."""
-    mean, most = gram.diagonal().mean(), max(1.0, damping)
-    while damping <= most:
-        gram.diagonal().add_(damping * mean)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if not failed:
-            gram.copy_(factor)
-            return
-        del factor
-        damping = max(10 * damping, 1e-10)
-    raise SlimrankError(
-        "Anchoring met NaN or Inf in the compressed model's inputs: try --dtype float32 or raise --keep."
-    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
-from slimrank.calibrate.stream import Stream, default_batch, parts_at_once
+from slimrank.calibrate.stream import Stream, final_states, parts_at_once
 from slimrank.model import Decoder, attached
 from slimrank.refine.base import Refiner
 from slimrank.refine.training import divergence
@@ -51,13 +51,6 @@ class Temperature(Refiner):
         factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
         gain.scale(factor)
         return factor
-
-
-def final_states(decoder: Decoder, ids: Tensor) -> Stream:
-    """This process's share of the windows behind the last block."""
-    stream = Stream(decoder, decoder.world.share(ids), default_batch(decoder, ids.shape[1]))
-    stream.skip(len(decoder))
-    return stream
 
 
 def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:

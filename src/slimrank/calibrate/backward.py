@@ -1,0 +1,80 @@
+"""Backward through a decoder a block at a time, from the head to the entry, with one block's graph in memory."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from slimrank.calibrate.collect import require_finite
+from slimrank.calibrate.stream import Part, Stream, default_batch, parts_at_once
+from slimrank.model import Decoder
+
+Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabulary) and which part of the batch they are
+
+
+class States:
+    """The hidden states before every block, on the way back: held for all blocks, or every k-th and followed again."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        self._decoder, depth = decoder, len(decoder)
+        batch = default_batch(decoder, ids.shape[1])
+        first = Stream(decoder, ids[:batch], batch)
+        size = first.nbytes * len(ids) // len(ids[:batch])
+        self._every = stride(depth, decoder.states_room.host // max(size, 1))
+        stream = Stream(decoder, ids, batch, copies=-(-depth // self._every) + self._every)
+        self._held: dict[int, list[Tensor]] = {}
+        while stream.depth < depth:
+            if stream.depth % self._every == 0:
+                self._held[stream.depth] = list(stream.hidden)
+            stream.skip(1)
+        self.ids, self.calls, self.last, self.home = stream.ids, stream.calls, stream.hidden, stream.home
+
+    @torch.no_grad()
+    def before(self, index: int) -> list[Tensor]:
+        """By batch, the hidden states before block `index`; asked for from the last block to the first."""
+        if index not in self._held:
+            for depth in range(index - index % self._every, index):
+                self._held[depth + 1] = [
+                    self.home.put(self._decoder.run(depth, hidden, self.calls[batch][depth]))
+                    for batch, hidden in enumerate(self._held[depth])
+                ]
+        return self._held.pop(index)
+
+
+def stride(depth: int, sets: int) -> int:
+    """The least k with depth / k + k <= sets, so that so many sets of states suffice; 1 where there is none."""
+    fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
+    return next(fitting, 1)
+
+
+def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> Tensor:
+    """dL/d hidden of a batch's last hidden states, L summed over parts of it, since the logits are many."""
+    gradient = torch.empty_like(hidden, device=decoder.device)
+    for part in parts_at_once(decoder, ids):
+        states = hidden[part].to(decoder.device).detach().requires_grad_()
+        with torch.enable_grad():
+            value = loss(decoder.head(ids[part], states).float(), part)
+            gradient[part] = torch.autograd.grad(value, states)[0]
+    return gradient
+
+
+def step_back(
+    decoder: Decoder, states: States, gradients: list[Tensor], index: int, parameters: Sequence[Tensor] = ()
+) -> list[Tensor]:
+    """Turn the gradients behind block `index`, by batch, into those before it; returns dL/dp of `parameters`, summed.
+
+    Raises:
+        SlimrankError: if a gradient is not finite.
+    """
+    sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
+    for batch, before in enumerate(states.before(index)):
+        before = before.to(decoder.device).detach().requires_grad_()
+        with torch.enable_grad():
+            after = decoder.run(index, before, states.calls[batch][index])
+            gradient, *found = torch.autograd.grad(after, [before, *parameters], gradients[batch].to(after.device))
+        gradients[batch] = states.home.put(gradient)
+        for total, one in zip(sums, found, strict=True):
+            total += one
+    for gradient in gradients:
+        require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
+    return sums

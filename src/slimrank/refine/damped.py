@@ -1,0 +1,24 @@
+"""Grams of the compressed model, damped as far as it takes to factor them."""
+
+import torch
+from torch import Tensor
+
+from slimrank.errors import SlimrankError
+
+
+def factor_(gram: Tensor, damping: float) -> Tensor:
+    """Put the lower Cholesky factor of H + damping tr(H)/n I in H's place (n, n), and return it.
+
+    Damped tenfold as often as rounding left H indefinite. Raises SlimrankError if that does not help.
+    """
+    mean, most = gram.diagonal().mean(), max(1.0, damping)
+    while damping <= most:
+        gram.diagonal().add_(damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            return gram.copy_(factor)
+        del factor
+        damping = max(10 * damping, 1e-10)
+    raise SlimrankError(
+        "Refinement met NaN or Inf in the compressed model's inputs: try --dtype float32 or raise --keep."
+    )

@@ -1,0 +1,172 @@
+"""Newton: the right factors answer to what the whole compressed model loses, where anchoring saw a linear at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from slimrank.allocate import Ranks
+from slimrank.calibrate.backward import States, head_gradient, step_back
+from slimrank.calibrate.collect import add_up, watch_inputs
+from slimrank.calibrate.moments import Moments
+from slimrank.calibrate.stream import Part, Stream, default_batch, final_states, parts_at_once
+from slimrank.forms.base import Form
+from slimrank.metric.grams import times
+from slimrank.model import Decoder
+from slimrank.refine.base import Refiner
+from slimrank.refine.damped import factor_
+from slimrank.refine.training import divergence
+from slimrank.session import Session
+
+# K-FAC takes tokens and linears for independent, so that its whole step would be far too long.
+LENGTHS = (0.0, *(2.0**-power for power in range(8, 4, -1)))
+
+Steps = dict[str, Tensor]
+
+
+class Newton(Refiner):
+    """One step V - t D of every right factor at once, in closed form: D = (U^T G U)^-1 (dL/dV) H^-1.
+
+    L is KL(dense || compressed) in nats a token, and its Hessian K-FAC's (arXiv 1503.05671), of the metric's G and of
+    H = E[x^ x^T] in the compressed model. t is the one of LENGTHS with the least L on held-out windows, or none.
+
+    windows: how many calibration windows dL/dV is taken on, all by default; skip: how many are passed over before them,
+    round and round, so that a second step can be taken on others; damping: of both Grams, relative to their mean diagonals.
+    """
+
+    name: Literal["newton"] = "newton"
+    whole_model: ClassVar[bool] = False
+
+    windows: Annotated[int, Field(ge=1)] | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
+    damping: Annotated[float, Field(gt=0)] = 0.01
+
+    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+        """Notes the length and what it brought; dense linears stay."""
+        pieces, stage = session.pieces, session.stages.stage
+        blocks, key = range(len(session.linears)), f"{stage}/length"
+        if key not in pieces:
+            for index, steps in self._steps(session):
+                pieces.save(f"{stage}/steps/{index}", steps)
+            pieces.save(key, {}, {"losses": self._losses(session)})
+        losses = pieces.load(key)[1]["losses"]
+        length = LENGTHS[min(range(len(losses)), key=losses.__getitem__)]
+        for index in blocks:
+            if session.finished(index) is None:
+                with session.decoder.weights.hold(index):
+                    self._move(session, index, length)
+                session.finish(index)
+            pieces.drop(f"{stage}/steps/{index}")
+        pieces.drop(key)
+        return [
+            f"Newton: {length:.2g} of K-FAC's step took the held-out divergence from {losses[0]:.4f} to "
+            f"{min(losses):.4f} nats a token."
+        ]
+
+    def _steps(self, session: Session) -> Iterator[tuple[int, Steps]]:
+        """By block from the last, D of its factors."""
+        decoder = session.decoder
+        ids = session.windows.calibration.roll(-self.skip, 0)[: self.windows]
+        with session.replaced(session.dense):
+            dense = final_states(decoder, ids)
+        states = States(decoder, decoder.world.share(ids))
+        with decoder.weights.hold(None):
+            gradients = [
+                head_gradient(decoder, chunk, ours, partial(divergence_from, decoder, chunk, theirs))
+                for chunk, ours, theirs in zip(states.ids, states.last, dense.hidden, strict=True)
+            ]
+        for index in session.track(range(len(decoder) - 1, -1, -1), "correcting", len(decoder)):
+            with decoder.weights.hold(index):
+                yield index, self._steps_of_block(session, index, states, gradients, ids.numel())
+
+    def _steps_of_block(
+        self, session: Session, index: int, states: States, gradients: list[Tensor], tokens: int
+    ) -> Steps:
+        rights, moments = right_factors(session, index), Moments()
+        factors = [right.weight for right in rights.values()]
+        with watch_inputs(rights, moments) as inputs, requiring_gradients(factors):
+            found = step_back(session.decoder, states, gradients, index, factors)
+        add_up(session.decoder, moments, inputs, rights)
+        session.world.add_up(*found)
+        steps = {}
+        for (name, right), gradient in zip(rights.items(), found, strict=True):
+            layer, seen = session.decoder.model.get_submodule(name), moments.input_of(name)
+            gram = session.metric.left_gram(session.site(name))
+            assert isinstance(layer, Form)
+            step = newton_step(layer.left(), gradient / tokens, gram, seen.gram / seen.tokens, self.damping)
+            steps[name] = step.to(right.weight.dtype)
+        return steps
+
+    def _losses(self, session: Session) -> list[float]:
+        """L on the held-out windows at every one of LENGTHS, which go through the blocks side by side."""
+        decoder, ids = session.decoder, session.windows.held_out
+        with session.replaced(session.dense):
+            dense = final_states(decoder, ids)
+        mine, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
+        streams = [Stream(decoder, mine, batch, copies=len(LENGTHS)) for _ in LENGTHS]
+        for index in range(len(decoder)):
+            with decoder.weights.hold(index):
+                rights = right_factors(session, index)
+                before = {name: right.weight.detach().clone() for name, right in rights.items()}
+                for length, stream in zip(LENGTHS, streams, strict=True):
+                    self._move(session, index, length)
+                    stream.skip(1)
+                    for name, right in rights.items():
+                        right.weight.data.copy_(before[name])
+        return [mean_divergence(session, stream, dense) for stream in streams]
+
+    def _move(self, session: Session, index: int, length: float) -> None:
+        steps = session.pieces.load(f"{session.stages.stage}/steps/{index}")[0]
+        for name, right in right_factors(session, index).items():
+            right.weight.data.sub_(steps[name].to(right.weight.device), alpha=length)
+
+
+def newton_step(left: Tensor, gradient: Tensor, outer: Tensor | None, inner: Tensor, damping: float) -> Tensor:
+    """D = (U^T G U)^-1 (dL/dV) H^-1 (r, n) for U (m, r), dL/dV (r, n), G / 2 = `outer` and H = `inner`, overwritten.
+
+    G is the identity where there is no left Gram, as everywhere; both are damped.
+    """
+    root = factor_(left.T @ (left if outer is None else times(outer, left).mul_(2)), damping)
+    return torch.cholesky_solve(torch.cholesky_solve(gradient.T, factor_(inner, damping)).T, root)
+
+
+def right_factors(session: Session, index: int) -> dict[str, nn.Linear]:
+    """The right factors of a block's compressed linears, by the linears' names."""
+    modules = {name: session.decoder.model.get_submodule(name) for name in session.linears[index]}
+    return {name: module.right for name, module in modules.items() if isinstance(module, Form)}
+
+
+@contextmanager
+def requiring_gradients(parameters: list[Tensor]) -> Iterator[None]:
+    """The parameters are leaves of the graph inside."""
+    flags = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def divergence_from(decoder: Decoder, ids: Tensor, dense: Tensor, logits: Tensor, part: Part) -> Tensor:
+    """KL(dense || logits) summed over a part of the windows ids; dense: the dense model's last hidden states."""
+    with torch.no_grad():
+        target = decoder.head(ids[part], dense[part].to(decoder.device))
+    return divergence(logits, target) * ids[part].numel()
+
+
+@torch.no_grad()
+def mean_divergence(session: Session, ours: Stream, dense: Stream) -> float:
+    """KL(dense || ours) in nats a token over all processes' windows."""
+    decoder, loss = session.decoder, 0.0
+    for ids, theirs, hidden in zip(ours.ids, dense.hidden, ours.hidden, strict=True):
+        for part in parts_at_once(decoder, ids):
+            logits = decoder.head(ids[part], hidden[part].to(decoder.device))
+            loss += divergence_from(decoder, ids, theirs, logits, part).item()
+    tokens = sum(ids.numel() for ids in ours.ids)
+    return session.world.total(loss) / session.world.total(tokens)
