@@ -16,27 +16,40 @@ from slimrank.calibrate import read_text
 from slimrank.evaluate import perplexity
 from slimrank.load import load
 
+ANCHORED = "name: anchored, windows: 128"
+NEWTON = "{name: newton, windows: 128}"
+
+
+def refiners(*, anchored: str | None = ANCHORED, temperature: bool = True, newton: str = NEWTON) -> list[str]:
+    """The recipe's own refiners but for what is said."""
+    steps = [f"{{{anchored}}}" if anchored else "", "temperature" if temperature else "", newton]
+    return [f"refine=[{', '.join(step for step in steps if step)}]"]
+
+
 ROWS: dict[str, list[str]] = {
     "svd-llm": [],
     "slimrank": [],
     "G sampled": ["metric.labels=sampled"],
     "G not shrunk": ["metric.shrink=0"],
     "G its mean diagonal": ["metric.shrink=1"],
+    "G of all tokens": ["metric.tokens=null"],
     "input metric only, uniform ranks": ["metric=whitened", "allocate=uniform"],
     "uniform ranks": ["allocate=uniform"],
     "prices measured": ["allocate={name: nats, calibrate: 3}"],
     "no pivots": ["form=low_rank"],
-    "no anchored targets": ["refine=[temperature]"],
-    "no temperature": ["refine=[anchored]"],
-    "neither": ["refine=[]"],
-    "targets not shifted (mix 0)": ["refine=[{name: anchored, mix: 0}, temperature]"],
-    "targets per linear, not the residual stream": ["refine=[{name: anchored, residual: false}, temperature]"],
-    "mix 0.5": ["refine=[{name: anchored, mix: 0.5}, temperature]"],
-    "mix 1": ["refine=[{name: anchored, mix: 1}, temperature]"],
-    "mix by held-out block error": ["refine=[{name: anchored, mix: [0.5, 0.75, 1]}, temperature]"],
-    "half the windows for the targets": ["refine=[{name: anchored, windows: 128}, temperature]"],
+    "no anchored targets": refiners(anchored=None),
+    "no temperature": refiners(temperature=False),
+    "no Newton steps": refiners(newton=""),
+    "two Newton steps": refiners(newton=f"{NEWTON}, {{name: newton, windows: 128, skip: 128}}"),
+    "none of the three": ["refine=[]"],
+    "targets not shifted (mix 0)": refiners(anchored=f"{ANCHORED}, mix: 0"),
+    "targets per linear, not the residual stream": refiners(anchored=f"{ANCHORED}, residual: false"),
+    "mix 0.5": refiners(anchored=f"{ANCHORED}, mix: 0.5"),
+    "mix 1": refiners(anchored=f"{ANCHORED}, mix: 1"),
+    "mix by held-out block error": refiners(anchored=f"{ANCHORED}, mix: [0.5, 0.75, 1]"),
+    "all windows for the targets": refiners(anchored="name: anchored"),
     "anchored again, gradients of the compressed model": [
-        "refine=[anchored, {name: anchored, gradients_again: 64}, temperature]"
+        f"refine=[{{{ANCHORED}}}, {{{ANCHORED}, gradients_again: 64}}, temperature, {NEWTON}]"
     ],
 }
 

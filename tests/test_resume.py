@@ -13,7 +13,7 @@ from slimrank.limits import Limits, parse_size
 from slimrank.model import Room
 
 RECIPES = {
-    "slimrank": {"recipe": "slimrank", "settings": ["refine=[anchored, temperature]"]},
+    "slimrank": {"recipe": "slimrank", "settings": ["refine=[anchored, temperature, {name: newton, windows: 8}]"]},
     "svd-llm": {"recipe": "svd-llm"},
     "anchored twice": {
         "recipe": "slimrank",
