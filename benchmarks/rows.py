@@ -29,9 +29,16 @@ Measure = Callable[[argparse.Namespace, list[Task]], Iterable[Task]]
 
 def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True) -> None:
     """How to run, for every benchmark alike."""
-    parser.add_argument("--jobs", type=int, default=1, help="processes, a row each; 1 shares one calibration")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--jobs", type=count, default=1, help="processes, a row each; 1 shares one calibration")
+    parser.add_argument("--threads", type=count, default=1, help="threads of each process")
     parser.add_argument("--out", type=Path, required=out_required, help="the JSON file, gone on with where it has rows")
+
+
+def count(text: str) -> int:
+    """The parser of a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1.")
+    return int(text)
 
 
 @contextmanager
@@ -42,6 +49,9 @@ def one_sentence() -> Iterator[None]:
     except SlimrankError as error:
         print(error, file=sys.stderr)
         sys.exit(error.status)
+    except OSError as error:
+        print(f"{error.filename or 'The disk'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
 
 
 def run(

@@ -36,6 +36,7 @@ def test_what_is_there_is_not_measured_again(place, run, script, monkeypatch, ca
         (["--text", "a/test.txt", "--recipes", "svdllm"], "There is no recipe 'svdllm': give a YAML file or one of"),
         (["--text", "a/test.txt", "--keeps", "80"], "argument --keeps: --keep 80 must be above 0 and at most 1"),
         (["--text", "a/test.txt", "--keeps", "0.8;0.6"], "argument --keeps: --keep '0.8;0.6' must be numbers"),
+        (["--text", "a/test.txt", "--jobs", "0"], "argument --jobs: '0' must be a whole number of at least 1"),
         (["--text", "a/test.txt", "--out", "a/test.txt"], "--out a/test.txt is there and holds no rows"),
     ],
 )
@@ -43,6 +44,7 @@ def test_bad_input_is_one_sentence(place, run, capsys, arguments, message):
     status, said = refused(capsys, run, "papers", *QUICK, "--out", "rows.json", *arguments)
     assert status == 2 and message in said
     assert not (place / "rows.json").exists()
+    assert refused(capsys, run, "papers", *QUICK, "--out", "a") == (1, "a: Is a directory.")
 
 
 def test_the_list_of_models_needs_no_file(run, capsys):
