@@ -13,7 +13,10 @@ import pytest
 import torch
 from hub import serving
 
+import slimrank
+
 pytest.importorskip("datasets")
+pytestmark = pytest.mark.timeout(600)  # processes of their own, which busy machines are slow to start
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "papers.py"
 CARD = """---
 configs:
@@ -62,11 +65,9 @@ def write_parquet(path: Path, texts: list[str]) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
 
 
-def papers(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **environment, "PYTHONPATH": str(SCRIPT.parents[1] / "src")}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, timeout=280
-    )
+def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **environment, "PYTHONPATH": str(SCRIPT.parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=500)
 
 
 def described(name: str, rows: list[str]) -> str:
@@ -87,7 +88,7 @@ def test_a_papers_model_and_texts_come_from_the_hub_with_the_papers_settings(hub
     root, model, tokenizer, rows = hub
     out = tmp_path / "rows.json"
     with serving(root) as environment:
-        done = papers(environment, "llama-7b", "--recipes", "svd-llm", "--keeps", "0.8", "--out", str(out))
+        done = python(environment, str(SCRIPT), "llama-7b", "--recipes", "svd-llm", "--keeps", "0.8", "--out", str(out))
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
     settings = content["settings"]
@@ -108,3 +109,17 @@ def test_a_papers_model_and_texts_come_from_the_hub_with_the_papers_settings(hub
         assert dense == pytest.approx(dense_perplexity(model, tokenizer, rows[name]), rel=1e-4)
         assert f"dense on {label}: {dense:.2f} (paper " in done.stdout
         assert f"{ours:.2f} ({theirs})" in done.stdout
+
+
+def test_a_model_from_the_hub_becomes_the_checkpoint_that_its_files_give(hub, tmp_path):
+    root, _, _, rows = hub
+    spec, out = "hub:Salesforce/wikitext/wikitext-2-raw-v1:train", tmp_path / "from-hub"
+    options = ["--recipe", "svd-llm", "--keep", "0.8", "--samples", "8", "--window", "64", "--out", str(out)]
+    with serving(root) as environment:
+        done = python(environment, "-m", "slimrank", "compress", "huggyllama/llama-7b", "--calibration", spec, *options)
+    assert done.returncode == 0, done.stderr
+    text = tmp_path / "train.txt"
+    text.write_text("\n\n".join(rows["train"]))
+    files = str(root / "models" / "huggyllama" / "llama-7b")
+    slimrank.compress(files, "svd-llm", keep=0.8, calibration=str(text), samples=8, window=64).save(tmp_path / "local")
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "local" / "model.safetensors").read_bytes()
