@@ -1,6 +1,6 @@
 """What DipSVD's two protections do: the experiments behind docs/dipsvd-study.md, on any model.
 
-    python benchmarks/dipsvd_study.py demo --samples 128 --jobs 2 --out benchmarks/results/dipsvd-study-demo.json
+    python benchmarks/dipsvd_study.py demo --samples 128 --jobs 2 --out FILE
     python benchmarks/dipsvd_study.py MODEL --calibration train.txt --text test.txt --out FILE --jobs 16
 
 Parts (--parts, all by default):

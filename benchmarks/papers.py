@@ -1,6 +1,6 @@
 """The papers' recipes side by side, and beside what the papers printed where the model is one of theirs.
 
-    python benchmarks/papers.py demo --out benchmarks/results/papers-demo.json --jobs 2
+    python benchmarks/papers.py demo --out FILE --jobs 2
     python benchmarks/papers.py MODEL --calibration train.txt --text wikitext2=test.txt --text c4=c4.jsonl --out FILE
     python benchmarks/papers.py llama-7b --device cuda --dtype bfloat16 --out FILE      # model and texts from the hub
 
