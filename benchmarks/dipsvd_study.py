@@ -1,6 +1,6 @@
 """What DipSVD's two protections do: the experiments behind docs/dipsvd-study.md, on any model.
 
-    python benchmarks/dipsvd_study.py demo --samples 128 --jobs 2 --out benchmarks/results/dipsvd-study-demo.json
+    python benchmarks/dipsvd_study.py demo --samples 128 --jobs 2 --out FILE
     python benchmarks/dipsvd_study.py MODEL --calibration train.txt --text test.txt --out FILE --jobs 16
 
 Parts (--parts, all by default):
@@ -208,7 +208,8 @@ def measure_damage(study: Study, task: Task) -> dict[str, Any]:
     windows, tokens = study.options.objective, study.windows.calibration.shape[1]
     single, whole = Damage(session, windows=windows), Damage(session, ranks, windows=windows)
     base, found = whole.kl({}), []
-    for block, seen in zip(study.linears, study.moments.blocks, strict=True):
+    for index, block in enumerate(study.linears):
+        seen = study.moments.blocks[index]
         sites = [session.site(name) for name in block]
         found.append(
             {
@@ -294,19 +295,28 @@ def by_text(own: list[dict[str, Any]]) -> str:
     return ", ".join(recipe_rows.cell([row["perplexity"][text] for row in own]) for text in own[0]["perplexity"])
 
 
+def parts(text: str) -> list[str]:
+    """The parser of a list of parts."""
+    chosen = text.split(",")
+    if unknown := [part for part in chosen if part not in PARTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PARTS)}.")
+    return chosen
+
+
 def main() -> None:
     """Measure what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     recipe_rows.add_options(parser)
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--parts", type=parts, default=list(PARTS))
     parser.add_argument("--trials", type=int, default=180, help="of the Bayesian optimisation")
     parser.add_argument("--objective", type=int, default=128, help="windows of its objective, and of the damage")
     parser.set_defaults(keeps=[0.8, 0.6, 0.4, 0.2])
     options = parser.parse_args()
     options.text = options.text or ["demo"]
     limits = {"trials": options.trials, "objective": options.objective}
-    found = rows_of.run(options, tasks(options), measure, recipe_rows.settings(options) | limits)
+    with rows_of.one_sentence():
+        found = rows_of.run(options, tasks(options), measure, recipe_rows.settings(options) | limits)
     print("\n".join(report(found)))
 
 

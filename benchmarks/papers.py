@@ -1,6 +1,6 @@
 """The papers' recipes side by side, and beside what the papers printed where the model is one of theirs.
 
-    python benchmarks/papers.py demo --out benchmarks/results/papers-demo.json --jobs 2
+    python benchmarks/papers.py demo --out FILE --jobs 2
     python benchmarks/papers.py MODEL --calibration train.txt --text wikitext2=test.txt --text c4=c4.jsonl --out FILE
     python benchmarks/papers.py llama-7b --device cuda --dtype bfloat16 --out FILE      # model and texts from the hub
 
@@ -20,6 +20,9 @@ from typing import Any
 
 import recipes as recipe_rows
 import rows as rows_of
+from huggingface_hub import hf_hub_download
+
+from slimrank.errors import SlimrankError
 
 WIKITEXT = "hub:Salesforce/wikitext/wikitext-2-raw-v1"
 DEFAULT = "svd,fwsvd,asvd,svd-llm,svd-llm-update,svd-llm-v2,dipsvd,dipsvd-bo,cpsvd,duo-svd,slimrank"
@@ -77,9 +80,10 @@ def c4(folder: Path) -> str:
     """The SPEC of the first 1,100 documents of C4's first validation file, which it gets from the hub."""
     path = folder / "c4-validation-1100.jsonl"
     if not path.exists():
-        from huggingface_hub import hf_hub_download
-
-        source = hf_hub_download("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", repo_type="dataset")
+        try:
+            source = hf_hub_download("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", repo_type="dataset")
+        except Exception as error:  # the library raises errors of many unrelated types
+            raise SlimrankError(f"C4 cannot be fetched: {' '.join(str(error).split())} Give --text c4=FILE.") from error
         part = path.with_suffix(".part")
         folder.mkdir(parents=True, exist_ok=True)
         with gzip.open(source, "rt", encoding="utf-8") as lines, part.open("w", encoding="utf-8") as out:
@@ -133,7 +137,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="demo, a directory, a hub id, or the name of a paper's model")
     parser.add_argument("--model", dest="local", help="where that model is, if not on the hub")
     parser.add_argument("--list", action="store_true", help="print the papers' models and stop")
-    recipe_rows.add_options(parser)
+    recipe_rows.add_options(parser, out_required=False)
     parser.set_defaults(
         recipes=recipe_rows.names(DEFAULT), keeps=[0.8, 0.6, 0.4], samples=None, window=None, max_windows=None,
         special_tokens=None,
@@ -143,13 +147,14 @@ def main() -> None:
         for name, paper in PAPERS.items():
             print(f"{name}: {paper.hub}, windows of {paper.window}")
         return
-    if options.model is None:
-        parser.error("give a model, or --list")
-    printed = prepare(options)
-    for name in options.recipes:
-        recipe_rows.recipe(options, name)
-    settings = {"name": options.name} | recipe_rows.settings(options)
-    found = rows_of.run(options, recipe_rows.tasks(options), recipe_rows.measure, settings)
+    if options.model is None or options.out is None:
+        parser.error("give a model and --out, or --list")
+    with rows_of.one_sentence():
+        printed = prepare(options)
+        for name in options.recipes:
+            recipe_rows.recipe(options, name)
+        settings = {"name": options.name} | recipe_rows.settings(options)
+        found = rows_of.run(options, recipe_rows.tasks(options), recipe_rows.measure, settings)
     found.sort(key=lambda row: options.recipes.index(row["recipe"]))
     dense = {text: figures.get(("dense", 1.0)) for text, figures in printed.items()}
     print("\n".join(table(found, options.keeps, options.texts, printed)))

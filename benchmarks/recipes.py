@@ -10,6 +10,7 @@ With one job the model is calibrated once a seed; with several, every row is a p
 import argparse
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from rows import Task
 import slimrank
 from slimrank.calibrate import Text, read_text
 from slimrank.calibrate.reading import Reading
+from slimrank.commands.compare import parse_keeps
 from slimrank.compare import Row, compare
+from slimrank.errors import UsageError
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe, settings_by_recipe, shipped_recipes
 
@@ -48,13 +51,22 @@ def recipe(options: argparse.Namespace, name: str) -> Recipe:
 
 
 def read_texts(specs: Sequence[str]) -> list[Text]:
-    """The texts to evaluate on."""
-    return [read_text(spec, part="evaluation") for spec in specs]
+    """The texts to evaluate on, whose names must differ, since the rows have them by name."""
+    texts = [read_text(spec, part="evaluation") for spec in specs]
+    for name, count in Counter(short(text) for text in texts).items():
+        if count > 1:
+            raise UsageError(f"--text: {count} texts are called {name}: give them files of different names.")
+    return texts
+
+
+def short(text: Text) -> str:
+    """A text's name in the rows: its SPEC without folders."""
+    return text.source.rpartition("/")[2]
 
 
 def figures(row: Row, dense: Row, texts: Sequence[Text]) -> dict[str, Any]:
     """What a row measured, as JSON."""
-    names = {text.source: text.source.rpartition("/")[2] for text in texts}
+    names = {text.source: short(text) for text in texts}
     return {
         "perplexity": {names[text]: round(found.perplexity, 3) for text, found in row.texts.items()},
         "nats_lost": {names[text]: round(found.nats - dense.texts[text].nats, 5) for text, found in row.texts.items()},
@@ -129,9 +141,17 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     ]
 
 
-def numbers(kind: type) -> Any:
+def keeps(text: str) -> list[float]:
+    """The parser of a list such as 0.8,0.6."""
+    try:
+        return parse_keeps(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def seeds(text: str) -> list[int]:
     """The parser of a list such as 3,4,5."""
-    return lambda text: [kind(part) for part in text.split(",")]
+    return [int(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:
@@ -139,11 +159,11 @@ def names(text: str) -> list[str]:
     return list(shipped_recipes()) if text == "all" else text.split(",")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True) -> None:
     """What to measure and how, for every benchmark that measures recipes."""
     parser.add_argument("--recipes", type=names, default=["svd-llm"])
-    parser.add_argument("--keeps", type=numbers(float), default=[0.8, 0.6])
-    parser.add_argument("--seeds", type=numbers(int), default=[3])
+    parser.add_argument("--keeps", type=keeps, default=[0.8, 0.6])
+    parser.add_argument("--seeds", type=seeds, default=[3])
     parser.add_argument("--calibration", help="SPEC of the text; needed unless MODEL is demo")
     parser.add_argument("--text", action="append", help="SPEC to evaluate on; may be repeated")
     parser.add_argument("--samples", type=int, default=256)
@@ -153,7 +173,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="[RECIPE:]KEY=VALUE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    rows_of.add_options(parser)
+    rows_of.add_options(parser, out_required=out_required)
 
 
 def main() -> None:
@@ -163,9 +183,10 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     options.text = options.text or ["demo"]
-    for name in options.recipes:
-        recipe(options, name)
-    found = rows_of.run(options, tasks(options), measure, settings(options))
+    with rows_of.one_sentence():
+        for name in options.recipes:
+            recipe(options, name)
+        found = rows_of.run(options, tasks(options), measure, settings(options))
     found.sort(key=lambda row: options.recipes.index(row["recipe"]))
     print("\n".join(table(found, options.keeps)))
 

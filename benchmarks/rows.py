@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,37 @@ import transformers
 
 import slimrank
 from slimrank.calibrate import Text
+from slimrank.errors import SlimrankError, UsageError
 
 Task = dict[str, Any]
 Measure = Callable[[argparse.Namespace, list[Task]], Iterable[Task]]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True) -> None:
     """How to run, for every benchmark alike."""
-    parser.add_argument("--jobs", type=int, default=1, help="processes, a row each; 1 shares one calibration")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file, gone on with where it has rows")
+    parser.add_argument("--jobs", type=count, default=1, help="processes, a row each; 1 shares one calibration")
+    parser.add_argument("--threads", type=count, default=1, help="threads of each process")
+    parser.add_argument("--out", type=Path, required=out_required, help="the JSON file, gone on with where it has rows")
+
+
+def count(text: str) -> int:
+    """The parser of a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1.")
+    return int(text)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What is wrong with a model, text or option ends a benchmark as it ends a command."""
+    try:
+        yield
+    except SlimrankError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.status)
+    except OSError as error:
+        print(f"{error.filename or 'The disk'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
 
 
 def run(
@@ -39,9 +61,12 @@ def run(
 
     measure(options, tasks) yields the tasks' rows. settings: what all rows depend on, kept in the file.
 
-    Exits with status 2 if the file's settings are others, and with 1 after the rest is done if a row failed.
+    Exits with status 1 after the rest is done if a row failed.
+
+    Raises:
+        UsageError: if the file's settings are others.
     """
-    found = stored(options.out, settings)
+    found, before = stored(options.out, settings)
     missing = [task for task in tasks if not any(matches(row, task) for row in found)]
     failures = 0
     for row in produced(options, missing, measure):
@@ -50,7 +75,7 @@ def run(
             print(row, file=sys.stderr, flush=True)
             continue
         found.append(row)
-        write(options.out, settings | versions(options), found)
+        write(options.out, settings | joined(before, versions(options)), found)
         print({key: value for key, value in row.items() if not isinstance(value, dict | list)}, flush=True)
     if failures:
         sys.exit(f"{failures} of {len(missing)} rows failed: the others are in {options.out}.")
@@ -79,19 +104,25 @@ def alone(measure: Measure, options: argparse.Namespace, task: Task) -> dict[str
     return row
 
 
-def stored(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the file, none where there is no file."""
+def stored(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the file and its settings, none where there is no file."""
     if not path.exists():
-        return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    theirs = content["settings"]
+        return [], {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        theirs, found = content["settings"], list(content["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--out {path} is there and holds no rows of a benchmark: give another one.") from error
     for key, value in json.loads(json.dumps(settings)).items():
         if theirs.get(key) != value:
-            print(
-                f"{path} was made with {key} {theirs.get(key)!r}, not {value!r}: give another --out.", file=sys.stderr
-            )
-            sys.exit(2)
-    return list(content["rows"])
+            raise UsageError(f"{path} was made with {key} {theirs.get(key)!r}, not {value!r}: give another --out.")
+    return found, theirs
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What computed the rows, where other machines or versions have computed some of them before: all of them."""
+    seen = {key: str(before[key]).split("; ") if key in before else [] for key in now}
+    return {key: "; ".join(dict.fromkeys([*seen[key], str(value)])) for key, value in now.items()}
 
 
 def matches(row: dict[str, Any], task: Task) -> bool:

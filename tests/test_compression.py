@@ -181,6 +181,18 @@ def test_a_filter_leaves_the_rest_dense(run):
     assert len(compressed_layers(result.model)) == len(result.plan.linears) == 4
 
 
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_filter_may_leave_whole_blocks_dense(run, block):
+    result = run(recipe="dipsvd", keep=0.5, filter=lambda name, module: f"layers.{block}." in name)
+    assert {linear.block for linear in result.plan.linears.values()} == {block} and len(result.plan.linears) == 7
+    assert set(compressed_layers(result.model)) == set(result.plan.linears)
+
+
+def test_a_filter_that_matches_nothing_is_refused(run):
+    with pytest.raises(UsageError, match="The filter matches none of the decoder blocks' linears: widen it"):
+        run(keep=0.5, filter=lambda name, module: "experts" in name)
+
+
 def test_a_missing_model_and_a_missing_text(directory):
     with pytest.raises(SlimrankError, match=r"MODEL \./nowhere cannot be loaded"):
         load("./nowhere")

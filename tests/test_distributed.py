@@ -132,6 +132,12 @@ def test_work_is_dealt_by_cost_and_neighbours_stay_together():
     assert [World(rank, 3).dealt([], []) for rank in range(3)] == [[], [], []]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("costs", [[0, 0, 0], [0, 5, 0], [5, 0, 0], [0, 0, 5], [1, 2, 0]])
+def test_what_costs_nothing_is_dealt_too(size, costs):
+    assert [item for rank in range(size) for item in World(rank, size).dealt("abc", costs)] == ["a", "b", "c"]
+
+
 def test_one_process_alone_keeps_its_sums_and_its_device():
     sums = torch.ones(3)
     ALONE.add_up(sums)

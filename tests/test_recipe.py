@@ -51,6 +51,28 @@ def test_a_bad_setting_names_the_key_and_its_neighbours(settings, message):
         load_recipe("svd-llm", settings)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "setting", "message"),
+    [
+        ("dipsvd", "metric.gain=-1", r"'metric\.gain': input should be 'auto' or greater than 0, not -1\."),
+        ("dipsvd", "metric.gain=much", r"'metric\.gain': input should be 'auto' or a valid number, .*not 'much'\."),
+        (
+            "dipsvd",
+            "allocate.clip=[0.98, 0.3]",
+            r"'allocate\.clip': the first share should be below the second",
+        ),
+        ("dipsvd", "allocate.clip=[0.3]", r"'allocate\.clip\.1': field required, not \[0\.3\]"),
+        ("asvd", "allocate.grid=[]", r"'allocate\.grid': tuple should have at least 1 item"),
+        ("asvd", "allocate.grid=[0.5, 1.0]", r"'allocate\.grid\.1': input should be less than 1, not 1\.0"),
+    ],
+)
+def test_a_value_out_of_its_range_says_which_there_are(recipe, setting, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe(recipe, [setting])
+    with pytest.raises(UsageError, match=r"'metric\.variant': input should be 'paper' or 'released', not 'p'\."):
+        load_recipe("dipsvd", ["metric.variant=p"])
+
+
 def test_an_unknown_recipe_lists_those_there_are(tmp_path):
     with pytest.raises(UsageError, match=r"no recipe 'svdllm'.*svd-llm"):
         load_recipe("svdllm")

@@ -68,10 +68,11 @@ class World:
         return windows[self.part(len(windows))]
 
     def dealt(self, items: Sequence[T], costs: Sequence[float]) -> list[T]:
-        """This process's run of `items`, so that all have about the same cost."""
+        """This process's run of `items`, so that all have about the same cost; every item is some process's."""
         mine, before, whole = [], 0.0, sum(costs)
         for item, cost in zip(items, costs, strict=True):
-            if int((before + cost / 2) / whole * self.size) == self.rank:
+            place = int((before + cost / 2) / whole * self.size) if whole else 0
+            if min(place, self.size - 1) == self.rank:  # what costs nothing may come after all that costs something
                 mine.append(item)
             before += cost
         return mine

@@ -157,12 +157,21 @@ def _validated(kind: type[T], raw: Any, prefix: str) -> T:
         return kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UsageError(
-                f"Unknown recipe key {key!r}{_neighbours(str(first['loc'][-1]), kind.model_fields)}."
-            ) from error
-        raise UsageError(f"Recipe key {key!r}: {first['msg'].lower()}, not {shortly(first['input'])}.") from error
+            key, near = prefix + str(first["loc"][-1]), _neighbours(str(first["loc"][-1]), kind.model_fields)
+            raise UsageError(f"Unknown recipe key {key!r}{near}.") from error
+        place, fault = _fault(error)
+        raise UsageError(f"Recipe key {prefix + place!r}: {fault}, not {shortly(first['input'])}.") from error
+
+
+def _fault(error: ValidationError) -> tuple[str, str]:
+    """Where the first error is and what should be there, all that may be where that is a choice between kinds."""
+    first, *others = error.errors()
+    place, faults = first["loc"], [first["msg"].lower().removeprefix("value error, ")]
+    if len(place) > 1 and isinstance(place[-1], str):  # the last part is the kind
+        place = place[:-1]
+        faults += [e["msg"].lower().removeprefix("input should be ") for e in others if e["loc"][:-1] == place]
+    return ".".join(map(str, place)), " or ".join(faults)
 
 
 def _neighbours(key: str, known: Mapping[str, Any]) -> str:

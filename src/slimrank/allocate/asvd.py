@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from annotated_types import Len
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
@@ -21,7 +22,7 @@ class PerplexityScan(Allocator):
 
     name: Literal["perplexity_scan"] = "perplexity_scan"
     windows: int = Field(32, ge=1)
-    grid: tuple[Share, ...] | None = None
+    grid: Annotated[tuple[Share, ...], Len(1)] | None = None
 
     @property
     def whole_model(self) -> bool:

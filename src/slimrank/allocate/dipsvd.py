@@ -4,7 +4,7 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from slimrank.allocate.base import Allocation, Allocator, Problem
@@ -14,6 +14,7 @@ from slimrank.calibrate.moments import OutputMoments
 from slimrank.errors import SlimrankError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[tuple[Share, Share], AfterValidator(lambda clip: ascending(clip))]
 Direction = Literal["paper", "released"]
 Sensitivity = Literal["gradient", "fisher"]
 
@@ -35,7 +36,7 @@ class BlockImportance(Allocator):
     sensitivity: Sensitivity = "gradient"
     energy: Share = 0.95
     band: Share = 0.2
-    clip: tuple[Share, Share] = (0.3, 0.98)
+    clip: Interval = (0.3, 0.98)
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks from the blocks' shares."""
@@ -67,6 +68,13 @@ class BlockImportance(Allocator):
         if scores.max() == scores.min():
             return ("DipSVD's score is the same for every block, so that the shares are uniform.",)
         return ()
+
+
+def ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    """The interval, if its first end is the lower one."""
+    if interval[0] >= interval[1]:
+        raise ValueError("the first share should be below the second")
+    return interval
 
 
 def sensitivity(outputs: OutputMoments, weight: Tensor, kind: Sensitivity = "gradient") -> float:

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+CALIBRATION = ["--calibration", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4"]
+QUICK = ["dense", *CALIBRATION, "--recipes", "svd-llm", "--keeps", "0.8"]
+
+
+def refused(capsys, run, name, *arguments) -> tuple[int, str]:
+    """The exit status and the last line on stderr."""
+    with pytest.raises(SystemExit) as stopped:
+        run(name, *arguments)
+    return stopped.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_is_there_is_not_measured_again(place, run, script, monkeypatch, capsys):
+    run("recipes", *QUICK, "--text", "a/test.txt", "--seeds", "3", "--out", "rows.json")
+    before = json.loads((place / "rows.json").read_text())
+    assert [(row["recipe"], row["keep"], row["seed"]) for row in before["rows"]] == [("svd-llm", 0.8, 3)]
+    monkeypatch.setattr(script("rows"), "processor", lambda: "another machine")
+    run("recipes", *QUICK, "--text", "a/test.txt", "--seeds", "3,4", "--out", "rows.json")
+    after = json.loads((place / "rows.json").read_text())
+    assert after["rows"][0] == before["rows"][0] and after["rows"][1]["seed"] == 4
+    machine = before["settings"]["machine"]
+    assert after["settings"]["machine"] == f"{machine}; another machine, 1 processes of 1 threads"
+    assert after["settings"]["torch"] == before["settings"]["torch"]
+    status, said = refused(capsys, run, "recipes", *QUICK, "--text", "text.txt", "--out", "rows.json")
+    assert status == 2 and said.startswith("rows.json was made with texts ['test.txt: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "x=a/test.txt", "--text", "y=b/test.txt"], "--text: 2 texts are called test.txt: give them files"),
+        (["--text", "none.txt"], "none.txt does not exist: give the path of a text that does"),
+        (["--text", "a/test.txt", "--recipes", "svdllm"], "There is no recipe 'svdllm': give a YAML file or one of"),
+        (["--text", "a/test.txt", "--keeps", "80"], "argument --keeps: --keep 80 must be above 0 and at most 1"),
+        (["--text", "a/test.txt", "--keeps", "0.8;0.6"], "argument --keeps: --keep '0.8;0.6' must be numbers"),
+        (["--text", "a/test.txt", "--jobs", "0"], "argument --jobs: '0' must be a whole number of at least 1"),
+        (["--text", "a/test.txt", "--out", "a/test.txt"], "--out a/test.txt is there and holds no rows"),
+    ],
+)
+def test_bad_input_is_one_sentence(place, run, capsys, arguments, message):
+    status, said = refused(capsys, run, "papers", *QUICK, "--out", "rows.json", *arguments)
+    assert status == 2 and message in said
+    assert not (place / "rows.json").exists()
+    assert refused(capsys, run, "papers", *QUICK, "--out", "a") == (1, "a: Is a directory.")
+
+
+def test_the_list_of_models_needs_no_file(run, capsys):
+    run("papers", "--list")
+    assert "llama-7b: huggyllama/llama-7b, windows of 2048" in capsys.readouterr().out
+    status, said = refused(capsys, run, "papers", "dense")
+    assert status == 2 and said.endswith("give a model and --out, or --list")
+
+
+def test_without_the_hub_it_says_what_to_give(place, run, script, monkeypatch, capsys):
+    def nothing(*_, **__):
+        raise ConnectionError("no network\nhere.")
+
+    monkeypatch.setattr(script("papers"), "hf_hub_download", nothing)
+    status, said = refused(capsys, run, "papers", "llama-7b", "--out", "rows.json")
+    assert (status, said) == (1, "C4 cannot be fetched: no network here. Give --text c4=FILE.")
+
+
+def test_local_files_take_the_place_of_a_papers_model_and_texts(place, run, capsys):
+    texts = ["--text", "wikitext2=a/test.txt", "--text", "c4=text.txt"]
+    local = ["llama-7b", "--model", "dense", *CALIBRATION, *texts, "--recipes", "svd,svd-llm", "--keeps", "0.8,0.6"]
+    run("papers", *local, "--out", "rows.json")
+    content, said = json.loads((place / "rows.json").read_text()), capsys.readouterr().out
+    assert (content["settings"]["name"], content["settings"]["model"]) == ("llama-7b", "dense")
+    rows = {(row["recipe"], row["keep"]): row["perplexity"] for row in content["rows"]}
+    cells = [(rows["svd-llm", keep][text], theirs) for text, keep, theirs in (
+        ("test.txt", 0.8, "7.94"), ("test.txt", 0.6, "13.11"), ("text.txt", 0.8, "15.84"), ("text.txt", 0.6, "49.83")
+    )]  # fmt: skip
+    assert "| recipe | wikitext2 0.8 | wikitext2 0.6 | c4 0.8 | c4 0.6 | seconds |" in said
+    assert "| svd-llm | " + " | ".join(f"{ours:.2f} ({theirs})" for ours, theirs in cells) + " | " in said
+    assert f"| svd | {rows['svd', 0.8]['test.txt']:.2f} | " in said
+
+
+def test_every_part_of_the_study_runs_and_means_what_it_says(place, run, capsys):
+    study = ["dense", *CALIBRATION, "--text", "a/test.txt", "--trials", "2", "--objective", "4", "--keeps", "0.6"]
+    run("dipsvd_study", *study, "--out", "rows.json")
+    rows = json.loads((place / "rows.json").read_text())["rows"]
+    parts = {part: [row for row in rows if row["part"] == part] for part in ("ratios", "damage", "gain", "singular")}
+    assert {part: len(own) for part, own in parts.items()} == {"ratios": 7, "damage": 1, "gain": 33, "singular": 33}
+    plain, strong = (row for row in parts["gain"] if (row["variant"], row["share"]) == ("paper", 0.03)
+                     and row["gain"] in (1.0, 30.0))  # fmt: skip
+    assert plain["like_whitened"] == pytest.approx(1) and strong["like_whitened"] < 0.999
+    assert strong["protected"] < 0.5 * plain["protected"] and strong["others"] > plain["others"]
+    assert {row["ratios"]: row["seconds"] for row in parts["ratios"]}.keys() >= {"bayes gp", "released, fisher"}
+    assert all(row["kept"] <= 0.6 for row in parts["gain"])
+    blocks, whole = parts["damage"][0]["blocks"], parts["damage"][0]["whole"]
+    assert all(0 < value < whole for value in blocks["alone"] + blocks["spared"])
+    assert all(1 <= value <= 32 for value in blocks["effective_rank"])
+    status, said = refused(capsys, run, "dipsvd_study", *study, "--parts", "gian", "--out", "other.json")
+    assert status == 2 and said.endswith("argument --parts: 'gian' is none of ratios, damage, gain, singular.")
