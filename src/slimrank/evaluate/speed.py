@@ -21,12 +21,16 @@ JSON_VERSION = 1
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: a prompt of `tokens`, decoding at `batches`, medians of `rounds` of `steps` steps each."""
+    """What to measure: a prompt of `tokens`, decoding at `batches`, medians of `rounds` of `steps` steps each.
+
+    compiled: decode by torch.compile.
+    """
 
     tokens: int = 512
     batches: tuple[int, ...] = (1, 8, 32)
     steps: int = 8
     rounds: int = 5
+    compiled: bool = False
 
 
 @dataclass
@@ -98,7 +102,8 @@ def bench(
         for speed, seconds in zip(speeds, _medians(calls, asked.rounds, 1, track, name), strict=True):
             setattr(speed, name, seconds)
     for batch in asked.batches:
-        calls = [decoder(model, asked.tokens, batch, asked.steps * (asked.rounds + 1)) for model in models.values()]
+        steps = asked.steps * (asked.rounds + 1)
+        calls = [decoder(model, asked.tokens, batch, steps, asked.compiled) for model in models.values()]
         found = _medians(calls, asked.rounds, asked.steps, track, f"decode {batch}")
         for speed, seconds in zip(speeds, found, strict=True):
             speed.decode[batch] = seconds
