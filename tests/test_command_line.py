@@ -1,5 +1,6 @@
 """The command line itself: options that cannot be read, versions, help, completion."""
 
+import subprocess
 import sys
 
 import pytest
@@ -61,3 +62,26 @@ def test_the_shell_completes_commands_and_options(shell, monkeypatch):
         monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         code, out, _ = shell()
         assert code == 0 and set(out.split()) == expected
+
+
+STARTS = """
+import sys
+import slimrank_command
+sys.argv = ["slimrank", *sys.argv[1:]]
+try:
+    slimrank_command.main()
+finally:
+    print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("args", [["--help"], ["compress", "--help"], ["--version"]])
+def test_help_starts_without_torch(args):
+    done = subprocess.run([sys.executable, "-c", STARTS, *args], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_command_loads_what_it_uses(tmp_path):
+    args = ["plan", "demo", "--recipe", "svd", "--keep", "0.5", "--samples", "2", "--window", "32", "--out"]
+    done = subprocess.run([sys.executable, "-c", STARTS, *args, tmp_path / "plan.json"], capture_output=True, text=True)
+    assert done.returncode == 0 and "torch" in done.stdout.splitlines()[-1] and (tmp_path / "plan.json").exists()

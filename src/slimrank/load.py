@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+import slimrank.integrations.transformers  # noqa: F401  (transformers then knows the compressed layers)
 from slimrank import demo
 from slimrank.checkpoint import verify
 from slimrank.errors import SlimrankError, UsageError
