@@ -1,11 +1,14 @@
 """The command line itself: options that cannot be read, versions, help, completion."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import slimrank_command
 from slimrank.cli import app, main
 from slimrank.commands import COMMANDS
 
@@ -75,13 +78,21 @@ finally:
 """
 
 
+def started(*args):
+    """What the command prints in a process of its own, and at the end which of torch and transformers it has loaded."""
+    source = {"PYTHONPATH": str(Path(slimrank_command.__file__).parent)}
+    command = [sys.executable, "-c", STARTS, *args]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **source})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize("args", [["--help"], ["compress", "--help"], ["--version"]])
 def test_help_starts_without_torch(args):
-    done = subprocess.run([sys.executable, "-c", STARTS, *args], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert started(*args)[-1] == "[]"
 
 
 def test_the_command_loads_what_it_uses(tmp_path):
-    args = ["plan", "demo", "--recipe", "svd", "--keep", "0.5", "--samples", "2", "--window", "32", "--out"]
-    done = subprocess.run([sys.executable, "-c", STARTS, *args, tmp_path / "plan.json"], capture_output=True, text=True)
-    assert done.returncode == 0 and "torch" in done.stdout.splitlines()[-1] and (tmp_path / "plan.json").exists()
+    options = ["--recipe", "svd", "--keep", "0.5", "--samples", "2", "--window", "32"]
+    assert "torch" in started("plan", "demo", *options, "--out", tmp_path / "plan.json")[-1]
+    assert (tmp_path / "plan.json").exists()
