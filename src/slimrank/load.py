@@ -80,7 +80,7 @@ def _unreadable(name: str) -> Iterator[None]:
     except SlimrankError:
         raise
     except Exception as error:  # the libraries raise errors of many unrelated types
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise SlimrankError(f"MODEL {name} cannot be loaded: {reason or type(error).__name__}.") from error
 
 

@@ -28,6 +28,12 @@ def test_measures_every_model_and_batch():
     assert record["notes"] == found.notes()
 
 
+def test_more_tokens_than_the_context_holds_are_refused():
+    model = llama(max_position_embeddings=13)
+    with pytest.raises(UsageError, match=r"--tokens 8 .* 14 tokens, beyond the context of tiny, 13: ask for fewer\."):
+        bench({"tiny": model}, Asked(tokens=8, batches=(1,), steps=2, rounds=2), {})
+
+
 @torch.no_grad()
 def test_a_decoding_step_reads_one_token_after_the_prompt():
     model, lengths = llama(), []

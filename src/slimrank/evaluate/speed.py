@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slimrank.calibrate.windows import context_length
+from slimrank.errors import UsageError
 from slimrank.evaluate.decoding import decoder, first_token, prefill, prompt
 from slimrank.evaluate.memory import peak_of
 from slimrank.evaluate.roofline import Limits, measure_limits, reason
@@ -91,6 +93,8 @@ def bench(
     models: Mapping[str, PreTrainedModel], asked: Asked, settings: dict[str, Any], track: Track = no_track
 ) -> Bench:
     """Measure `models`, all on one device and in one dtype, taking turns in every round, after a warm-up each."""
+    for name, model in models.items():
+        _check_room(name, model, asked)
     speeds = [Speed(name, _bytes(model), read_numbers(model)) for name, model in models.items()]
     for speed, model in zip(speeds, models.values(), strict=True):
         ids = prompt(model, asked.tokens)
@@ -109,6 +113,16 @@ def bench(
             speed.decode[batch] = seconds
     model = next(iter(models.values()))
     return Bench(asked, speeds, measure_limits(model.device, model.dtype), settings)
+
+
+def _check_room(name: str, model: PreTrainedModel, asked: Asked) -> None:
+    """Raise a UsageError when prompt and decoded tokens are beyond the model's context."""
+    context, wanted = context_length(model.config), asked.tokens + asked.steps * (asked.rounds + 1)
+    if context is not None and wanted > context:
+        raise UsageError(
+            f"--tokens {asked.tokens} and {asked.steps} --steps in {asked.rounds} --rounds and a warm-up are {wanted} "
+            f"tokens, beyond the context of {name}, {context}: ask for fewer."
+        )
 
 
 def _bound(run: Callable[[PreTrainedModel, Tensor], Any], model: PreTrainedModel, ids: Tensor) -> Callable[[], Any]:
