@@ -16,6 +16,7 @@ from slimrank.errors import UsageError
 from slimrank.evaluate.decoding import decoder, first_token, prefill, prompt
 from slimrank.evaluate.memory import peak_of
 from slimrank.evaluate.roofline import Limits, measure_limits, reason
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.progress import Track, no_track
 
 JSON_VERSION = 1
@@ -158,4 +159,6 @@ def read_numbers(model: PreTrainedModel) -> int:
     """Weights that every token is multiplied with: all matrices but an embedding that is only looked up in."""
     looked_up, head = model.get_input_embeddings(), model.get_output_embeddings()
     skipped = {id(p) for p in looked_up.parameters()} - ({id(p) for p in head.parameters()} if head else set())
-    return sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in skipped)
+    floats = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in skipped)
+    whole = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    return floats + sum(m.out_features * m.in_features for m in whole)
