@@ -3,7 +3,8 @@
     python benchmarks/serving.py --threads 2 --out benchmarks/results/serving-cpu.json
     python benchmarks/serving.py --device cuda --out benchmarks/results/serving-cuda.json
 
-Prints what `slimrank bench` prints. On CUDA, decoding replays CUDA graphs.
+Prints what `slimrank bench` prints. Dense and compressed models go through the same `slimrank.optimize`, and with
+--compile through torch.compile. On CUDA, decoding replays CUDA graphs.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def main():
     parser.add_argument("--ffn", type=int, default=5632)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--plain", action="store_true", help="do not pack linears that share an input")
+    parser.add_argument("--plain", action="store_true", help="do not optimize the models")
+    parser.add_argument("--compile", action="store_true", help="decode by torch.compile")
     args = parser.parse_args()
     set_up(args)
     shape = {
@@ -47,7 +49,8 @@ def main():
     }
     if not args.plain:
         models = {form: optimize(model) for form, model in models.items()}
-    asked = Asked(args.tokens, tuple(int(batch) for batch in args.batches.split(",")), args.steps, args.rounds)
+    batches = tuple(int(batch) for batch in args.batches.split(","))
+    asked = Asked(args.tokens, batches, args.steps, args.rounds, args.compile)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
     settings = {
         "machine": machine,
@@ -57,7 +60,7 @@ def main():
         "dtype": args.dtype,
         **shape,
     }
-    found = bench(models, asked, settings | {"packed": not args.plain, "torch": torch.__version__}, console.track)
+    found = bench(models, asked, settings | {"optimized": not args.plain, "torch": torch.__version__}, console.track)
     console.show_bench(found)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,14 @@
 """The command line itself: options that cannot be read, versions, help, completion."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import slimrank_command
 from slimrank.cli import app, main
 from slimrank.commands import COMMANDS
 
@@ -61,3 +65,34 @@ def test_the_shell_completes_commands_and_options(shell, monkeypatch):
         monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         code, out, _ = shell()
         assert code == 0 and set(out.split()) == expected
+
+
+STARTS = """
+import sys
+import slimrank_command
+sys.argv = ["slimrank", *sys.argv[1:]]
+try:
+    slimrank_command.main()
+finally:
+    print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+def started(*args):
+    """What the command prints in a process of its own, and at the end which of torch and transformers it has loaded."""
+    source = {"PYTHONPATH": str(Path(slimrank_command.__file__).parent)}
+    command = [sys.executable, "-c", STARTS, *args]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **source})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("args", [["--help"], ["compress", "--help"], ["--version"]])
+def test_help_starts_without_torch(args):
+    assert started(*args)[-1] == "[]"
+
+
+def test_the_command_loads_what_it_uses(tmp_path):
+    options = ["--recipe", "svd", "--keep", "0.5", "--samples", "2", "--window", "32"]
+    assert "torch" in started("plan", "demo", *options, "--out", tmp_path / "plan.json")[-1]
+    assert (tmp_path / "plan.json").exists()

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+import slimrank.integrations.transformers  # noqa: F401  (transformers then knows the compressed layers)
 from slimrank import demo
 from slimrank.checkpoint import verify
 from slimrank.errors import SlimrankError, UsageError
@@ -79,7 +80,7 @@ def _unreadable(name: str) -> Iterator[None]:
     except SlimrankError:
         raise
     except Exception as error:  # the libraries raise errors of many unrelated types
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise SlimrankError(f"MODEL {name} cannot be loaded: {reason or type(error).__name__}.") from error
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from slimrank.distributed import ALONE
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.linear import is_linear, weight_of
 from slimrank.store.weights import Weights
 
@@ -39,7 +40,8 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The ModuleList whose modules hold the most linear parameters, the outermost where two tie."""
 
     def linear_parameters(module: nn.Module) -> int:
-        return sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
+        dense = sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
+        return dense + sum(m.weight.numel() for m in module.modules() if isinstance(m, QuantizedLinear))
 
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     found = max(lists, key=lambda item: linear_parameters(item[1]), default=None)

@@ -1,4 +1,4 @@
-"""Make a model faster at inference: orders are folded away, and linears that read the same input become one product.
+"""Make a model faster at inference: fewer products, none that only reorders, and kernels for one token at a time.
 
 In a decoder block q, k and v read one tensor, and so do gate and up. What reads it in each, the weight of a dense layer
 or the input factor of a compressed one, is stacked into one matrix, so that a step starts fewer and larger products.
@@ -15,14 +15,15 @@ from transformers import PreTrainedModel
 
 from slimrank.fold import fold_orders
 from slimrank.model import attached, set_module
+from slimrank.one_token import product, use_one_token_kernels
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
-    """Fold orders away and pack the linears of `model` that share an input, in place; returns the model.
+    """Fold orders away, pack the linears of `model` that share an input, and take one_token's kernels, in place.
 
-    The state dict keeps its keys and shapes, so the model saves and loads like before, though channels inside an MLP
-    may be in another order; outputs differ by rounding only. The packed weights get no gradients and are no nn.Linear
-    for PEFT: fine-tune first, then optimize.
+    Returns the model. The state dict keeps its keys and shapes, so the model saves and loads like before, though
+    channels inside an MLP may be in another order; outputs differ by rounding only. The packed weights get no gradients
+    and are no nn.Linear for PEFT: fine-tune first, then optimize.
     """
     fold_orders(model)
     for names in shared_inputs(model):
@@ -30,6 +31,7 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
         packed = Packed([linear for linear in linears if isinstance(linear, nn.Linear)])
         for index, name in enumerate(names):
             set_module(model, name, PackedPart(packed, index))
+    use_one_token_kernels(model)
     return model
 
 
@@ -82,10 +84,10 @@ class Packed(nn.Module):
     def forward(self, index: int, x: Tensor) -> Tensor:
         """Part `index` of the product with x (..., in)."""
         if index == 0:
-            self.x, self.parts = x, nn.functional.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+            self.x, self.parts = x, product(x, self.weight, self.bias).split(self.sizes, dim=-1)
         if self.x is not x:
             bias = None if self.bias is None else self.slice(self.bias, index)
-            return nn.functional.linear(x, self.slice(self.weight, index), bias)
+            return product(x, self.slice(self.weight, index), bias)
         part = self.parts[index]
         if index == len(self.sizes) - 1:
             self.x, self.parts = None, ()

@@ -20,11 +20,18 @@ def test_measures_every_model_and_batch():
     found = bench(models, Asked(tokens=8, batches=(1, 3), steps=2, rounds=2), {"device": "cpu"})
     record = json.loads(found.to_json())
     assert [model["name"] for model in record["models"]] == ["dense", "small"]
-    assert record["settings"] == {"tokens": 8, "batches": [1, 3], "steps": 2, "rounds": 2, "device": "cpu"}
+    asked = {"tokens": 8, "batches": [1, 3], "steps": 2, "rounds": 2, "compiled": False}
+    assert record["settings"] == asked | {"device": "cpu"}
     for speed in found.speeds:
         assert set(speed.decode) == {1, 3} and min(speed.prefill, speed.first, *speed.decode.values()) > 0
         assert speed.seconds(8)["decode 3"] == (3, speed.decode[3])
     assert record["notes"] == found.notes()
+
+
+def test_more_tokens_than_the_context_holds_are_refused():
+    model = llama(max_position_embeddings=13)
+    with pytest.raises(UsageError, match=r"--tokens 8 .* 14 tokens, beyond the context of tiny, 13: ask for fewer\."):
+        bench({"tiny": model}, Asked(tokens=8, batches=(1,), steps=2, rounds=2), {})
 
 
 @torch.no_grad()

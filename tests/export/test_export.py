@@ -10,6 +10,7 @@ from lossless import compress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import slimrank
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.export import TARGETS, export
@@ -76,6 +77,22 @@ def test_runs_with_its_cache_elsewhere(to, small, tmp_path):
     assert {wanted, "config.json", "tokenizer.json"} <= files and "draft" not in files
 
 
+@pytest.fixture(scope="module")
+def compressed_demo(tmp_path_factory) -> Path:
+    """The embedded model, compressed by the default recipe."""
+    out = tmp_path_factory.mktemp("demo") / "small"
+    slimrank.compress("demo", keep=0.6, samples=8, window=64).save(out)
+    return out
+
+
+@pytest.mark.parametrize("to", ["dense", "onnx", "openvino"])
+def test_the_demo_generates_the_same_64_tokens(to, compressed_demo, tmp_path):
+    library = {"dense": "torch", "onnx": "onnxruntime", "openvino": "openvino"}[to]
+    pytest.importorskip(library)
+    parity = export(str(compressed_demo), to, tmp_path / "out", dtype="float32" if to == "dense" else None)
+    assert (parity.tokens, parity.rounded) == (64, False) and parity.difference <= 1e-4
+
+
 def test_an_export_that_computes_something_else_leaves_nothing(small, tmp_path, monkeypatch):
     def broken(loaded, folder):
         (folder / "weights").write_text("half")
@@ -100,5 +117,8 @@ def test_sixteen_bit_weights_are_held_to_their_rounding():
 def test_bad_use_is_one_sentence(small, tmp_path):
     with pytest.raises(UsageError, match="--to gguf is unknown: choose one of dense, onnx, openvino"):
         export(str(small), "gguf", tmp_path / "out")
+    for to, dtype in (("onnx", "float32"), ("dense", "int8")):
+        with pytest.raises(UsageError, match=f"--dtype {dtype} can't be: --to dense stores float32, "):
+            export(str(small), to, tmp_path / "out", dtype=dtype)
     with pytest.raises(UsageError, match=r"--to onnx needs nowhere_at_all: run pip install 'slimrank\[onnx\]'"):
         need("onnx", "nowhere_at_all")

@@ -1,10 +1,16 @@
 import pytest
 import torch
+from architectures import llama
+from lossless import compress
 from torch import nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import FORMS, form_of
+from slimrank.evaluate.models import linear_parameters
+from slimrank.evaluate.results import count_parameters
+from slimrank.evaluate.speed import read_numbers
+from slimrank.forms import FORMS, Form, form_of
 from slimrank.forms.quantized import GROUP, QuantizedLinear, dequantize, pack_halves
+from slimrank.load import Loaded
 
 
 def filled(bits: int, out: int = 5, inp: int = 40, bias: bool = False) -> tuple[QuantizedLinear, torch.Tensor]:
@@ -50,3 +56,12 @@ def test_bits_that_cannot_be():
         form_of("a", {"form": "low_rank", "rank": 2, "bits": 3})
     with pytest.raises(SlimrankError, match="pivoted, which 4 bits don't serve"):
         form_of("a", {"form": "pivoted", "rank": 2, "bits": 4})
+
+
+def test_a_model_of_quantized_factors_alone_is_counted_like_that_of_floats():
+    model = compress(llama(), "low_rank", "pivoted")
+    floats = Loaded("tiny", model, None, torch.float32, None)
+    expected, read, whole = linear_parameters(floats), read_numbers(model), count_parameters(model)
+    for form in [module for module in model.modules() if isinstance(module, Form)]:
+        form.use_bits(8)
+    assert (linear_parameters(floats), read_numbers(model), count_parameters(model)) == (expected, read, whole)

@@ -1,6 +1,7 @@
 """Against a running vLLM, in an environment of its own: `make test-vllm`."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def expected(folder: Path, dtype: torch.dtype) -> list[list[int]]:
     return [tokens[len(ids) :] for tokens, ids in zip(found, PROMPTS, strict=True)]
 
 
-def served(folder: Path, dtype: str, **options: object) -> list[list[int]]:
+def served(folder: Path, dtype: str, eager: bool = True, **options: object) -> list[list[int]]:
     """What vLLM generates."""
-    llm = vllm.LLM(model=str(folder), dtype=dtype, enforce_eager=True, max_model_len=128, **options)
+    llm = vllm.LLM(model=str(folder), dtype=dtype, enforce_eager=eager, max_model_len=128, **options)
     sampling = vllm.SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     found = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], sampling)
     return [list(one.outputs[0].token_ids) for one in found]
@@ -65,6 +66,13 @@ def served(folder: Path, dtype: str, **options: object) -> list[list[int]]:
 
 def test_serves_every_form_token_for_token(mixed):
     assert served(mixed, "float32") == expected(mixed, torch.float32)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_serves_compiled(mixed, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    assert served(mixed, "float32", eager=False) == expected(mixed, torch.float32)
+    assert list(tmp_path.rglob("torch_compile_cache"))
 
 
 def test_serves_bfloat16(mixed):

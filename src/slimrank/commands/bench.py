@@ -14,7 +14,10 @@ def bench(
     batches: Annotated[str, typer.Option(help="Batch sizes to decode at, separated by commas.")] = "1,8,32",
     steps: Annotated[int, typer.Option(min=1, help="Decoding steps a round.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of which the median is taken, after a warm-up.")] = 5,
-    optimize: Annotated[bool, typer.Option(help="Pack linears that share an input, in all models alike.")] = True,
+    optimize: Annotated[bool, typer.Option(help="Run all models through slimrank.optimize.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode by torch.compile, all models alike; it needs a C++ compiler.")
+    ] = False,
     json_file: JsonFile = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")] = "bfloat16",
@@ -29,7 +32,7 @@ def bench(
     from slimrank.load import load
     from slimrank.optimize import optimize as pack
 
-    asked = Asked(tokens, parse_batches(batches), steps, rounds)
+    asked = Asked(tokens, parse_batches(batches), steps, rounds, compiled)
     loaded = {name: load(name, dtype=dtype, device=device).model for name in models}
     if optimize:
         loaded = {name: pack(model) for name, model in loaded.items()}

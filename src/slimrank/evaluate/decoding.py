@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-Step = Callable[[], None]
+Step = Callable[[], Any]
 
 
 def prompt(model: PreTrainedModel, tokens: int, batch: int = 1) -> Tensor:
@@ -30,21 +31,41 @@ def first_token(model: PreTrainedModel, ids: Tensor) -> None:
     model.generate(ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[operator]
 
 
-def decoder(model: PreTrainedModel, tokens: int, batch: int, steps: int) -> Step:
+def decoder(model: PreTrainedModel, tokens: int, batch: int, steps: int, compiled: bool = False) -> Step:
     """A function that decodes one token of each of `batch` sequences that start after `tokens` tokens.
 
-    On CUDA it replays a CUDA graph over a static cache with room for `steps` calls.
+    On CUDA it replays a CUDA graph over a static cache with room for `steps` calls; `compiled`, on a CPU, is
+    torch.compile's single graph over such a cache.
     """
     if model.device.type == "cuda":
         return _graph(model, tokens, batch, steps)
-    cache = prefill(model, prompt(model, tokens))
+    cache: Cache = prefill(model, prompt(model, tokens))
     cache.batch_repeat_interleave(batch)
     token = prompt(model, 1, batch)
+    if compiled:
+        return _compiled(model, token, _static(model, cache, tokens + steps), tokens)
+    return lambda: model(token, past_key_values=cache, logits_to_keep=1).logits
 
-    def step() -> None:
-        model(token, past_key_values=cache, logits_to_keep=1)
+
+def _compiled(model: PreTrainedModel, token: Tensor, cache: StaticCache, tokens: int) -> Step:
+    """Decode `token` (batch, 1) again and again, by one graph, after the `tokens` that the cache holds."""
+    run = torch.compile(model.forward, fullgraph=True, dynamic=False)
+    positions = count(tokens)
+
+    def step() -> Any:
+        position = torch.tensor([next(positions)])  # transformers 4 would read it from the cache, which is no graph
+        return run(token, past_key_values=cache, cache_position=position, logits_to_keep=1).logits
 
     return step
+
+
+def _static(model: PreTrainedModel, cache: Cache, room: int) -> StaticCache:
+    """The keys and values of `cache` in a static one with room for so many tokens."""
+    found = StaticCache(config=model.config, max_cache_len=room)
+    layers: Any = zip(cache.layers, found.layers, strict=True)
+    for layer, own in layers:
+        own.update(layer.keys, layer.values, {"cache_position": torch.arange(layer.keys.shape[2])})
+    return found
 
 
 def _graph(model: PreTrainedModel, tokens: int, batch: int, steps: int) -> Step:

@@ -10,6 +10,7 @@ from typing import Any
 from torch.nn import Module
 
 from slimrank.evaluate.perplexity import Perplexity
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.integrations.lm_eval import TaskResult
 
 JSON_VERSION = 1
@@ -68,8 +69,9 @@ def _text(measured: Perplexity, lost: float | None) -> dict[str, Any]:
 
 
 def count_parameters(model: Module) -> int:
-    """The model's parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The model's parameters, tied ones once, and the whole numbers of quantized factors."""
+    whole = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantizedLinear))
+    return whole + sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(directory: Path) -> int:

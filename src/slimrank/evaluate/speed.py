@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slimrank.calibrate.windows import context_length
+from slimrank.errors import UsageError
 from slimrank.evaluate.decoding import decoder, first_token, prefill, prompt
 from slimrank.evaluate.memory import peak_of
 from slimrank.evaluate.roofline import Limits, measure_limits, reason
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.progress import Track, no_track
 
 JSON_VERSION = 1
@@ -21,12 +24,16 @@ JSON_VERSION = 1
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: a prompt of `tokens`, decoding at `batches`, medians of `rounds` of `steps` steps each."""
+    """What to measure: a prompt of `tokens`, decoding at `batches`, medians of `rounds` of `steps` steps each.
+
+    compiled: decode by torch.compile.
+    """
 
     tokens: int = 512
     batches: tuple[int, ...] = (1, 8, 32)
     steps: int = 8
     rounds: int = 5
+    compiled: bool = False
 
 
 @dataclass
@@ -87,6 +94,8 @@ def bench(
     models: Mapping[str, PreTrainedModel], asked: Asked, settings: dict[str, Any], track: Track = no_track
 ) -> Bench:
     """Measure `models`, all on one device and in one dtype, taking turns in every round, after a warm-up each."""
+    for name, model in models.items():
+        _check_room(name, model, asked)
     speeds = [Speed(name, _bytes(model), read_numbers(model)) for name, model in models.items()]
     for speed, model in zip(speeds, models.values(), strict=True):
         ids = prompt(model, asked.tokens)
@@ -98,12 +107,23 @@ def bench(
         for speed, seconds in zip(speeds, _medians(calls, asked.rounds, 1, track, name), strict=True):
             setattr(speed, name, seconds)
     for batch in asked.batches:
-        calls = [decoder(model, asked.tokens, batch, asked.steps * (asked.rounds + 1)) for model in models.values()]
+        steps = asked.steps * (asked.rounds + 1)
+        calls = [decoder(model, asked.tokens, batch, steps, asked.compiled) for model in models.values()]
         found = _medians(calls, asked.rounds, asked.steps, track, f"decode {batch}")
         for speed, seconds in zip(speeds, found, strict=True):
             speed.decode[batch] = seconds
     model = next(iter(models.values()))
     return Bench(asked, speeds, measure_limits(model.device, model.dtype), settings)
+
+
+def _check_room(name: str, model: PreTrainedModel, asked: Asked) -> None:
+    """Raise a UsageError when prompt and decoded tokens are beyond the model's context."""
+    context, wanted = context_length(model.config), asked.tokens + asked.steps * (asked.rounds + 1)
+    if context is not None and wanted > context:
+        raise UsageError(
+            f"--tokens {asked.tokens} and {asked.steps} --steps in {asked.rounds} --rounds and a warm-up are {wanted} "
+            f"tokens, beyond the context of {name}, {context}: ask for fewer."
+        )
 
 
 def _bound(run: Callable[[PreTrainedModel, Tensor], Any], model: PreTrainedModel, ids: Tensor) -> Callable[[], Any]:
@@ -139,4 +159,6 @@ def read_numbers(model: PreTrainedModel) -> int:
     """Weights that every token is multiplied with: all matrices but an embedding that is only looked up in."""
     looked_up, head = model.get_input_embeddings(), model.get_output_embeddings()
     skipped = {id(p) for p in looked_up.parameters()} - ({id(p) for p in head.parameters()} if head else set())
-    return sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in skipped)
+    floats = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in skipped)
+    whole = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    return floats + sum(m.out_features * m.in_features for m in whole)

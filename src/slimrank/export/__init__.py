@@ -5,6 +5,7 @@ logits are then compared with the checkpoint's.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from slimrank.checkpoint.files import atomic_directory
@@ -13,7 +14,7 @@ from slimrank.export.dense import export_dense
 from slimrank.export.onnx import export_onnx
 from slimrank.export.openvino import export_openvino
 from slimrank.export.parity import Parity, Runner, check
-from slimrank.load import Loaded, load
+from slimrank.load import DTYPES, Loaded, load
 
 TARGETS: dict[str, Callable[[Loaded, Path], Runner]] = {
     "dense": export_dense,
@@ -22,16 +23,22 @@ TARGETS: dict[str, Callable[[Loaded, Path], Runner]] = {
 }
 
 
-def export(model: str, to: str, out: Path, *, overwrite: bool = False) -> Parity:
+def export(model: str, to: str, out: Path, *, dtype: str | None = None, overwrite: bool = False) -> Parity:
     """Write the checkpoint `model` in the format `to` into the folder `out`, once it computes the same.
 
+    dtype: of the dense weights, the checkpoint's own by default; graphs are float32.
+
     Raises:
-        UsageError: for a target that isn't there, whose library is missing, or a folder that holds something.
+        UsageError: for a target or dtype that isn't there, a missing library, or a folder that holds something.
         SlimrankError: if the written model's tokens or logits differ; nothing is left then.
     """
     if to not in TARGETS:
         raise UsageError(f"--to {to} is unknown: choose one of {', '.join(TARGETS)}.")
+    if dtype is not None and (to != "dense" or dtype not in DTYPES):
+        raise UsageError(f"--dtype {dtype} can't be: --to dense stores {', '.join(DTYPES)}, the others only float32.")
     loaded = load(model)
+    if dtype is not None:
+        loaded = replace(loaded, dtype=DTYPES[dtype])
     with atomic_directory(out, overwrite=overwrite) as folder:
         return check(TARGETS[to](loaded, folder), loaded, to)
 

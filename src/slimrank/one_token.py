@@ -1,0 +1,116 @@
+"""Faster kernels for one token at a time in bfloat16 on a CPU, where torch's choices are for many.
+
+oneDNN, which torch takes for every product in bfloat16, reads the weights of a product with one row half as fast as
+torch's own matrix-vector product; torch's flash attention takes several times as long for one query as two batched
+products. Both are operators of their own here, so that torch.compile keeps them as they are.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from slimrank.model import set_module
+
+ATTENTION = "slimrank"
+"""The name under which transformers knows the attention."""
+
+library = torch.library.Library("slimrank", "DEF")
+library.define("row(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
+
+
+def use_one_token_kernels(model: PreTrainedModel) -> None:
+    """Let every nn.Linear of `model`, and its attention where that is sdpa, use them where they apply, in place."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            set_module(model, name, Linear.of(module))
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+
+
+class Linear(nn.Linear):
+    """An nn.Linear that chooses its kernel by the number of rows."""
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """One with the very parameters of `linear`."""
+        own = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        own.weight, own.bias = linear.weight, linear.bias
+        return own.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to y (..., out)."""
+        return product(x, self.weight, self.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) times weight (out, in) transposed, plus bias (out,): (..., out)."""
+    if not (_applies(x) and x.numel() == x.shape[-1]):
+        return linear(x, weight, bias)
+    return torch.ops.slimrank.row(x, weight, bias) if torch.compiler.is_compiling() else row(x, weight, bias)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """As transformers' sdpa attention: query (batch, heads, n, width) to (batch, n, heads, width)."""
+    special = any(options.get(name) is not None for name in ("position_bias", "cache", "s_aux", "softcap"))
+    if query.shape[2] != 1 or special or not _applies(query):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    run = torch.ops.slimrank.attend if torch.compiler.is_compiling() else attend
+    return run(query, key, value, attention_mask, scale), None
+
+
+def _applies(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+
+
+def row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`product` of one row, by torch's own matrix-vector product.
+
+    The switch is the process's: another thread's product meanwhile may take another kernel, not another outcome.
+    """
+    switch: Any = torch.backends.mkldnn
+    was, switch.enabled = switch.enabled, False
+    try:
+        return linear(x, weight, bias)
+    finally:
+        switch.enabled = was
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k^T + mask) v for one query of each sequence, with the softmax in float32.
+
+    query (batch, heads, 1, width); key, value (batch, key heads, m, width); mask broadcasts to (batch, heads, 1, m) and
+    is True where to look, or is added. Returns (batch, 1, heads, width).
+    """
+    batch, heads, _, width = query.shape
+    shared, m = key.shape[1], key.shape[2]
+    scores = (query * scale).reshape(batch * shared, -1, width) @ key.reshape(-1, m, width).transpose(1, 2)
+    scores = scores.float().view(batch, heads, 1, m)
+    if mask is not None:
+        mask = mask[..., :m]
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    shares = scores.softmax(-1).to(value.dtype).view(batch * shared, -1, m)
+    return (shares @ value.reshape(-1, m, value.shape[-1])).view(batch, 1, heads, -1)
+
+
+def _row_like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _attend_like(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return query.new_empty(query.shape[0], 1, query.shape[1], value.shape[-1])
+
+
+for name, run, like in (("row", row, _row_like), ("attend", attend, _attend_like)):
+    library.impl(name, run, "CPU")
+    torch.library.register_fake(f"slimrank::{name}", like, lib=library)
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
