@@ -1,8 +1,10 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from slimrank.metric.grams import Grams, squared_error
-from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, decompose
+from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, curve, decompose
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 
@@ -64,6 +66,42 @@ def test_two_sided_is_the_svd_of_the_weighted_matrix(shape, diagonal):
         left, right = found.cut(rank)
         error = squared_error(w - left @ right, grams)
         assert error == pytest.approx(values[rank:].square().sum().item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (90, 40), (40, 90)])
+@pytest.mark.parametrize(("bases", "tolerance"), [(True, 1e-6), (False, 1e-2)])
+@pytest.mark.parametrize("deficient", [None, 30])
+def test_a_curve_measures_every_cut_on_other_inputs(shape, bases, tolerance, deficient):
+    m, n = shape
+    w, y, held_out = random(m, n), random(m, 400, seed=5), inputs(n, seed=8)
+    x = inputs(n, 900, seed=9) if deficient is None else inputs(n, rank=deficient)
+    grams = Grams(y @ y.T, x @ x.T)
+    found = curve(w, grams, Grams(right=held_out @ held_out.T), bases=bases)
+    if deficient is None:
+        torch.testing.assert_close(found.values, decompose(w, grams).values, rtol=1e-6, atol=0)
+    assert (found.basis is not None) == bases
+    whole = ((y @ y.T @ w) * (w @ held_out @ held_out.T)).sum().sqrt()
+    for rank in (1, 9, 20, 28):
+        left, right = decompose(w, grams).cut(rank)
+        lost = squared_error(w - left @ right, Grams(y @ y.T, held_out @ held_out.T)) ** 0.5 / whole.item()
+        if lost > 2e-3:
+            assert found.measured[rank].item() == pytest.approx(lost, rel=tolerance)
+
+
+def test_measuring_is_timed_apart():
+    inside = []
+
+    @contextmanager
+    def timer():
+        inside.append("in")
+        yield
+        inside.append("out")
+
+    w, x = random(9, 9), inputs(9)
+    curve(w, Grams(right=x @ x.T), None, timer=timer)
+    assert not inside
+    curve(w, Grams(right=x @ x.T), Grams(right=x @ x.T), timer=timer)
+    assert inside == ["in", "out"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
