@@ -2,7 +2,7 @@
 
     python benchmarks/stages.py --threads 1 --out benchmarks/results/stages-2048.json
 
-Per linear, in float64:
+Per linear, in float64 but for one product of `spectrum` with m > n (see projector.Small):
 
 plain      SVD-LLM as its public code does it: Cholesky of H, its inverse, the SVD (gesdd on a CPU) of W S, the cut
 spectrum   what `compress` needs for the plan in the default recipe: the values in the two-sided metric (stage

@@ -78,7 +78,8 @@ def test_a_curve_measures_every_cut_on_other_inputs(shape, bases, tolerance, def
     grams = Grams(y @ y.T, x @ x.T)
     found = curve(w, grams, Grams(right=held_out @ held_out.T), bases=bases)
     if deficient is None:
-        torch.testing.assert_close(found.values, decompose(w, grams).values, rtol=1e-6, atol=0)
+        losses, exact = (LinearSpectrum(d.values, shape, 0, "").losses() for d in (found, decompose(w, grams)))
+        torch.testing.assert_close(losses, exact, rtol=1e-5, atol=0)
     assert (found.basis is not None) == bases
     whole = ((y @ y.T @ w) * (w @ held_out @ held_out.T)).sum().sqrt()
     for rank in (1, 9, 20, 28):
@@ -86,6 +87,23 @@ def test_a_curve_measures_every_cut_on_other_inputs(shape, bases, tolerance, def
         lost = squared_error(w - left @ right, Grams(y @ y.T, held_out @ held_out.T)) ** 0.5 / whole.item()
         if lost > 2e-3:
             assert found.measured[rank].item() == pytest.approx(lost, rel=tolerance)
+
+
+@pytest.mark.parametrize("strongest", [1.0, 8.0, 40.0])
+@pytest.mark.parametrize(("left_decades", "right_decades"), [(1, 3), (2, 2), (3, 1)])
+def test_values_alone_lose_little_to_float32(strongest, left_decades, right_decades):
+    m, n = 700, 256
+    w = random(m, n).bfloat16().double() / 16
+    scales = torch.logspace(-left_decades, 0, m, dtype=torch.float64)[:, None]
+    y = torch.linalg.qr(random(m, m, seed=3)).Q @ (scales * random(m, 2 * m, seed=4))
+    y[:3] *= strongest  # at 40 float32 is not even tried
+    x = torch.linalg.qr(random(n, n, seed=5)).Q @ (
+        torch.logspace(-right_decades, 0, n).double()[:, None] * random(n, 2 * n, seed=6)
+    )
+    grams = Grams(y @ y.T, x @ x.T)
+    rough, exact = (curve(w, grams, None, bases=bases).values for bases in (False, True))
+    losses, true = (LinearSpectrum(values, (m, n), 0, "").losses() for values in (rough, exact))
+    torch.testing.assert_close(losses, true, rtol=5e-5, atol=0)
 
 
 def test_measuring_is_timed_apart():

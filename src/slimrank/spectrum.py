@@ -124,13 +124,14 @@ def curve(
 ) -> Curve:
     """The curve of W (m, n) under `grams`, measured under the right one of `held_out`, the left one being the same.
 
-    The projector route needs no more than the small eigenproblem: its values in float64 and, without `bases`, no
-    vectors but for the measure, for which float32 is enough unless m > n (see Small.left_out). timer: around that.
+    The projector route needs no more than the small eigenproblem: without `bases` its values alone, whose squares' sums
+    are good to 5e-5 (see Small), and for the measure vectors in float32, unless m > n (see Small.left_out).
+    timer: around the measuring.
     """
     weight = weight.double()
     if route != "projector":
         return curve_of(weight, decompose(weight, grams, route), held_out and Grams(grams.left, held_out.right))
-    small = Small(weight, grams)
+    small = Small(weight, grams, rough=not bases)
     square = small.square()
     values, basis = eigenvectors(square) if bases else (eigenvalues(square), None)
     if held_out is None:
