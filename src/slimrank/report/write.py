@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from slimrank.checkpoint import write_text
+from slimrank.checkpoint import find, write_text
 from slimrank.errors import UsageError
 from slimrank.report.comparison import comparison_page
 from slimrank.report.run import run_page
@@ -16,7 +16,7 @@ def page_of(folder: Path) -> Path:
     Raises:
         UsageError: if the folder holds neither.
     """
-    if (folder / COMPARISON).is_file():
+    if (find(folder) / COMPARISON).is_file():
         return folder / "report.html"
     if (folder / "slimrank" / "plan.json").is_file():
         return folder / "slimrank" / "report.html"
