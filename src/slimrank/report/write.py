@@ -5,6 +5,7 @@ from pathlib import Path
 from slimrank.checkpoint import find, write_text
 from slimrank.errors import UsageError
 from slimrank.report.comparison import comparison_page
+from slimrank.report.measured import understood
 from slimrank.report.run import run_page
 
 COMPARISON = "compare.json"
@@ -39,8 +40,10 @@ def write_report(
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
     if (folder / COMPARISON).is_file():
-        page = comparison_page(folder / COMPARISON)
+        with understood(folder / COMPARISON):
+            page = comparison_page(folder / COMPARISON)
     else:
-        page = run_page(folder, evaluation, bench)
+        with understood(folder / "slimrank/plan.json", folder / "slimrank/account.json"):
+            page = run_page(folder, evaluation, bench)
     write_text(out, page)
     return out
