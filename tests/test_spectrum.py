@@ -136,6 +136,22 @@ def test_alternating_least_squares_finds_nothing_better(shape):
     torch.testing.assert_close(left @ right_again, product, **tolerance)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decades", [1, 3])  # of values that are close together and that are not
+def test_the_factors_lose_what_the_values_say(shape, decades):
+    m, n = shape
+    x = torch.logspace(-decades / 2, 0, n, dtype=torch.float64)[:, None] * random(n, 200, seed=2)
+    y = random(m, 200, seed=5)
+    grams = Grams(y @ y.T, x @ x.T)
+    w = random(m, n)
+    found = decompose(w, grams)
+    for rank in (1, 8, 14):
+        left, right = found.cut(rank)
+        assert squared_error(w - left @ right, grams) == pytest.approx(found.loss(rank), rel=1e-10)
+        again = decompose(w, grams, rank=rank)
+        torch.testing.assert_close(again.left @ again.right, left @ right, rtol=1e-9, atol=1e-9)
+
+
 def test_no_metric_is_plain_svd():
     w = random(12, 20)
     left, right = decompose(w, Grams()).cut(5)

@@ -30,6 +30,8 @@ def eigenvalues(square: Tensor) -> Tensor:
 
 EVEN = 100  # the largest of G's diagonal over their mean up to which float32 will do
 
+CLOSE = 1e-3  # singular values down to this share of the first leave W R V / S orthonormal to 1e-9 by itself
+
 
 @dataclass(frozen=True)
 class Small:
@@ -72,11 +74,14 @@ class Small:
             return congruence(self.inner, self.root.triangular)
         return self.root.whiten(self.root.whiten(self.inner).T)
 
-    def factors(self, basis: Tensor) -> Pair:
-        """W'_r as (m, r) and (r, n), from the leading eigenvectors (q, r) of `square`."""
+    def factors(self, values: Tensor, basis: Tensor) -> Pair:
+        """W'_r as (m, r) and (r, n), from the leading eigenvalues' roots (r,) and eigenvectors (q, r) of `square`."""
         spread = times(self.root.factor, basis)
         if not self.tall:
             return self.root.unwhiten(basis), spread.T @ self.weight
+        if len(values) and values[-1] > CLOSE * values[0]:
+            spread = spread / values
+            return self.weight @ spread, spread.T @ self.inner
         left = self.weight @ spread
         dual = left if self.weighted is self.weight else self.weighted @ spread
         sizes = (left * dual).sum(0).clamp_min(0).sqrt()

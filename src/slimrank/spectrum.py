@@ -43,7 +43,7 @@ def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, found
     """By the eigenproblem of the smaller side (see slimrank.projector); found: its outcome, where that is known."""
     small = Small(weight, grams)
     values, basis = found or eigenvectors(small.square())
-    return Decomposition(values, *small.factors(basis[:, :rank]))
+    return Decomposition(values, *small.factors(values[:rank], basis[:, :rank]))
 
 
 def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
