@@ -1,5 +1,6 @@
 """Run compress in processes that are killed at chosen moments, and compare what they write."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 (read by the server, once)
 
 from slimrank import compression
+from slimrank.account import FILE as ACCOUNT
 from slimrank.store import pieces
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 tells its server nothing else
@@ -56,12 +58,18 @@ def run(options: dict, die_after: int = NEVER, die_at: float | None = None) -> R
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file by its relative path, but for the account, which holds the run's own times."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("account.json", "README.md")
-    }
+    """Every file by its relative path, less what a run says of itself.
+
+    Its times and its peak of memory in the account, and in the model card the folder's own name.
+    """
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    if ACCOUNT in files:
+        account = {k: v for k, v in json.loads(files[ACCOUNT]).items() if k not in ("seconds", "memory")}
+        files[ACCOUNT] = json.dumps(account).encode()
+    if "README.md" in files:
+        card = files["README.md"].decode()
+        files["README.md"] = card.replace(f"# {folder.name}\n", "").replace(f'"{folder.name}"', "").encode()
+    return files
 
 
 def _child(options: dict[str, Any], die_after: int, log: Path) -> None:

@@ -9,16 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fuzz
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from made_up import BENCH, EVALUATION
+from typer.testing import CliRunner
 
 from slimrank import compress
 from slimrank.calibrate import read_text
+from slimrank.cli import app
 from slimrank.errors import SlimrankError
 from slimrank.load import load
 from slimrank.plan import Plan
 from slimrank.recipe import load_recipe, shipped_recipes
+from slimrank.report import write_report
 
 SECONDS = 30
 READ = {"samples": 2, "window": 16}
@@ -37,6 +42,14 @@ def given(tiny_llama, module_tokenizer, make_text, tmp_path_factory) -> Path:
     (place / "text.jsonl").write_text("\n".join(json.dumps({"text": row, "id": 1}) for row in rows))
     done = compress(str(place / "dense"), "svd", keep=0.6, calibration=str(place / "text.txt"), **READ)
     done.save(place / "small")
+    table = pyarrow.table({"text": rows, "id": list(range(len(rows)))})
+    pyarrow.parquet.write_table(table, place / "text.parquet")
+    (place / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (place / "bench.json").write_text(json.dumps(BENCH))
+    asked = ["--recipes", "svd", "--keep", "0.6", "--samples", "2", "--window", "16", "--max-windows", "2"]
+    texts = [f"--{kind}={place / 'text.txt'}" for kind in ("calibration", "text")]
+    arguments = ["compare", str(place / "dense"), *asked, *texts, "--out", str(place / "compared")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     return place
 
 
@@ -98,6 +111,30 @@ def jsonl(rng: random.Random, given: Path, place: Path) -> None:
     read_text(str(place / "text.jsonl"))
 
 
+def parquet(rng: random.Random, given: Path, place: Path) -> None:
+    (place / "text.parquet").write_bytes(fuzz.damaged_bytes((given / "text.parquet").read_bytes(), rng))
+    read_text(str(place / "text.parquet"))
+
+
+def report(rng: random.Random, given: Path, place: Path) -> None:
+    """The page of a run, one of the four files that it is made from being damaged."""
+    shutil.copytree(given / "small", place / "small")
+    files = {name: place / f"{name}.json" for name in ("evaluation", "bench")}
+    for name, path in files.items():
+        shutil.copyfile(given / f"{name}.json", path)
+    folder = place / "small/slimrank"
+    path = rng.choice([*files.values(), folder / "plan.json", folder / "account.json"])
+    path.write_bytes(fuzz.damaged(path.read_bytes(), rng))
+    write_report(place / "small", **files)
+
+
+def compared(rng: random.Random, given: Path, place: Path) -> None:
+    (place / "compared").mkdir()
+    content = fuzz.damaged((given / "compared/compare.json").read_bytes(), rng)
+    (place / "compared/compare.json").write_bytes(content)
+    write_report(place / "compared")
+
+
 CASES: dict[str, Callable[[random.Random, Path, Path], None]] = {
     "config": in_model("config.json", "dense"),
     "generation config": in_model("generation_config.json", "dense"),
@@ -111,6 +148,9 @@ CASES: dict[str, Callable[[random.Random, Path, Path], None]] = {
     "recipe": recipe,
     "setting": setting,
     "jsonl": jsonl,
+    "parquet": parquet,
+    "report": report,
+    "compared": compared,
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slimrank import compress
-from slimrank.checkpoint import recover
+from slimrank.checkpoint import find
 from slimrank.errors import UsageError
 from slimrank.limits import Limits, parse_size
 from slimrank.model import Room
@@ -113,7 +113,7 @@ def test_a_kill_while_an_old_result_is_replaced_keeps_one_of_the_two(options, tm
         out.mkdir()
         (out / "kept").write_bytes(b"good")
         assert kills.run(options, kill).steps is None
-        recover(out)
+        find(out)
         assert kills.contents(out) in (old, kills.contents(tmp_path / "whole"))
         seen.add("kept" in kills.contents(out))
         assert not kills.run(options).error

@@ -1,8 +1,10 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from slimrank.metric.grams import Grams, squared_error
-from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, decompose
+from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, curve, decompose
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 
@@ -66,6 +68,60 @@ def test_two_sided_is_the_svd_of_the_weighted_matrix(shape, diagonal):
         assert error == pytest.approx(values[rank:].square().sum().item(), rel=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (90, 40), (40, 90)])
+@pytest.mark.parametrize(("bases", "tolerance"), [(True, 1e-6), (False, 1e-2)])
+@pytest.mark.parametrize("deficient", [None, 30])
+def test_a_curve_measures_every_cut_on_other_inputs(shape, bases, tolerance, deficient):
+    m, n = shape
+    w, y, held_out = random(m, n), random(m, 400, seed=5), inputs(n, seed=8)
+    x = inputs(n, 900, seed=9) if deficient is None else inputs(n, rank=deficient)
+    grams = Grams(y @ y.T, x @ x.T)
+    found = curve(w, grams, Grams(right=held_out @ held_out.T), bases=bases)
+    if deficient is None:
+        losses, exact = (LinearSpectrum(d.values, shape, 0, "").losses() for d in (found, decompose(w, grams)))
+        torch.testing.assert_close(losses, exact, rtol=1e-5, atol=0)
+    assert (found.basis is not None) == bases
+    whole = ((y @ y.T @ w) * (w @ held_out @ held_out.T)).sum().sqrt()
+    for rank in (1, 9, 20, 28):
+        left, right = decompose(w, grams).cut(rank)
+        lost = squared_error(w - left @ right, Grams(y @ y.T, held_out @ held_out.T)) ** 0.5 / whole.item()
+        if lost > 2e-3:
+            assert found.measured[rank].item() == pytest.approx(lost, rel=tolerance)
+
+
+@pytest.mark.parametrize("strongest", [1.0, 8.0, 40.0])
+@pytest.mark.parametrize(("left_decades", "right_decades"), [(1, 3), (2, 2), (3, 1)])
+def test_values_alone_lose_little_to_float32(strongest, left_decades, right_decades):
+    m, n = 700, 256
+    w = random(m, n).bfloat16().double() / 16
+    scales = torch.logspace(-left_decades, 0, m, dtype=torch.float64)[:, None]
+    y = torch.linalg.qr(random(m, m, seed=3)).Q @ (scales * random(m, 2 * m, seed=4))
+    y[:3] *= strongest  # at 40 float32 is not even tried
+    x = torch.linalg.qr(random(n, n, seed=5)).Q @ (
+        torch.logspace(-right_decades, 0, n).double()[:, None] * random(n, 2 * n, seed=6)
+    )
+    grams = Grams(y @ y.T, x @ x.T)
+    rough, exact = (curve(w, grams, None, bases=bases).values for bases in (False, True))
+    losses, true = (LinearSpectrum(values, (m, n), 0, "").losses() for values in (rough, exact))
+    torch.testing.assert_close(losses, true, rtol=5e-5, atol=0)
+
+
+def test_measuring_is_timed_apart():
+    inside = []
+
+    @contextmanager
+    def timer():
+        inside.append("in")
+        yield
+        inside.append("out")
+
+    w, x = random(9, 9), inputs(9)
+    curve(w, Grams(right=x @ x.T), None, timer=timer)
+    assert not inside
+    curve(w, Grams(right=x @ x.T), Grams(right=x @ x.T), timer=timer)
+    assert inside == ["in", "out"]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_alternating_least_squares_finds_nothing_better(shape):
     w, g = random(*shape), inputs(shape[0], seed=3) / 10
@@ -78,6 +134,22 @@ def test_alternating_least_squares_finds_nothing_better(shape):
     tolerance = {"rtol": 1e-5, "atol": 1e-6 * product.abs().max().item()}
     torch.testing.assert_close(left_again @ right, product, **tolerance)
     torch.testing.assert_close(left @ right_again, product, **tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decades", [1, 3])  # of values that are close together and that are not
+def test_the_factors_lose_what_the_values_say(shape, decades):
+    m, n = shape
+    x = torch.logspace(-decades / 2, 0, n, dtype=torch.float64)[:, None] * random(n, 200, seed=2)
+    y = random(m, 200, seed=5)
+    grams = Grams(y @ y.T, x @ x.T)
+    w = random(m, n)
+    found = decompose(w, grams)
+    for rank in (1, 8, 14):
+        left, right = found.cut(rank)
+        assert squared_error(w - left @ right, grams) == pytest.approx(found.loss(rank), rel=1e-10)
+        again = decompose(w, grams, rank=rank)
+        torch.testing.assert_close(again.left @ again.right, left @ right, rtol=1e-9, atol=1e-9)
 
 
 def test_no_metric_is_plain_svd():

@@ -1,11 +1,11 @@
 """compress: the whole pipeline in one call, from a model to a smaller one and its plan."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from slimrank.calibrate.reading import Reading, read_windows
+from slimrank.clock import Clock
 from slimrank.distributed import ALONE, World
 from slimrank.errors import UsageError
 from slimrank.estimate import Announce, estimate, silent
@@ -131,7 +131,7 @@ def compress(
         build = not rebuilt(chosen)
         session = Session(
             decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out,
-            track=track, pieces=pieces, bases=build or chosen.allocate.whole_model,
+            track=track, pieces=pieces, clock=clock, bases=build or chosen.allocate.whole_model,
         )  # fmt: skip
         with clock("decompose"):
             decompose_all(session)
@@ -157,17 +157,3 @@ def allocated(session: Session, recipe: Recipe) -> Plan:
     if "plan" not in session.pieces:
         session.pieces.save("plan", {}, make_plan(session, recipe).model_dump(mode="json"))
     return Plan.model_validate(session.pieces.load("plan")[1])
-
-
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the block's time as this stage's."""
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -1,7 +1,7 @@
 """The curves of a session: measured, kept among the finished pieces, and read back."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import partial
 
 from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
@@ -15,8 +15,8 @@ def measured_curve(session: Session, name: str) -> Curve:
     site, metric = session.site(name), session.metric
     held_out, grams = metric.held_out_inputs(site), metric.grams(site)
     if metric.route == "projector" or session.pieces.lasting:
-        found = curve(site.weight, grams, held_out, metric.route)
-        return found if session.bases else replace(found, basis=None)
+        timer = partial(session.clock, "measure")
+        return curve(site.weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
     session.decompositions[name] = decompose(site.weight, grams, metric.route)
     measured = held_out and Grams(grams.left, held_out.right)
     return curve_of(site.weight, session.decompositions[name], measured)

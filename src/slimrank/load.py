@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import slimrank.integrations.transformers  # noqa: F401  (transformers then knows the compressed layers)
 from slimrank import demo
-from slimrank.checkpoint import verify
+from slimrank.checkpoint import find, verify
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.skeleton import in_parts
 from slimrank.store.weights import Weights
@@ -49,7 +49,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype} is unknown: choose one of {', '.join(DTYPES)}.")
     place = str(demo.MODEL) if name == "demo" else name
-    directory = Path(place) if Path(place).is_dir() else None
+    directory = Path(place) if find(Path(place)).is_dir() else None
     disable_progress_bar()
     with _unreadable(name):
         if directory:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from slimrank.calibrate import Moments, Windows
+from slimrank.clock import Clock
 from slimrank.distributed import World
 from slimrank.factorize import Factorizer, Target
 from slimrank.linear import shape_of, weight_of
@@ -40,7 +41,7 @@ class Session:
 
     choices: by linear, what the metric settled by measuring; found: by linear, what the form searched for; pieces:
     where what is finished is kept; bases: whether the decompositions will be asked for, and not the curves alone;
-    curves: by linear.
+    curves: by linear; clock: by which steps inside a stage count their time apart.
     """
 
     decoder: Decoder
@@ -57,6 +58,7 @@ class Session:
     pieces: Pieces = field(default_factory=MemoryPieces)
     bases: bool = True
     curves: dict[str, Curve] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.decompositions = Decompositions(self._decompose, not self.pieces.lasting)

@@ -1,6 +1,7 @@
 """Spectrum: singular values of every linear in its metric, which tell the loss at every rank."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from slimrank.metric.grams import SUPPORT, Grams, Root, times
-from slimrank.projector import Pair, Small, eigenvectors
+from slimrank.projector import Pair, Small, eigenvalues, eigenvectors
+
+Timer = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, found
     """By the eigenproblem of the smaller side (see slimrank.projector); found: its outcome, where that is known."""
     small = Small(weight, grams)
     values, basis = found or eigenvectors(small.square())
-    return Decomposition(values, *small.factors(basis[:, :rank]))
+    return Decomposition(values, *small.factors(values[:rank], basis[:, :rank]))
 
 
 def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
@@ -110,21 +113,33 @@ class Curve:
     basis: Tensor | None = None
 
 
-def curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: str = "projector") -> Curve:
+def curve(
+    weight: Tensor,
+    grams: Grams,
+    held_out: Grams | None,
+    route: str = "projector",
+    *,
+    bases: bool = True,
+    timer: Timer = nullcontext,
+) -> Curve:
     """The curve of W (m, n) under `grams`, measured under the right one of `held_out`, the left one being the same.
 
-    The projector route needs no more than the small eigenproblem.
+    The projector route needs no more than the small eigenproblem: without `bases` its values alone, whose squares' sums
+    are good to 5e-5 (see Small), and for the measure vectors in float32, unless m > n (see Small.left_out).
+    timer: around the measuring.
     """
     weight = weight.double()
     if route != "projector":
         return curve_of(weight, decompose(weight, grams, route), held_out and Grams(grams.left, held_out.right))
-    small = Small(weight, grams)
-    values, basis = eigenvectors(small.square())
+    small = Small(weight, grams, rough=not bases)
+    square = small.square()
+    values, basis = eigenvectors(square) if bases else (eigenvalues(square), None)
     if held_out is None:
         return Curve(values, basis=basis)
-    total, parts = small.parts(values, basis, held_out.right)
-    left = total - torch.cat([parts.new_zeros(1), parts.cumsum(0)])
-    return Curve(values, (left / total).clamp_min(0).sqrt(), basis=basis)
+    with timer():
+        _, directions = (values, basis) if basis is not None else eigenvectors(square if small.tall else square.float())
+        left = small.left_out(values, directions, held_out.right)
+        return Curve(values, (left / left[0]).sqrt(), basis=basis)
 
 
 def curve_of(weight: Tensor, found: Decomposition, held_out: Grams | None) -> Curve:

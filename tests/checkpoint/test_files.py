@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from slimrank.checkpoint.files import atomic_directory, discard, recover, write_text
+from slimrank.checkpoint.files import atomic_directory, discard, find, recover, write_text
 from slimrank.errors import SlimrankError, UsageError
 
 
@@ -177,3 +177,17 @@ def test_a_discarded_folder_is_gone_or_cleared_later(good, monkeypatch):
     monkeypatch.undo()
     recover(good)
     assert list(good.parent.iterdir()) == [good]
+
+
+def test_a_reader_finds_what_was_about_to_be_replaced(good):
+    good.replace(good.with_name(".out.old-12345678"))
+    (good.parent / ".out.partial-12345678").mkdir()
+    assert contents(find(good)) == {"result": "good"} and list(good.parent.iterdir()) == [good]
+    for name in ("missing", "a" * 3000, "nul\x00", "no/such/parent"):
+        assert find(good.parent / name) == good.parent / name
+    assert find(Path("org/model")) == Path("org/model") and list(good.parent.iterdir()) == [good]
+
+
+def test_a_reader_is_told_of_a_writer(tmp_path):
+    with atomic_directory(tmp_path / "out"), pytest.raises(UsageError, match="Another process is writing"):
+        find(tmp_path / "out")

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from made_up import BENCH, EVALUATION
 from typer.testing import CliRunner
 
 from slimrank import compress
@@ -34,29 +35,7 @@ def comparison_folder(run_folder):
 @pytest.fixture(scope="module")
 def measured(run_folder):
     """The files of evaluate --json and bench --json, with made-up numbers."""
-    text = {"perplexity": 12.5, "nats": 2.5, "nats_lost": 0.25, "tokens": 10, "windows": 2, "window": 6}
-    model = {"name": "small & <fast>", "parameters": {"linears": 7, "model": 9}, "bytes": 18, "texts": {"a.txt": text}}
-    model["tasks"] = {
-        "piqa": {"items": 9, "shots": 0, "version": "1", "metrics": {"acc": {"value": 0.5, "stderr": None}}}
-    }
-    evaluation = {"version": 1, "models": [model]}
-    speed = {
-        "name": "small",
-        "weights": 18,
-        "read": 7,
-        "peak": None,
-        "prefill": 0.5,
-        "first": 0.25,
-        "decode": {"8": 0.1},
-    }
-    bench = {
-        "version": 1,
-        "settings": {"tokens": 512},
-        "limits": {},
-        "models": [speed],
-        "notes": ["It waits for memory."],
-    }
     files = run_folder.parent / "evaluation.json", run_folder.parent / "bench.json"
-    for file, content in zip(files, (evaluation, bench), strict=True):
+    for file, content in zip(files, (EVALUATION, BENCH), strict=True):
         file.write_text(json.dumps(content))
     return files

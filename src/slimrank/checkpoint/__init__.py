@@ -1,9 +1,19 @@
 """The Hugging Face directory of a compressed model."""
 
 from slimrank.checkpoint.card import model_card
-from slimrank.checkpoint.files import check_free, discard, recover, write_text
+from slimrank.checkpoint.files import check_free, discard, find, recover, write_text
 from slimrank.checkpoint.manifest import verify
 from slimrank.checkpoint.read import read_layers
 from slimrank.checkpoint.write import write_checkpoint
 
-__all__ = ["check_free", "discard", "model_card", "read_layers", "recover", "verify", "write_checkpoint", "write_text"]
+__all__ = [
+    "check_free",
+    "discard",
+    "find",
+    "model_card",
+    "read_layers",
+    "recover",
+    "verify",
+    "write_checkpoint",
+    "write_text",
+]

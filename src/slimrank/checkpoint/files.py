@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slimrank.errors import UsageError
@@ -74,6 +74,14 @@ def recover(out: Path) -> None:
     if out.parent.is_dir() and any(_left(out, "partial", "old", "lock")):
         with _alone(out):
             _clear(out)
+
+
+def find(folder: Path) -> Path:
+    """`folder`, its old content brought back where it is missing since a writer was killed while it replaced that."""
+    with suppress(OSError, ValueError):  # no place that can be written, no name of a file
+        if folder.name and not folder.exists():
+            recover(folder)
+    return folder
 
 
 def discard(folder: Path, out: Path) -> None:

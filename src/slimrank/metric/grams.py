@@ -63,6 +63,11 @@ class Root:
             return cls(*square_root(gram))
         return cls(factor)
 
+    @property
+    def triangular(self) -> Tensor | None:
+        """The factor, where it is Cholesky's."""
+        return None if self.factor is None or self.factor.ndim == 1 or self.inverse is not None else self.factor
+
     def whiten(self, x: Tensor) -> Tensor:
         """L^T x."""
         return times(self.factor if self.factor is None or self.factor.ndim == 1 else self.factor.T, x)

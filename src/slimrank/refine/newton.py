@@ -35,7 +35,8 @@ class Newton(Refiner):
     H = E[x^ x^T] in the compressed model. t is the one of LENGTHS with the least L on held-out windows, or none.
 
     windows: how many calibration windows dL/dV is taken on, all by default; skip: how many are passed over before them,
-    round and round, so that a second step can be taken on others; damping: of both Grams, relative to their mean diagonals.
+    round and round, so that a second step can be taken on others; damping: of both Grams, relative to their mean
+    diagonals.
     """
 
     name: Literal["newton"] = "newton"

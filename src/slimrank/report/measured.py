@@ -1,12 +1,29 @@
 """Tables from what `slimrank evaluate` and `slimrank bench` wrote with --json."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from slimrank.errors import UsageError
 
 Table = tuple[str, list[str], list[list[str]]]
+
+
+@contextmanager
+def understood(*files: Path) -> Iterator[None]:
+    """A UsageError that names the files, where what was read from them turns out to be no work of slimrank's."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        names = " and ".join(str(file) for file in files)
+        raise UsageError(
+            f"{names} can't be shown ({reason}): give what slimrank wrote, or have it made again."
+        ) from error
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
@@ -17,7 +34,7 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} can't be read as JSON ({error}): give a file that slimrank wrote.") from error
     if not isinstance(found, dict) or key not in found:
         raise UsageError(f"{path} has no {key!r} in it: give a file that slimrank wrote.")

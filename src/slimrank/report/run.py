@@ -12,7 +12,7 @@ from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
 from slimrank.report import charts
 from slimrank.report.data import Columns, columns, curve_columns, linear_columns, root_mean_square
-from slimrank.report.measured import evaluation_tables, speed_table
+from slimrank.report.measured import evaluation_tables, speed_table, understood
 from slimrank.report.page import render
 
 Facts = list[tuple[str, str]]
@@ -25,7 +25,13 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         UsageError: if the folder has no plan or account, a JSON can't be read, or altair is not installed.
     """
     plan, account = Plan.load(folder / "slimrank" / "plan.json"), Account.load(folder)
-    rows = sizes(plan, account, folder)
+    rows, evaluations, speed = sizes(plan, account, folder), [], None
+    if evaluation:
+        with understood(evaluation):
+            evaluations = evaluation_tables(evaluation)
+    if bench:
+        with understood(bench):
+            speed = speed_table(bench)
     data = {
         "linears": linear_columns(plan),
         "curves": curve_columns(plan, account.curves),
@@ -42,8 +48,8 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         sizes=rows,
         forms=forms(plan),
         notes=plan.notes,
-        evaluations=evaluation_tables(evaluation) if evaluation else [],
-        speed=speed_table(bench) if bench else None,
+        evaluations=evaluations,
+        speed=speed,
         by_plan=shlex.join(["slimrank", "compress", account.model, "--plan", str(folder / "slimrank" / "plan.json")]),
         by_recipe=command(plan, account),
         recipe=plan.recipe.to_yaml(),

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from slimrank.checkpoint import write_text
+from slimrank.checkpoint import find, write_text
 from slimrank.errors import UsageError
 from slimrank.report.comparison import comparison_page
+from slimrank.report.measured import understood
 from slimrank.report.run import run_page
 
 COMPARISON = "compare.json"
@@ -16,7 +17,7 @@ def page_of(folder: Path) -> Path:
     Raises:
         UsageError: if the folder holds neither.
     """
-    if (folder / COMPARISON).is_file():
+    if (find(folder) / COMPARISON).is_file():
         return folder / "report.html"
     if (folder / "slimrank" / "plan.json").is_file():
         return folder / "slimrank" / "report.html"
@@ -39,8 +40,10 @@ def write_report(
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
     if (folder / COMPARISON).is_file():
-        page = comparison_page(folder / COMPARISON)
+        with understood(folder / COMPARISON):
+            page = comparison_page(folder / COMPARISON)
     else:
-        page = run_page(folder, evaluation, bench)
+        with understood(folder / "slimrank/plan.json", folder / "slimrank/account.json"):
+            page = run_page(folder, evaluation, bench)
     write_text(out, page)
     return out
