@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from functools import partial
 
+from torch import Tensor
+
 from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
 from slimrank.session import Session
@@ -13,13 +15,21 @@ from slimrank.store.pieces import Pieces
 def measured_curve(session: Session, name: str) -> Curve:
     """One linear's curve."""
     site, metric = session.site(name), session.metric
-    held_out, grams = metric.held_out_inputs(site), metric.grams(site)
+    held_out = metric.held_out_inputs(site)
+    if held_out is not None and held_out.right is not None and _rough(session, site.weight):
+        held_out = Grams(right=held_out.right.float())  # before the other Gram takes memory
+    grams = metric.grams(site)
     if metric.route == "projector" or session.pieces.lasting:
         timer = partial(session.clock, "measure")
         return curve(site.weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
     session.decompositions[name] = decompose(site.weight, grams, metric.route)
     measured = held_out and Grams(grams.left, held_out.right)
     return curve_of(site.weight, session.decompositions[name], measured)
+
+
+def _rough(session: Session, weight: Tensor) -> bool:
+    """Whether the held-out windows are measured in float32 (see Small.left_out)."""
+    return session.metric.route == "projector" and not session.bases and weight.shape[0] <= weight.shape[1]
 
 
 def have_curves(pieces: Pieces, names: Iterable[str]) -> bool:

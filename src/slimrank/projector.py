@@ -57,16 +57,18 @@ class Small:
 
     @cached_property
     def weighted(self) -> Tensor:
-        """H W^T (n, m), or G W (m, n) if m > n."""
+        """G W (m, n), with m > n."""
         left = self.grams.left
-        if self.rough and self.tall and left is not None and left.diagonal().max() <= EVEN * left.diagonal().mean():
+        if self.rough and left is not None and left.diagonal().max() <= EVEN * left.diagonal().mean():
             return times(left.float(), self.weight.float()).double()
-        return times(self.grams.left, self.weight) if self.tall else times(self.grams.right, self.weight.T)
+        return times(left, self.weight)
 
     @cached_property
     def inner(self) -> Tensor:
         """W H W^T (m, m), or W^T G W (n, n) if m > n."""
-        return product(self.weight.T if self.tall else self.weight, self.weighted)
+        if self.tall:
+            return product(self.weight.T, self.weighted)
+        return product(self.weight, times(self.grams.right, self.weight.T))
 
     def square(self) -> Tensor:
         """(L^T W R) (L^T W R)^T, or (L^T W R)^T (L^T W R)."""
