@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+
+from slimrank.one_token import product
 
 _MEGA = 2**20
 
@@ -29,7 +30,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """Time a matrix-vector product that no cache holds (128 MiB) and a square product of 2048."""
     weight = torch.zeros(128 * _MEGA // dtype.itemsize // 4096, 4096, device=device, dtype=dtype)
     x = torch.zeros(1, 4096, device=device, dtype=dtype)
-    reading = _best(lambda: nn.functional.linear(x, weight), device)
+    reading = _best(lambda: product(x, weight), device)
     square = torch.zeros(2048, 2048, device=device, dtype=dtype)
     computing = _best(lambda: square @ square, device)
     return Limits(weight.nbytes / reading, 2 * 2048**3 / computing, dtype.itemsize)
