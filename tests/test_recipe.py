@@ -1,4 +1,5 @@
 import pytest
+import torch
 import yaml
 
 from slimrank.errors import UsageError
@@ -25,11 +26,19 @@ def test_a_recipe_that_is_one_already_is_kept():
 
 def test_refined_keeps_what_is_solved_and_replaces_what_is_trained():
     recipe = load_recipe("slimrank-refined")
-    assert [step.name for step in recipe.refined("none").refine] == ["anchored", "temperature"]
+    solved = ["anchored", "temperature", "newton"]
+    assert [step.name for step in recipe.refined("none").refine] == solved
     blocks = recipe.refined("blocks")
-    assert [step.name for step in blocks.refine] == ["anchored", "temperature", "blocks"]
+    assert [step.name for step in blocks.refine] == [*solved, "blocks"]
     assert blocks.name == "slimrank-refined+blocks"
     assert load_recipe("svd-llm").refined("distill").refine == load_recipe("svd-llm-distilled").refine
+
+
+def test_gradients_are_taken_on_the_metrics_tokens_unless_another_step_needs_them_all():
+    windows = torch.zeros(10, 256)
+    assert len(load_recipe("slimrank", ["metric.tokens=1000"]).gradient_windows(windows)) == 4
+    assert len(load_recipe("slimrank", ["metric.tokens=null"]).gradient_windows(windows)) == 10
+    assert len(load_recipe("dipsvd", ["metric={name: two_sided, tokens: 1000}"]).gradient_windows(windows)) == 10
 
 
 @pytest.mark.parametrize(
