@@ -29,7 +29,7 @@ def refiners(*, anchored: str | None = ANCHORED, temperature: bool = True, newto
 ROWS: dict[str, list[str]] = {
     "svd-llm": [],
     "slimrank": [],
-    "G sampled": ["metric.labels=sampled"],
+    "G of the text's tokens": ["metric.labels=text"],
     "G not shrunk": ["metric.shrink=0"],
     "G its mean diagonal": ["metric.shrink=1"],
     "G of all tokens": ["metric.tokens=null"],
