@@ -87,8 +87,9 @@ def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, tmp_path):
     assert not (tmp_path / ".out.progress").exists()
 
 
-def test_killed_at_the_end_it_is_seen_to_be_complete(options, tmp_path):
-    options |= RECIPES["svd-llm"]
+@pytest.mark.parametrize("recipe", ["slimrank", "svd-llm"])
+def test_killed_at_the_end_it_is_seen_to_be_complete(options, recipe, tmp_path):
+    options |= RECIPES[recipe]
     steps = kills.run({**options, "out": str(tmp_path / "whole")}).steps
     for back in (0, 4, 8):
         out = tmp_path / "result"

@@ -144,6 +144,12 @@ class Session:
             for name, module in before.items():
                 set_module(model, name, module)
 
+    @contextmanager
+    def as_dense(self, linears: dict[str, nn.Module] | None = None) -> Iterator[None]:
+        """The dense model again, also where refiners changed norms and biases; linears: these alone, all by default."""
+        with self.replaced(self.dense if linears is None else linears), self.decoder.weights.dense_vectors():
+            yield
+
     def _decompose(self, name: str, rank: int | None = None) -> Decomposition:
         site, known = self.site(name), self.curves.get(name)
         device = site.weight.device

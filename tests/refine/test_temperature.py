@@ -42,11 +42,12 @@ def test_takes_the_factor_of_the_least_divergence(tiny_llama):
         ours = model(input_ids=ids).logits.log_softmax(-1)
         return (dense.exp() * (dense - ours)).sum(-1).mean().item()
 
+    norm.weight.data.mul_(1.2)  # by an earlier refiner
     before, kept = divergence(), norm.weight.detach().clone()
     notes = Temperature().refine(made, {})
     factor = (norm.weight / kept).mean().item()
     assert notes == [f"Temperature: what the head reads is scaled by {factor:.3f}."]
-    assert 0.15 < factor < 0.98
+    assert 0.15 < factor < 0.9
     found, around = divergence(), []
     for other in (factor - 0.04, factor + 0.04):
         norm.weight.data.copy_(kept * other)

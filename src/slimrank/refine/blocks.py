@@ -31,12 +31,12 @@ class Blocks(Refiner):
         decoder = session.decoder
         batch = default_batch(decoder, session.windows.calibration.shape[1])
         sets = (session.windows.calibration, session.windows.held_out)
-        with session.replaced(session.dense):
+        with session.as_dense():
             dense = [Stream(decoder, ids, batch) for ids in sets]
         ours = [Stream(decoder, ids, batch) for ids in sets]
         gains = []
         for index in session.track(range(len(decoder)), "refining", len(decoder)):
-            with session.replaced(session.linears[index]):
+            with session.as_dense(session.linears[index]):
                 targets = [[after for _, after in stream.advance()] for stream in dense]
             gains.append(self._refine_block(session, index, ours, targets))
             for stream in ours:

@@ -21,6 +21,7 @@ from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_
 from slimrank.refine.training import divergence
 from slimrank.session import Session
+from slimrank.store.pieces import Facts
 
 # K-FAC takes tokens and linears for independent, so that its whole step would be far too long.
 LENGTHS = (0.0, *(2.0**-power for power in range(8, 4, -1)))
@@ -49,30 +50,36 @@ class Newton(Refiner):
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Notes the length and what it brought; dense linears stay."""
         pieces, stage = session.pieces, session.stages.stage
-        blocks, key = range(len(session.linears)), f"{stage}/length"
-        if key not in pieces:
-            for index, steps in self._steps(session):
-                pieces.save(f"{stage}/steps/{index}", steps)
-            pieces.save(key, {}, {"losses": self._losses(session)})
-        losses = pieces.load(key)[1]["losses"]
+        facts = session.finished(0) or self._measured(session)
+        losses = facts["losses"]
         length = LENGTHS[min(range(len(losses)), key=losses.__getitem__)]
-        for index in blocks:
+        for index in range(len(session.linears)):
             if session.finished(index) is None:
                 with session.decoder.weights.hold(index):
                     self._move(session, index, length)
-                session.finish(index)
+                session.finish(index, facts)
             pieces.drop(f"{stage}/steps/{index}")
-        pieces.drop(key)
+        pieces.drop(f"{stage}/losses")
         return [
             f"Newton: {length:.2g} of K-FAC's step took the held-out divergence from {losses[0]:.4f} to "
             f"{min(losses):.4f} nats a token."
         ]
 
+    def _measured(self, session: Session) -> Facts:
+        """The losses of all lengths, kept like the steps until every block has moved."""
+        pieces, stage = session.pieces, session.stages.stage
+        key = f"{stage}/losses"
+        if key not in pieces:
+            for index, steps in self._steps(session):
+                pieces.save(f"{stage}/steps/{index}", steps)
+            pieces.save(key, {}, {"losses": self._losses(session)})
+        return pieces.load(key)[1]
+
     def _steps(self, session: Session) -> Iterator[tuple[int, Steps]]:
         """By block from the last, D of its factors."""
         decoder = session.decoder
         ids = session.windows.calibration.roll(-self.skip, 0)[: self.windows]
-        with session.replaced(session.dense):
+        with session.as_dense():
             dense = final_states(decoder, ids)
         states = States(decoder, decoder.world.share(ids))
         with decoder.weights.hold(None):
@@ -105,7 +112,7 @@ class Newton(Refiner):
     def _losses(self, session: Session) -> list[float]:
         """L on the held-out windows at every one of LENGTHS, which go through the blocks side by side."""
         decoder, ids = session.decoder, session.windows.held_out
-        with session.replaced(session.dense):
+        with session.as_dense():
             dense = final_states(decoder, ids)
         mine, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
         streams = [Stream(decoder, mine, batch, copies=len(LENGTHS)) for _ in LENGTHS]
@@ -156,7 +163,7 @@ def requiring_gradients(parameters: list[Tensor]) -> Iterator[None]:
 
 def divergence_from(decoder: Decoder, ids: Tensor, dense: Tensor, logits: Tensor, part: Part) -> Tensor:
     """KL(dense || logits) summed over a part of the windows ids; dense: the dense model's last hidden states."""
-    with torch.no_grad():
+    with torch.no_grad(), decoder.weights.dense_vectors():
         target = decoder.head(ids[part], dense[part].to(decoder.device))
     return divergence(logits, target) * ids[part].numel()
 

@@ -49,11 +49,11 @@ class Pair:
     def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
         """What the dense linears give for a batch; where there is room, of the whole block at once."""
         if not self._fits:
-            with self.session.replaced(self.block), watch_sums(dense, summed) as seen:
+            with self.session.as_dense(self.block), watch_sums(dense, summed) as seen:
                 self.dense.output(batch)
             return seen
         if batch not in self._held:
-            with self.session.replaced(self.block), watch_sums(self.block) as seen:
+            with self.session.as_dense(self.block), watch_sums(self.block) as seen:
                 output = self.dense.output(batch)
             self._held[batch] = {name: replace(one, x=one.y) for name, one in seen.items()}, output
         seen = self._held[batch][0]
@@ -66,7 +66,7 @@ class Pair:
 
     @cached_property
     def _dense_outputs(self) -> list[Tensor]:
-        with self.session.replaced(self.block):
+        with self.session.as_dense(self.block):
             return list(self.dense.outputs())
 
     def block_error(self) -> float:
@@ -79,7 +79,7 @@ class Pair:
         """Step behind the block in both."""
         self.__dict__.pop("_dense_outputs", None)
         known = [output for _, (_, output) in sorted(self._held.items())]
-        with self.session.replaced(self.block):
+        with self.session.as_dense(self.block):
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):
                 pass
         self._held.clear()

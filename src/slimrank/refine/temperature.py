@@ -41,7 +41,7 @@ class Temperature(Refiner):
     def _fit(self, session: Session) -> float | None:
         """Scale the norm; returns the factor."""
         decoder, ids = session.decoder, session.windows.held_out
-        with session.replaced(session.dense):
+        with session.as_dense():
             dense = final_states(decoder, ids)
         ours = final_states(decoder, ids)
         norm = final_norm(decoder, ours)
@@ -68,7 +68,8 @@ def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> 
     """KL(dense || ours) in nats a token for each of FACTORS."""
     losses = [0.0] * len(FACTORS)
     for ids, theirs, hidden in parts_of(ours.ids, dense.hidden, ours.hidden, decoder):
-        target = decoder.head(ids, theirs)
+        with decoder.weights.dense_vectors():
+            target = decoder.head(ids, theirs)
         for index, factor in enumerate(FACTORS):
             gain.scale(factor)
             losses[index] += divergence(decoder.head(ids, hidden), target).item() * ids.numel()

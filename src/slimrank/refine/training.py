@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from slimrank.distributed import ALONE, World
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
-from slimrank.model import set_module
 from slimrank.session import Session
 
 
@@ -31,11 +30,11 @@ def default_lr(session: Session) -> float:
 
 
 def teacher_of(session: Session) -> PreTrainedModel:
-    """A copy of the model with the dense linears in their places, sharing no parameter that a refiner trains."""
-    teacher = copy.deepcopy(session.decoder.model)
-    for name, dense in session.dense.items():
-        set_module(teacher, name, dense)
-    return teacher.eval().requires_grad_(False)
+    """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains."""
+    model = session.decoder.model
+    with session.as_dense():
+        shared = {id(parameter): parameter for parameter in model.parameters() if parameter.ndim > 1}
+        return copy.deepcopy(model, shared).eval()
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class DiskWeights(Weights):
         self._kept: dict[Part, Kept] = {}
         self._here: dict[Part, list[tuple[nn.Module, str, int]]] = {}  # oldest first
         self._held: Counter[Part] = Counter()
+        self._swapped: dict[Part, list[tuple[nn.Module, str, nn.Parameter | None]]] | None = None
         self._checked: set[Part] = set()
         self._reader = ThreadPoolExecutor(1, "slimrank-reader")
         self._ahead: tuple[Part, Future] | None = None
@@ -91,6 +92,23 @@ class DiskWeights(Weights):
             # what is outside the blocks is large and seldom used, and changes only while it is held
             if part is None and not self._held[None] and len(self._here) > 1 and self._bytes() > self.room:
                 self._release(None)
+
+    @contextmanager
+    def dense_vectors(self) -> Iterator[None]:
+        """Norms and biases are the dense model's inside, whatever refiners made of them."""
+        if self._swapped is not None:
+            yield
+            return
+        self._swapped = {}
+        for part in self._here:
+            self._swap_vectors(part)
+        try:
+            yield
+        finally:
+            for ours in self._swapped.values():
+                for module, leaf, parameter in ours:
+                    module._parameters[leaf] = parameter
+            self._swapped = None
 
     def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
         """Read from the files, whatever is in memory."""
@@ -167,7 +185,23 @@ class DiskWeights(Weights):
             for name, (module, leaf) in self._kept[part].places.items():
                 place(module, leaf, kept[name].to(self._device))
                 here.append((module, leaf, kept[name].nbytes))
+        if self._swapped is not None:
+            self._swap_vectors(part)
         self._read_ahead(part, wanted)
+
+    def _swap_vectors(self, part: Part) -> None:
+        """Put the source's vectors in the places of those in memory, which come back later."""
+        assert self._swapped is not None
+        ours = self._swapped[part] = []
+        for slot in self._slots[part]:
+            vectors = [
+                (m, leaf, p) for m, leaf in slot.places if (p := m._parameters[leaf]) is not None and p.ndim == 1
+            ]
+            if vectors:
+                dense = self._cast(self.source.get(slot.key)).to(self._device)
+                ours += vectors
+            for module, leaf, _ in vectors:
+                module._parameters[leaf] = nn.Parameter(dense, requires_grad=False)
 
     def _note(self, part: Part, pieces: Pieces, key: str) -> None:
         """Remember where the piece's tensors belong, which are all in memory now."""
@@ -179,6 +213,8 @@ class DiskWeights(Weights):
         self._kept[part] = Kept(pieces, key, places)
 
     def _release(self, part: Part) -> None:
+        if self._swapped is not None:
+            self._swapped.pop(part, None)
         for module, leaf, _ in self._here.pop(part, ()):
             held = module._parameters.get(leaf)
             if held is not None:

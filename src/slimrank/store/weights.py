@@ -26,6 +26,12 @@ class Weights:
             for leaf, parameter in module.named_parameters(recurse=False)
             if parameter.ndim > 1
         }
+        self._vectors = [
+            (module, leaf, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            for module in model.modules()
+            for leaf, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim == 1
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -44,6 +50,18 @@ class Weights:
             for part in self.parts:
                 stack.enter_context(self.hold(part))
             yield
+
+    @contextmanager
+    def dense_vectors(self) -> Iterator[None]:
+        """Norms and biases are the dense model's inside, whatever refiners made of them."""
+        ours = [(module, leaf, module._parameters[leaf]) for module, leaf, _ in self._vectors]
+        for module, leaf, vector in self._vectors:
+            module._parameters[leaf] = vector
+        try:
+            yield
+        finally:
+            for module, leaf, parameter in ours:
+                module._parameters[leaf] = parameter
 
     def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
         """Every parameter's name, shape, and about `count` of its values (float32, on the CPU)."""
