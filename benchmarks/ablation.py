@@ -16,8 +16,8 @@ from slimrank.calibrate import read_text
 from slimrank.evaluate import perplexity
 from slimrank.load import load
 
-ANCHORED = "name: anchored, windows: 128"
-NEWTON = "{name: newton, windows: 128}"
+ANCHORED = "name: anchored, windows: 64"
+NEWTON = "{name: newton, steps: 4, windows: 48}"
 
 
 def refiners(*, anchored: str | None = ANCHORED, temperature: bool = True, newton: str = NEWTON) -> list[str]:
@@ -40,7 +40,9 @@ ROWS: dict[str, list[str]] = {
     "no anchored targets": refiners(anchored=None),
     "no temperature": refiners(temperature=False),
     "no Newton steps": refiners(newton=""),
-    "two Newton steps": refiners(newton=f"{NEWTON}, {{name: newton, windows: 128, skip: 128}}"),
+    "one Newton step": refiners(newton="{name: newton, windows: 48}"),
+    "one Newton step on 192 windows": refiners(newton="{name: newton, windows: 192}"),
+    "temperature after the Newton steps": [f"refine=[{{{ANCHORED}}}, {NEWTON}, temperature]"],
     "none of the three": ["refine=[]"],
     "targets not shifted (mix 0)": refiners(anchored=f"{ANCHORED}, mix: 0"),
     "targets per linear, not the residual stream": refiners(anchored=f"{ANCHORED}, residual: false"),

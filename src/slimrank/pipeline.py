@@ -225,7 +225,8 @@ def refine(session: Session, plan: Plan) -> Plan:
 
 def stages(plan: Plan) -> list[tuple[str, Refiner]]:
     """The refiners with the names under which their results are kept."""
-    return [(f"refine-{number}", refiner) for number, refiner in enumerate(plan.recipe.refine)]
+    refiners = [one for refiner in plan.recipe.refine for one in refiner.in_turn()]
+    return [(f"refine-{number}", refiner) for number, refiner in enumerate(refiners)]
 
 
 def rebuilt(recipe: Recipe) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from slimrank.calibrate import Moments, Windows
+from slimrank.calibrate.stream import Stream, final_states
 from slimrank.clock import Clock
 from slimrank.distributed import World
 from slimrank.factorize import Factorizer, Target
@@ -62,6 +63,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.decompositions = Decompositions(self._decompose, not self.pieces.lasting)
+        self._dense_held_out: dict[int, Stream] = {}
         self.stages = Stages(self.decoder.weights, self.pieces, self.world)
 
     @property
@@ -149,6 +151,14 @@ class Session:
         """The dense model again, also where refiners changed norms and biases; linears: these alone, all by default."""
         with self.replaced(self.dense if linears is None else linears), self.decoder.weights.dense_vectors():
             yield
+
+    def dense_held_out(self, count: int | None = None) -> Stream:
+        """The first `count` held-out windows, or all, behind the dense model's last block; computed once."""
+        ids = self.windows.held_out[:count]
+        if len(ids) not in self._dense_held_out:
+            with self.as_dense():
+                self._dense_held_out[len(ids)] = final_states(self.decoder, ids)
+        return self._dense_held_out[len(ids)]
 
     def _decompose(self, name: str, rank: int | None = None) -> Decomposition:
         site, known = self.site(name), self.curves.get(name)

@@ -100,6 +100,21 @@ def test_the_divergence_on_held_out_windows_falls_to_what_the_note_says(name):
     assert all(torch.equal(model.get_submodule(k).left(), left) for k, left in kept.items())
 
 
+def test_several_steps_run_in_turn_on_the_windows_that_come_next(tiny_llama):
+    steps = Newton(steps=3, windows=4, skip=2).in_turn()
+    assert steps == tuple(Newton(windows=4, skip=skip) for skip in (2, 6, 10))
+    made, seen = compressed(tiny_llama(), PivotedFactorizer(), metric=TwoSided()), []
+    made.windows.calibration[:] = torch.arange(len(made.windows.calibration))[:, None]
+    made.track = lambda items, *_: items
+    for step in Newton(steps=2, windows=5, skip=len(made.windows.calibration) - 2).in_turn():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("slimrank.refine.newton.States", lambda _, ids: seen.append(ids[:, 0].tolist()) or 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                next(step._steps(made))
+    last = len(made.windows.calibration)
+    assert seen == [[last - 2, last - 1, 0, 1, 2], [3, 4, 5, 6, 7]]
+
+
 def test_the_length_is_the_best_of_those_tried_and_dense_linears_stay(tiny_llama):
     made = compressed(tiny_llama(), PivotedFactorizer(), metric=TwoSided())
     model, ids, dense_one = made.decoder.model, made.windows.held_out, next(iter(made.dense))

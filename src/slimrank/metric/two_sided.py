@@ -29,7 +29,7 @@ class TwoSided(Metric):
     labels: Labels = "text"
     shrink: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     scalar: tuple[str, ...] = ()
-    tokens: Annotated[int, Field(ge=1)] | None = 32_768
+    tokens: Annotated[int, Field(ge=1)] | None = 16_384
 
     @property
     def gradient_tokens(self) -> int | None:

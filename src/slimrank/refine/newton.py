@@ -24,31 +24,38 @@ from slimrank.session import Session
 from slimrank.store.pieces import Facts
 
 # K-FAC takes tokens and linears for independent, so that its whole step would be far too long.
-LENGTHS = (0.0, *(2.0**-power for power in range(8, 4, -1)))
+LENGTHS = (0.0, *(2.0**-power for power in range(8, 5, -1)))
 
 Steps = dict[str, Tensor]
 
 
 class Newton(Refiner):
-    """One step V - t D of every right factor at once, in closed form: D = (U^T G U)^-1 (dL/dV) H^-1.
+    """Steps V - t D of every right factor at once, in closed form: D = (U^T G U)^-1 (dL/dV) H^-1.
 
     L is KL(dense || compressed) in nats a token, and its Hessian K-FAC's (arXiv 1503.05671), of the metric's G and of
     H = E[x^ x^T] in the compressed model. t is the one of LENGTHS with the least L on held-out windows, or none.
 
-    windows: how many calibration windows dL/dV is taken on, all by default; skip: how many are passed over before them,
-    round and round, so that a second step can be taken on others; damping: of both Grams, relative to their mean
-    diagonals.
+    steps: how many, each from where the one before ended; windows: how many calibration windows dL/dV is taken on, the
+    next ones at every step, round and round, all by default; skip: how many are passed over first; held_out: how many
+    held-out windows choose t; damping: of both Grams, relative to their mean diagonals.
     """
 
     name: Literal["newton"] = "newton"
     whole_model: ClassVar[bool] = False
 
+    steps: Annotated[int, Field(ge=1)] = 1
     windows: Annotated[int, Field(ge=1)] | None = None
     skip: Annotated[int, Field(ge=0)] = 0
+    held_out: Annotated[int, Field(ge=1)] = 16
     damping: Annotated[float, Field(gt=0)] = 0.01
 
+    def in_turn(self) -> tuple["Newton", ...]:
+        """Its steps."""
+        skips = [self.skip + step * (self.windows or 0) for step in range(self.steps)]
+        return tuple(self.model_copy(update={"steps": 1, "skip": skip}) for skip in skips)
+
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
-        """Notes the length and what it brought; dense linears stay."""
+        """Take one step; notes its length and what it brought. Dense linears stay."""
         pieces, stage = session.pieces, session.stages.stage
         facts = session.finished(0) or self._measured(session)
         losses = facts["losses"]
@@ -111,9 +118,7 @@ class Newton(Refiner):
 
     def _losses(self, session: Session) -> list[float]:
         """L on the held-out windows at every one of LENGTHS, which go through the blocks side by side."""
-        decoder, ids = session.decoder, session.windows.held_out
-        with session.as_dense():
-            dense = final_states(decoder, ids)
+        decoder, ids = session.decoder, session.windows.held_out[: self.held_out]
         mine, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
         streams = [Stream(decoder, mine, batch, copies=len(LENGTHS)) for _ in LENGTHS]
         for index in range(len(decoder)):
@@ -125,6 +130,7 @@ class Newton(Refiner):
                     stream.skip(1)
                     for name, right in rights.items():
                         right.weight.data.copy_(before[name])
+        dense = session.dense_held_out(self.held_out)
         return [mean_divergence(session, stream, dense) for stream in streams]
 
     def _move(self, session: Session, index: int, length: float) -> None:

@@ -40,10 +40,8 @@ class Temperature(Refiner):
 
     def _fit(self, session: Session) -> float | None:
         """Scale the norm; returns the factor."""
-        decoder, ids = session.decoder, session.windows.held_out
-        with session.as_dense():
-            dense = final_states(decoder, ids)
-        ours = final_states(decoder, ids)
+        decoder = session.decoder
+        dense, ours = session.dense_held_out(), final_states(decoder, session.windows.held_out)
         norm = final_norm(decoder, ours)
         if norm is None:
             return None

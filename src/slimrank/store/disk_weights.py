@@ -194,14 +194,13 @@ class DiskWeights(Weights):
         assert self._swapped is not None
         ours = self._swapped[part] = []
         for slot in self._slots[part]:
-            vectors = [
-                (m, leaf, p) for m, leaf in slot.places if (p := m._parameters[leaf]) is not None and p.ndim == 1
-            ]
-            if vectors:
-                dense = self._cast(self.source.get(slot.key)).to(self._device)
-                ours += vectors
-            for module, leaf, _ in vectors:
-                module._parameters[leaf] = nn.Parameter(dense, requires_grad=False)
+            held = [(module, leaf, module._parameters[leaf]) for module, leaf in slot.places]
+            if any(parameter is not None and parameter.ndim > 1 for *_, parameter in held):
+                continue
+            dense = nn.Parameter(self._cast(self.source.get(slot.key)).to(self._device), requires_grad=False)
+            ours += held
+            for module, leaf, _ in held:
+                module._parameters[leaf] = dense
 
     def _note(self, part: Part, pieces: Pieces, key: str) -> None:
         """Remember where the piece's tensors belong, which are all in memory now."""
