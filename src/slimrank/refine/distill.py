@@ -22,7 +22,9 @@ class Distill(Refiner):
 
     tokens: how many are read at most; batch: windows a step; lr: 0.24 sqrt(KL) / width by default, with the held-out KL
     before the first step; checks: how often the held-out windows are asked, whose best state is the one that stays.
-    After a kill it goes on from the last check. Of several processes each takes its share of every step's windows.
+    softened: the target has the temperature that the compressed model's head was given, since of text that it knows by
+    heart the dense model is surer than is good for other text. After a kill it goes on from the last check. Of several
+    processes each takes its share of every step's windows.
     """
 
     name: Literal["distill"] = "distill"
@@ -31,11 +33,12 @@ class Distill(Refiner):
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
     batch: Annotated[int, Field(ge=1)] = 8
     lr: Annotated[float, Field(gt=0)] | None = None
+    softened: bool = True
     checks: Annotated[int, Field(ge=1)] = 10
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
-        student, teacher = session.decoder.model, teacher_of(session)
+        student, teacher = session.decoder.model, teacher_of(session, self.softened)
         window = session.windows.calibration.shape[1]
         steps = max(1, self.tokens // (self.batch * window))
         parameters = trainable([student])
