@@ -46,7 +46,8 @@ def test_one_query_attends_as_in_sdpa(mask):
     given = {None: None, "bool": looked, "added": torch.zeros(2, 1, 1, 11).masked_fill(~looked, -1e30)}[mask]
     wanted = scaled_dot_product_attention(query, key, value, given, scale=0.3, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(attend(query, key, value, given, 0.3), wanted, rtol=1e-5, atol=1e-5)
-    torch.library.opcheck(torch.ops.slimrank.attend, (query, key, value, given, 0.3))
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query, key, value, given, 0.3), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,8 +1,9 @@
 """Faster kernels for one token at a time in bfloat16 on a CPU, where torch's choices are for many.
 
 oneDNN, which torch takes for every product in bfloat16, reads the weights of a product with one row half as fast as
-torch's own matrix-vector product; torch's flash attention takes several times as long for one query as two batched
-products. Both are operators of their own here, so that torch.compile keeps them as they are.
+torch's own matrix-vector product, which is an operator of its own here, so that torch.compile keeps it as it is. torch's
+flash attention takes several times as long for one query as two batched products, and those twice as long as the one
+loop over keys and values that torch.compile makes of them.
 """
 
 from typing import Any, Self
@@ -21,7 +22,6 @@ ATTENTION = "slimrank"
 
 library = torch.library.Library("slimrank", "DEF")
 library.define("row(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-library.define("attend(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 
 
 def use_one_token_kernels(model: PreTrainedModel) -> None:
@@ -63,8 +63,7 @@ def attention(
     if query.shape[2] != 1 or special or not _applies(query):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    run = torch.ops.slimrank.attend if torch.compiler.is_compiling() else attend
-    return run(query, key, value, attention_mask, scale), None
+    return attend(query, key, value, attention_mask, scale), None
 
 
 def _applies(x: Tensor) -> bool:
@@ -92,25 +91,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     """
     batch, heads, _, width = query.shape
     shared, m = key.shape[1], key.shape[2]
-    scores = (query * scale).reshape(batch * shared, -1, width) @ key.reshape(-1, m, width).transpose(1, 2)
+    scores = batched((query * scale).reshape(batch * shared, -1, width), key.reshape(-1, m, width).transpose(1, 2))
     scores = scores.float().view(batch, heads, 1, m)
     if mask is not None:
         mask = mask[..., :m]
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     shares = scores.softmax(-1).to(value.dtype).view(batch * shared, -1, m)
-    return (shares @ value.reshape(-1, m, value.shape[-1])).view(batch, 1, heads, -1)
+    found = batched(shares, value.reshape(-1, m, value.shape[-1]))
+    return found.to(value.dtype).view(batch, 1, heads, -1)
+
+
+def batched(a: Tensor, b: Tensor) -> Tensor:
+    """a (n, k, w) @ b (n, w, m): (n, k, m), of small k; in float32 and as plain sums for torch.compile's loops."""
+    if torch.compiler.is_compiling():
+        return (a.float()[..., None] * b.float()[:, None]).sum(-2)
+    return a @ b
 
 
 def _row_like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _attend_like(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    return query.new_empty(query.shape[0], 1, query.shape[1], value.shape[-1])
-
-
-for name, run, like in (("row", row, _row_like), ("attend", attend, _attend_like)):
-    library.impl(name, run, "CPU")
-    torch.library.register_fake(f"slimrank::{name}", like, lib=library)
+library.impl("row", row, "CPU")
+torch.library.register_fake("slimrank::row", _row_like, lib=library)
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

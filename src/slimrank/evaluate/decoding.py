@@ -49,12 +49,15 @@ def decoder(model: PreTrainedModel, tokens: int, batch: int, steps: int, compile
 
 def _compiled(model: PreTrainedModel, token: Tensor, cache: StaticCache, tokens: int) -> Step:
     """Decode `token` (batch, 1) again and again, by one graph, after the `tokens` that the cache holds."""
-    run = torch.compile(model.forward, fullgraph=True, dynamic=False)
+    options: Any = {"size_asserts": False}
+    run = torch.compile(model.forward, fullgraph=True, dynamic=False, options=options)
     positions = count(tokens)
 
     def step() -> Any:
         position = torch.tensor([next(positions)])  # transformers 4 would read it from the cache, which is no graph
-        return run(token, past_key_values=cache, cache_position=position, logits_to_keep=1).logits
+        warm = position.item() > tokens  # then nothing but the position changes, so that few guards need asking
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=warm):
+            return run(token, past_key_values=cache, cache_position=position, logits_to_keep=1).logits
 
     return step
 
