@@ -50,6 +50,10 @@ def test_one_query_attends_as_in_sdpa(mask):
     torch.testing.assert_close(compiled(query, key, value, given, 0.3), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_settled_is_its_own_tensor():
+    torch.library.opcheck(torch.ops.slimrank.settle, (torch.randn(2, 3),))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_decodes_as_before_in_bfloat16(name):

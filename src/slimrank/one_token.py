@@ -1,9 +1,9 @@
 """Faster kernels for one token at a time in bfloat16 on a CPU, where torch's choices are for many.
 
 oneDNN, which torch takes for every product in bfloat16, reads the weights of a product with one row half as fast as
-torch's own matrix-vector product, which is an operator of its own here, so that torch.compile keeps it as it is. torch's
-flash attention takes several times as long for one query as two batched products, and those twice as long as the one
-loop over keys and values that torch.compile makes of them.
+torch's own matrix-vector product, which is an operator of its own here, so that torch.compile keeps it. torch's flash
+attention takes several times as long for one query as two batched products, and those twice as long as the loops over
+keys and values that torch.compile makes of plain sums.
 """
 
 from typing import Any, Self
@@ -22,6 +22,7 @@ ATTENTION = "slimrank"
 
 library = torch.library.Library("slimrank", "DEF")
 library.define("row(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+library.define("settle(Tensor x) -> Tensor")
 
 
 def use_one_token_kernels(model: PreTrainedModel) -> None:
@@ -104,15 +105,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
 def batched(a: Tensor, b: Tensor) -> Tensor:
     """a (n, k, w) @ b (n, w, m): (n, k, m), of small k; in float32 and as plain sums for torch.compile's loops."""
     if torch.compiler.is_compiling():
-        return (a.float()[..., None] * b.float()[:, None]).sum(-2)
+        return (torch.ops.slimrank.settle(a).float()[..., None] * b.float()[:, None]).sum(-2)
     return a @ b
+
+
+def settle(x: Tensor) -> Tensor:
+    """x, which torch.compile must have at hand here, where it would else compute it anew in every turn of a loop."""
+    return x.clone()
 
 
 def _row_like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-library.impl("row", row, "CPU")
-torch.library.register_fake("slimrank::row", _row_like, lib=library)
+for name, run, like in (("row", row, _row_like), ("settle", settle, torch.empty_like)):
+    library.impl(name, run, "CPU")
+    torch.library.register_fake(f"slimrank::{name}", like, lib=library)
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
