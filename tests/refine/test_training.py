@@ -83,8 +83,8 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
 
 def test_the_less_was_lost_the_smaller_the_steps(compressed):
     session, width = compressed[0], compressed[0].decoder.width
-    assert lr_for(1.0, session) == pytest.approx(0.24 / width)
-    assert lr_for(0.01, session) == pytest.approx(0.024 / width)
+    assert lr_for(1.0, session) == pytest.approx(0.015 / width**0.5)
+    assert lr_for(0.01, session) == pytest.approx(0.0015 / width**0.5)
 
 
 def test_block_refinement_brings_every_block_nearer(compressed):
