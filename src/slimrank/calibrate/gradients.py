@@ -29,14 +29,16 @@ def collect_gradients(
     *,
     labels: Labels = "text",
     seed: int = 0,
+    of_weights: bool = True,
     track: Track = no_track,
 ) -> None:
-    """Add OutputMoments to `moments` over the windows `ids` (windows, tokens).
+    """Add OutputMoments to `moments` over the windows `ids` (windows, tokens); of_weights: as in `each_gradient`.
 
     The loss is the sum over tokens of the next token's negative log-likelihood in nats, the next token taken from the
     text or sampled from the model (whose Fisher information is then true rather than empirical).
     """
-    found = merged(one for _, one in each_gradient(decoder, ids, linears, labels=labels, seed=seed, track=track))
+    passes = each_gradient(decoder, ids, linears, labels=labels, seed=seed, of_weights=of_weights, track=track)
+    found = merged(one for _, one in passes)
     moments.outputs = {**moments.outputs, **found.outputs}
 
 

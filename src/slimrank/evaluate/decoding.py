@@ -49,7 +49,7 @@ def decoder(model: PreTrainedModel, tokens: int, batch: int, steps: int, compile
 
 def _compiled(model: PreTrainedModel, token: Tensor, cache: StaticCache, tokens: int) -> Step:
     """Decode `token` (batch, 1) again and again, by one graph, after the `tokens` that the cache holds."""
-    options: Any = {"size_asserts": False}
+    options: Any = {"size_asserts": False}  # every step's tensors have the sizes of the first one's
     run = torch.compile(model.forward, fullgraph=True, dynamic=False, options=options)
     positions = count(tokens)
 

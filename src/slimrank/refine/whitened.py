@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slimrank.calibrate.collect import Linears, each_block, merged
-from slimrank.calibrate.gradients import each_gradient
+from slimrank.calibrate.gradients import collect_gradients
 from slimrank.calibrate.moments import Moments
 from slimrank.forms.base import Form
 from slimrank.linear import weight_of
@@ -59,7 +59,7 @@ def whitened(session: Session, windows: int, damping: float = 0.1) -> Iterator[N
     linears = factors(session) if windows else []
     moments = moments_of(session, linears, windows)
     with ExitStack() as stack:
-        for name, linear in ((name, linear) for block in linears for name, linear in block.items()):
+        for name, linear in {name: linear for block in linears for name, linear in block.items()}.items():
             if name in moments.leader and name in moments.outputs:
                 outputs, inputs = moments.outputs[name].gram, moments.input_of(name).gram
                 made = Whitened(outputs, inputs, weight_of(linear).dtype, damping)
@@ -88,8 +88,7 @@ def moments_of(session: Session, linears: Linears, windows: int) -> Moments:
     """What reaches the linears from both sides, for labels sampled from the compressed model."""
     decoder, ids, seed = session.decoder, session.windows.calibration[:windows], session.windows.record["seed"]
     moments = merged(one for _, one in each_block(decoder, ids, linears, blocks=False, track=session.track))
-    passes = each_gradient(
-        decoder, ids, linears, labels="sampled", seed=seed, of_weights=False, track=session.track
+    collect_gradients(
+        decoder, ids, linears, moments, labels="sampled", seed=seed, of_weights=False, track=session.track
     )  # fmt: skip
-    moments.outputs = merged(one for _, one in passes).outputs
     return moments
