@@ -20,7 +20,7 @@ from slimrank.integrations.lm_eval import Score
 from slimrank.plan import LinearPlan, Plan
 from slimrank.progress import Description
 from slimrank.report import write_report as write_page
-from slimrank.result import Result, peak_memory
+from slimrank.result import Result, memory_for_people, peak_memory
 
 T = TypeVar("T")
 LONGEST = 2000
@@ -113,7 +113,7 @@ def show_result(result: Result, size: int | None) -> None:
     rows = result.summary() | {"seconds": f"{sum(result.seconds.values()):.1f} ({stages})"}
     if size is not None:
         rows["on disk"] = f"{size:,} bytes"
-    totals(rows | {"peak memory": f"{peak_memory() / 2**20:,.0f} MiB"})
+    totals(rows | {"peak memory": memory_for_people(peak_memory())})
 
 
 def show_estimate(estimate: Estimate) -> None:

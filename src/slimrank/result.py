@@ -110,6 +110,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def memory_for_people(size: int) -> str:
+    """Of `peak_memory`; pages of mapped files, which the system takes back when it needs them, are among the resident."""
+    return f"{size / 2**20:,.0f} MiB" + ("" if torch.cuda.is_available() else ", mapped files included")
+
+
 def _short(value: object) -> str:
     """A hash by its first twelve digits, a path by its end."""
     text = str(value)

@@ -9,6 +9,7 @@ from slimrank.forms.kept_columns import KeptColumns
 from slimrank.metric import Grams
 from slimrank.metric.two_sided import TwoSided
 from slimrank.model import set_module
+from slimrank.refine.damped import factor_
 from slimrank.refine.newton import LENGTHS, Newton, newton_step, right_factors
 from slimrank.spectrum import decompose
 
@@ -53,9 +54,21 @@ def test_the_step_solves_the_kronecker_system():
 
     hessian = torch.kron(damped(small), damped(inner))  # of V row by row
     expected = torch.linalg.solve(hessian, gradient.flatten()).view(3, 5)
-    torch.testing.assert_close(newton_step(left, gradient, outer, inner.clone(), damping), expected)
-    plain = torch.linalg.solve(torch.kron(damped(left.T @ left), damped(inner)), gradient.flatten()).view(3, 5)
-    torch.testing.assert_close(newton_step(left, gradient, None, inner.clone(), damping), plain)
+    torch.testing.assert_close(
+        newton_step(factor_(small.clone(), damping), gradient, factor_(inner.clone(), damping)), expected
+    )
+
+
+def test_the_outer_gram_is_the_metrics_in_the_left_factors_coordinates(tiny_llama):
+    for metric in (TwoSided(shrink=0.3), None):
+        made = compressed(tiny_llama(), PivotedFactorizer(), metric=metric)
+        name = next(iter(made.dense))
+        left, gram = made.decoder.model.get_submodule(name).left(), made.metric.left_gram(made.site(name))
+        outer = torch.eye(len(left)).double() if gram is None else 2 * gram
+        small = left.T @ outer @ left
+        small += 0.01 * small.trace() / len(small) * torch.eye(len(small)).double()
+        factor = Newton()._outer_factor(made, name)
+        torch.testing.assert_close(factor @ factor.T, small)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -23,6 +23,10 @@ class InputMoments:
     absolute: Tensor
     tokens: int = 0
 
+    def mean(self) -> Tensor:
+        """The Gram per token (n, n), which the caller may write to."""
+        return self.gram / self.tokens
+
 
 @dataclass
 class OutputMoments:
@@ -38,6 +42,10 @@ class OutputMoments:
     fourth: float = 0.0
     tokens: int = 0
     windows: int = 0
+
+    def mean(self) -> Tensor:
+        """The Gram per token (m, m), which the caller may write to."""
+        return self.gram / self.tokens
 
 
 @dataclass
@@ -60,6 +68,10 @@ class _Packed:
         if name != "gram":
             raise AttributeError(name)
         return self.sums.full()
+
+    def mean(self) -> Tensor:
+        """The Gram per token, made without a second one beside it."""
+        return self.sums.full().div_(self.tokens)
 
     def add_up(self, world: World) -> None:
         """Make the sums over this process's windows those over all."""

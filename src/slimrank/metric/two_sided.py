@@ -43,21 +43,21 @@ class TwoSided(Metric):
 
     def grams(self, site: Site) -> Grams:
         """Both Grams per token, the factor 1/2 in the left one."""
-        return Grams(self.left_gram(site), site.inputs.gram / site.inputs.tokens)
+        return Grams(self.left_gram(site), site.inputs.mean())
 
     def left_gram(self, site: Site) -> Tensor:
         """G / 2, shrunk."""
         if site.outputs is None:
             raise SlimrankError(f"No gradient reached {site.name}: calibrate on more text or leave it dense.")
         share = 1.0 if site.role in self.scalar else self.shrink
-        gram = site.outputs.gram / site.outputs.tokens
+        gram = site.outputs.mean()
         if share == "auto":
             share = ledoit_wolf(site.outputs, gram)
         return shrunk_(gram, share).div_(2)
 
     def held_out_inputs(self, site: Site) -> Grams | None:
         """The right Gram of the held-out windows."""
-        return None if site.held_out is None else Grams(right=site.held_out.gram / site.held_out.tokens)
+        return None if site.held_out is None else Grams(right=site.held_out.mean())
 
 
 def ledoit_wolf(outputs: OutputMoments, gram: Tensor | None = None) -> float:
@@ -65,7 +65,7 @@ def ledoit_wolf(outputs: OutputMoments, gram: Tensor | None = None) -> float:
 
     (E|g|^4 - |G|_F^2) / T over |G - tr(G)/m I|_F^2, tokens counted as independent; gram: G (m, m), where it is at hand.
     """
-    gram = outputs.gram / outputs.tokens if gram is None else gram
+    gram = outputs.mean() if gram is None else gram
     square = torch.linalg.vector_norm(gram).square().item()
     spread = square - len(gram) * gram.diagonal().mean().square().item()
     variance = (outputs.fourth / outputs.tokens - square) / outputs.tokens

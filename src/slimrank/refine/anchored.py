@@ -18,7 +18,7 @@ from slimrank.linear import weight_of
 from slimrank.metric import Grams
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
-from slimrank.refine.damped import factor_
+from slimrank.refine.damped import factor_, solved
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
 from slimrank.session import Session
@@ -154,7 +154,4 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
     if not mix:
         return weight.double()
     correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
-    factor_(gram, damping)
-    # two triangular solutions, since cholesky_solve copies the factor
-    correction = torch.linalg.solve_triangular(gram.T, correction, upper=True, left=False)
-    return torch.linalg.solve_triangular(gram, correction, upper=False, left=False).mul_(mix).add_(weight)
+    return solved(correction, factor_(gram, damping)).mul_(mix).add_(weight)

@@ -22,3 +22,10 @@ def factor_(gram: Tensor, damping: float) -> Tensor:
     raise SlimrankError(
         "Refinement met NaN or Inf in the compressed model's inputs: try --dtype float32 or raise --keep."
     )
+
+
+def solved(x: Tensor, factor: Tensor) -> Tensor:
+    """X H^-1 for X (m, n) and the lower factor of H (n, n)."""
+    # two triangular solutions, since cholesky_solve copies the factor
+    half = torch.linalg.solve_triangular(factor.T, x, upper=True, left=False)
+    return torch.linalg.solve_triangular(factor, half, upper=False, left=False)

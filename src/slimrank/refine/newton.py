@@ -18,7 +18,7 @@ from slimrank.forms.base import Form
 from slimrank.metric.grams import times
 from slimrank.model import Decoder
 from slimrank.refine.base import Refiner
-from slimrank.refine.damped import factor_
+from slimrank.refine.damped import factor_, solved
 from slimrank.refine.training import divergence
 from slimrank.session import Session
 from slimrank.store.pieces import Facts
@@ -104,17 +104,25 @@ class Newton(Refiner):
         rights, moments = right_factors(session, index), Moments()
         factors = [right.weight for right in rights.values()]
         with watch_inputs(rights, moments) as inputs, requiring_gradients(factors):
-            found = step_back(session.decoder, states, gradients, index, factors)
+            found = dict(zip(rights, step_back(session.decoder, states, gradients, index, factors), strict=True))
         add_up(session.decoder, moments, inputs, rights)
-        session.world.add_up(*found)
+        session.world.add_up(*found.values())
         steps = {}
-        for (name, right), gradient in zip(rights.items(), found, strict=True):
-            layer, seen = session.decoder.model.get_submodule(name), moments.input_of(name)
-            gram = session.metric.left_gram(session.site(name))
-            assert isinstance(layer, Form)
-            step = newton_step(layer.left(), gradient / tokens, gram, seen.gram / seen.tokens, self.damping)
-            steps[name] = step.to(right.weight.dtype)
+        # a Gram at a time, the largest while least else is there
+        for leader in sorted(inputs, key=lambda name: -rights[name].in_features):
+            inner = factor_(inputs.pop(leader).mean(), self.damping)
+            for name in (name for name, first in moments.leader.items() if first == leader):
+                outer = self._outer_factor(session, name)
+                step = newton_step(outer, found.pop(name).div_(tokens), inner)
+                steps[name] = step.to(rights[name].weight.dtype)
         return steps
+
+    def _outer_factor(self, session: Session, name: str) -> Tensor:
+        """Of U^T G U (r, r); G is the identity where the metric has no left Gram."""
+        layer, gram = session.decoder.model.get_submodule(name), session.metric.left_gram(session.site(name))
+        assert isinstance(layer, Form)
+        left = layer.left()
+        return factor_(left.T @ (left if gram is None else times(gram, left).mul_(2)), self.damping)
 
     def _losses(self, session: Session) -> list[float]:
         """L on the held-out windows at every one of LENGTHS, which go through the blocks side by side."""
@@ -139,13 +147,9 @@ class Newton(Refiner):
             right.weight.data.sub_(steps[name].to(right.weight.device), alpha=length)
 
 
-def newton_step(left: Tensor, gradient: Tensor, outer: Tensor | None, inner: Tensor, damping: float) -> Tensor:
-    """D = (U^T G U)^-1 (dL/dV) H^-1 (r, n) for U (m, r), dL/dV (r, n), G / 2 = `outer` and H = `inner`, overwritten.
-
-    G is the identity where there is no left Gram, as everywhere; both are damped.
-    """
-    root = factor_(left.T @ (left if outer is None else times(outer, left).mul_(2)), damping)
-    return torch.cholesky_solve(torch.cholesky_solve(gradient.T, factor_(inner, damping)).T, root)
+def newton_step(outer: Tensor, gradient: Tensor, inner: Tensor) -> Tensor:
+    """D = (U^T G U)^-1 (dL/dV) H^-1 (r, n), from the lower factors of U^T G U (r, r) and of H (n, n)."""
+    return torch.cholesky_solve(solved(gradient, inner), outer)
 
 
 def right_factors(session: Session, index: int) -> dict[str, nn.Linear]:
