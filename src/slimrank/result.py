@@ -111,7 +111,7 @@ def peak_memory() -> int:
 
 
 def memory_for_people(size: int) -> str:
-    """Of `peak_memory`; pages of mapped files, which the system takes back when it needs them, are among the resident."""
+    """Of `peak_memory`; resident pages of mapped files, which the system takes back at need, are in it."""
     return f"{size / 2**20:,.0f} MiB" + ("" if torch.cuda.is_available() else ", mapped files included")
 
 
