@@ -12,7 +12,7 @@ from slimrank.forms.base import Form
 from slimrank.model import set_module
 from slimrank.pipeline import factorize, make_plan
 from slimrank.recipe import load_recipe
-from slimrank.refine.blocks import Blocks
+from slimrank.refine.blocks import Blocks, variance
 from slimrank.refine.distill import Distill, held_out_divergence, lr_for
 from slimrank.refine.training import Best, Descent, divergence, teacher_of, trainable
 
@@ -94,6 +94,11 @@ def test_block_refinement_brings_every_block_nearer(compressed):
     (note,) = Blocks(passes=10, lr=3e-3).refine(session, ranks)
     assert held_out_divergence(session.decoder.model, teacher, ids) < before
     assert "held-out errors" in note
+
+
+def test_variance_is_that_of_all_batches_at_once():
+    batches = [torch.randn(2, 3, 5) * torch.arange(1.0, 6) + 7, torch.randn(1, 3, 5)]
+    torch.testing.assert_close(variance(batches), torch.cat(batches).flatten(0, 1).var(0))
 
 
 def test_the_best_state_comes_back():

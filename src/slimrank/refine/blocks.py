@@ -22,6 +22,7 @@ class Blocks(Refiner):
 
     name: Literal["blocks"] = "blocks"
     trains: ClassVar[bool] = True
+    whole_model: ClassVar[bool] = False
 
     passes: Annotated[int, Field(ge=1)] = 4
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -31,17 +32,22 @@ class Blocks(Refiner):
         decoder = session.decoder
         batch = default_batch(decoder, session.windows.calibration.shape[1])
         sets = (session.windows.calibration, session.windows.held_out)
-        with session.as_dense():
-            dense = [Stream(decoder, ids, batch) for ids in sets]
-        ours = [Stream(decoder, ids, batch) for ids in sets]
-        gains = []
+        dense, ours = ([Stream(decoder, ids, batch, copies=2) for ids in sets] for _ in range(2))
+        ratios = []
         for index in session.track(range(len(decoder)), "refining", len(decoder)):
             with session.as_dense(session.linears[index]):
-                targets = [[after for _, after in stream.advance()] for stream in dense]
-            gains.append(self._refine_block(session, index, ours, targets))
+                for stream in dense:
+                    stream.skip(1)
+            facts = session.finished(index)
+            if facts is None:
+                with decoder.weights.hold(index):
+                    before, after = self._refine_block(session, index, ours, [stream.hidden for stream in dense])
+                facts = {"ratio": after / before}
+                session.finish(index, facts)
+            ratios.append(facts["ratio"])
             for stream in ours:
                 stream.skip(1)
-        ratio = sum(after / before for before, after in gains) / len(gains)
+        ratio = sum(ratios) / len(ratios)
         return [f"Block refinement took the blocks' held-out errors to {ratio:.1%} of what they were, on average."]
 
     def _refine_block(
@@ -49,7 +55,7 @@ class Blocks(Refiner):
     ) -> tuple[float, float]:
         """The block's held-out loss before and after."""
         block, (calibration, held_out) = session.decoder.blocks[index], streams
-        scale = torch.cat([t.flatten(0, 1) for t in targets[0]]).float().var(0).clamp_min(1e-8)
+        scale = variance(targets[0]).to(session.decoder.device).clamp_min(1e-8)
         parameters = trainable([block])
         steps = self.passes * len(calibration.hidden)
         descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name)
@@ -71,4 +77,12 @@ class Blocks(Refiner):
 
 def loss(output: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     """The mean squared error, each channel over its variance `scale` (d,)."""
-    return ((output.float() - target.float()).square() / scale).mean()
+    return ((output.float() - target.to(output.device).float()).square() / scale).mean()
+
+
+def variance(batches: list[Tensor]) -> Tensor:
+    """Of every channel (d,) over the tokens of all batches (batch, tokens, d), a batch at a time."""
+    tokens = sum(batch[..., 0].numel() for batch in batches)
+    mean = torch.stack([batch.double().sum((0, 1)) for batch in batches]).sum(0) / tokens
+    squares = torch.stack([(batch.double() - mean).square().sum((0, 1)) for batch in batches]).sum(0)
+    return (squares / (tokens - 1)).float()

@@ -1,14 +1,16 @@
 """SVD-LLM's closed-form update (arXiv 2403.07378, version 1): U refitted to the inputs that compression leaves."""
 
-from typing import Literal
+from collections.abc import Collection
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
 from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
 from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.forms.low_rank import LowRank
 from slimrank.linear import weight_of
 from slimrank.refine.base import Refiner
 from slimrank.refine.factors import low_rank_layers
@@ -22,27 +24,41 @@ class Update(Refiner):
     """
 
     name: Literal["update"] = "update"
+    whole_model: ClassVar[bool] = False
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Refit every U, over all calibration windows."""
-        layers, missed = low_rank_layers(session, "update"), []
+        layers, missed = low_rank_layers(session, "update").keys(), list[str]()
         windows = session.world.share(session.windows.calibration)
         stream = Stream(session.decoder, windows, default_batch(session.decoder, windows.shape[1]))
-        for linears in session.track(session.linears, "updating", len(session.linears)):
-            moments = Moments()
-            with session.replaced(linears), watch_inputs(linears, moments) as inputs:
-                for _ in stream.outputs():
-                    pass
-            add_up(session.decoder, moments, inputs, linears)
-            for name in linears.keys() & layers.keys():
-                if name not in moments.leader:
-                    missed.append(name)
-                    continue
-                layer, gram = layers[name], moments.input_of(name).gram
-                left = updated_left(weight_of(linears[name]), layer.down.weight, gram)
-                layer.up.weight.data.copy_(left)
+        for index in session.track(range(len(session.linears)), "updating", len(session.linears)):
+            facts = session.finished(index)
+            if facts is None:
+                with session.decoder.weights.hold(index):
+                    facts = {"missed": self._refit(session, session.linears[index], layers, stream)}
+                session.finish(index, facts)
+            missed += facts["missed"]
             stream.skip(1)
         return [f"No token reached {', '.join(sorted(missed))}, which the update left as they were."] if missed else []
+
+    def _refit(
+        self, session: Session, linears: dict[str, nn.Module], layers: Collection[str], stream: Stream
+    ) -> list[str]:
+        """Refit a block's U; returns the linears that no token reached."""
+        moments, missed = Moments(), []
+        with session.replaced(linears), watch_inputs(linears, moments) as inputs:
+            for _ in stream.outputs():
+                pass
+        add_up(session.decoder, moments, inputs, linears)
+        for name in (name for name in linears if name in layers):
+            if name not in moments.leader:
+                missed.append(name)
+                continue
+            layer = session.decoder.model.get_submodule(name)
+            assert isinstance(layer, LowRank)
+            left = updated_left(weight_of(linears[name]), layer.down.weight, moments.input_of(name).gram)
+            layer.up.weight.data.copy_(left)
+        return missed
 
 
 @torch.no_grad()
