@@ -112,9 +112,8 @@ def compress(
                 done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
                 if done is not None:
                     return done
-                anchored = any(not step.whole_model for step in chosen.refine)
                 mine = world.share(windows.calibration)
-                expected = estimate(decoder, linears, mine, gradients=chosen.gradients, anchored=anchored)
+                expected = estimate(decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine)
                 announce(expected)
                 expected.check(limits, out.resolve().parent, memory is not None)
             moments, held_out = calibrate(

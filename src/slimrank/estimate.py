@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from slimrank.errors import SlimrankError, UsageError
 from slimrank.limits import Limits
 from slimrank.linear import shape_of
 from slimrank.model import Decoder
+from slimrank.refine import Refiner
 from slimrank.store.weights import Part
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
@@ -58,7 +59,12 @@ def gib(size: float) -> str:
 
 
 def estimate(
-    decoder: Decoder, linears: list[dict[str, nn.Module]], windows: torch.Tensor, *, gradients: bool, anchored: bool
+    decoder: Decoder,
+    linears: list[dict[str, nn.Module]],
+    windows: torch.Tensor,
+    *,
+    gradients: bool,
+    refine: Sequence[Refiner],
 ) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
@@ -69,6 +75,7 @@ def estimate(
     tokens = windows.numel()
     sizes = _part_bytes(decoder)
     dtype = next(decoder.model.parameters()).dtype
+    closed = any(not refiner.whole_model for refiner in refine)
     shapes = [[shape_of(module) for module in block.values()] for block in linears]
     flat = [shape for block in shapes for shape in block]
     block = max(size for part, size in sizes.items() if part is not None)
@@ -76,15 +83,16 @@ def estimate(
     sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
     activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
     solving = max(8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat)
-    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if anchored else 1) * block + solving)
+    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + solving)
     inputs = 2 * sum(n * n for _, n in flat)
     disk = sum(2 * m * m for m, _ in flat) if gradients else 0
     disk += inputs + max(inputs, sum(sizes.values()))
-    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if anchored else 0)
+    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if closed else 0)
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
-    solved = (2 if anchored else 1) * sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
-    seconds = work / speed(decoder.device, dtype) + 2 * solved / speed(decoder.device, torch.float64)
+    solved = sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
+    rounds = 1 + sum(one.work for refiner in refine for one in refiner.in_turn())
+    seconds = work / speed(decoder.device, dtype) + 2 * rounds * solved / speed(decoder.device, torch.float64)
     return Estimate(memory, disk, seconds)
 
 

@@ -51,6 +51,11 @@ class Anchored(Refiner):
     gradients_again: Annotated[int, Field(ge=0)] = 0
 
     @property
+    def work(self) -> float:
+        """One decomposition for every mix."""
+        return float(len(self.mix)) if isinstance(self.mix, tuple) else 1.0
+
+    @property
     def rebuilds(self) -> bool:
         """Not where a block's error, which depends on the linears not yet fitted, or new gradients are asked for."""
         return not isinstance(self.mix, tuple) and not self.gradients_again

@@ -17,6 +17,11 @@ class Refiner(BaseModel):
     whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory, or keeps each by Session.finish
 
     @property
+    def work(self) -> float:
+        """Its time in that of one decomposition of every linear, of which only what grows as fast with width counts."""
+        return 0.0
+
+    @property
     def rebuilds(self) -> bool:
         """Whether it builds every planned linear's factors from the dense weights, whatever was built before."""
         return False
