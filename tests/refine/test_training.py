@@ -13,7 +13,7 @@ from slimrank.model import set_module
 from slimrank.pipeline import factorize, make_plan
 from slimrank.recipe import load_recipe
 from slimrank.refine.blocks import Blocks, variance
-from slimrank.refine.distill import Distill, held_out_divergence, lr_for
+from slimrank.refine.distill import Distill, held_out_divergence, lr_for, states_error
 from slimrank.refine.training import Best, Descent, divergence, teacher_of, trainable
 
 
@@ -81,10 +81,30 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
     assert all(p.grad is None for p in session.decoder.model.parameters())
 
 
+def test_states_error_is_the_mean_over_tokens_and_the_blocks_but_the_last():
+    dense = [torch.randn(2, 3, 4) for _ in range(4)]  # before 3 blocks, and behind the last one's norm
+    ours = [2 * dense[0], 1.5 * dense[1], dense[2] + dense[2].roll(1, 0), 9 * dense[3]]
+    rolled = dense[2].roll(1, 0).square().sum(-1) / dense[2].square().sum(-1)
+    torch.testing.assert_close(states_error(ours, dense), (0.25 + rolled.mean()) / 2)
+    assert states_error(ours[:2], dense[:2]) == 0
+
+
+@pytest.mark.parametrize(("states", "fading"), [(3.0, 0.5), (0.0, 0.5)])
+def test_the_loss_is_the_divergence_and_the_states_share_of_their_error(compressed, states, fading):
+    model, ids = compressed[0].decoder.model, compressed[0].windows.held_out
+    teacher = teacher_of(compressed[0])
+    with torch.no_grad():
+        a, b = (one(ids, output_hidden_states=True) for one in (model, teacher))
+        expected = divergence(a.logits, b.logits)
+        between = zip(a.hidden_states[1:-1], b.hidden_states[1:-1], strict=True)
+        expected += states * fading * sum(((x - y).norm(dim=-1) / y.norm(dim=-1)).square().mean() for x, y in between)
+        torch.testing.assert_close(Distill(states=states)._loss(model, teacher, ids, fading), expected)
+
+
 def test_the_less_was_lost_the_smaller_the_steps(compressed):
     session, width = compressed[0], compressed[0].decoder.width
-    assert lr_for(1.0, session) == pytest.approx(0.015 / width**0.5)
-    assert lr_for(0.01, session) == pytest.approx(0.0015 / width**0.5)
+    assert lr_for(1.0, session) == pytest.approx(0.01 / width**0.5)
+    assert lr_for(0.01, session) == pytest.approx(0.001 / width**0.5)
 
 
 def test_block_refinement_brings_every_block_nearer(compressed):

@@ -1,5 +1,6 @@
 """End-to-end distillation: the compressed model's next-token distribution is drawn to the dense model's."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from slimrank.allocate import Ranks
 from slimrank.distributed import ALONE, World
 from slimrank.refine.base import Refiner
 from slimrank.refine.restart import go_on, keep
-from slimrank.refine.training import Best, Descent, divergence, teacher_of, trainable, training
+from slimrank.refine.training import Best, Descent, cosine, divergence, teacher_of, trainable, training
 from slimrank.refine.whitened import whitened
 from slimrank.session import Session
 
@@ -21,37 +22,40 @@ STATE = "distill/state"
 class Distill(Refiner):
     """Descent on KL(dense || compressed) over fresh windows of the calibration text.
 
-    tokens: how many are read at most; batch: windows a step; lr: 0.015 sqrt(KL / width) by default, with the held-out
-    KL before the first step; checks: how often the held-out windows are asked, whose best state is the one that stays.
-    softened: the target has the temperature that the compressed model's head was given, since of text that it knows by
-    heart the dense model is surer than is good for other text. whiten: by how many calibration windows the factors'
-    coordinates are made white, 0 for none, at the price of two square matrices a factor. After a kill it goes on from
-    the last check. Of several processes each takes its share of every step's windows.
+    tokens: how many are read at most; batch: windows a step, at least one for every process; lr: 0.01 sqrt(KL / width)
+    by default, with the held-out KL before the first step; checks: how often the held-out windows are asked, whose best
+    state is the one that stays. softened: the target has the temperature that the compressed model's head was given,
+    since of text that it knows by heart the dense model is surer than is good for other text. states: the weight of
+    `states_error` at first, which fades like the lr. whiten: by how many calibration windows the factors' coordinates
+    are made white, 0 for none, at the price of two square matrices a factor. After a kill it goes on from the last
+    check. Of several processes each takes its share of every step's windows.
     """
 
     name: Literal["distill"] = "distill"
     trains: ClassVar[bool] = True
 
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
-    batch: Annotated[int, Field(ge=1)] = 8
+    batch: Annotated[int, Field(ge=1)] = 2
     lr: Annotated[float, Field(gt=0)] | None = None
     softened: bool = True
+    states: Annotated[float, Field(ge=0)] = 3.0
     whiten: Annotated[int, Field(ge=0)] = 64
     checks: Annotated[int, Field(ge=1)] = 10
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
         teacher, window = teacher_of(session, self.softened), session.windows.calibration.shape[1]
-        steps = max(1, self.tokens // (self.batch * window))
+        batch = max(self.batch, session.world.size)
+        steps = max(1, self.tokens // (batch * window))
         with whitened(session, self.whiten):
-            before, best = self._descend(session, teacher, steps)
+            before, best = self._descend(session, teacher, steps, batch)
         session.pieces.drop(STATE)
         return [
-            f"Distillation read {steps * self.batch * window:,} tokens and took the held-out divergence from "
+            f"Distillation read {steps * batch * window:,} tokens and took the held-out divergence from "
             f"{before:.4f} to {best.loss:.4f} nats a token (best at step {best.step} of {steps})."
         ]
 
-    def _descend(self, session: Session, teacher: PreTrainedModel, steps: int) -> tuple[float, Best]:
+    def _descend(self, session: Session, teacher: PreTrainedModel, steps: int, batch: int) -> tuple[float, Best]:
         """The held-out divergence before, and the best state, which the model is in afterwards."""
         student, world, device = session.decoder.model, session.world, session.decoder.device
         parameters = trainable([student])
@@ -59,30 +63,51 @@ class Distill(Refiner):
         before = held_out_divergence(student, teacher, held_out, world)
         best = Best(parameters, before)
         descent = Descent(parameters, lr=self.lr or lr_for(before, session), steps=steps, what=self.name, world=world)
-        fresh = session.windows.more(steps * self.batch, session.windows.record["seed"] + 1).split(self.batch)
+        fresh = session.windows.more(steps * batch, session.windows.record["seed"] + 1).split(batch)
         every = max(1, steps // self.checks)
         done = go_on(session.pieces, STATE, descent, best)
         for step, ids in enumerate(session.track(fresh, "distilling", steps), start=1):
             if step <= done:
                 continue
             mine = world.share(ids).to(device)
-            with torch.no_grad():
-                target = logits(teacher, mine)
             with training(parameters, student):
-                descent.step(divergence(logits(student, mine), target) * (len(mine) / len(ids)))
+                loss = self._loss(student, teacher, mine, cosine(step, steps))
+                descent.step(loss * (len(mine) / len(ids)))
             if step % every == 0 or step == steps:
                 best.offer(held_out_divergence(student, teacher, held_out, world), step)
                 keep(session.pieces, STATE, descent, best, step)
         best.restore()
         return before, best
 
+    def _loss(self, student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, fading: float) -> Tensor:
+        """KL(dense || compressed) in nats a token, and the states' error; fading: from 1 to 0 over the descent."""
+        if not self.states:
+            with torch.no_grad():
+                target = logits(teacher, ids)
+            return divergence(logits(student, ids), target)
+        with torch.no_grad():
+            dense = teacher(input_ids=ids, use_cache=False, output_hidden_states=True)
+        ours = student(input_ids=ids, use_cache=False, output_hidden_states=True)
+        error = states_error(ours.hidden_states, dense.hidden_states)
+        return divergence(ours.logits, dense.logits) + self.states * fading * error
+
 
 def lr_for(divergence: float, session: Session) -> float:
-    """0.015 sqrt(KL / width): a loss that is quadratic in the weights lies as far from its minimum as its root says.
+    """0.01 sqrt(KL / width): a loss that is quadratic in the weights lies as far from its minimum as its root says.
 
     In white coordinates an orthogonal step of one lr moves a linear's outputs by the root of its width.
     """
-    return 0.015 * (max(divergence, 0.0) / session.decoder.width) ** 0.5
+    return 0.01 * (max(divergence, 0.0) / session.decoder.width) ** 0.5
+
+
+def states_error(ours: Sequence[Tensor], dense: Sequence[Tensor]) -> Tensor:
+    """|h^ - h|^2 / |h|^2 of the hidden states between the blocks, its mean over tokens and blocks.
+
+    ours, dense: (batch, tokens, width) before the first block, behind each, and of the last behind the norm too.
+    """
+    between = list(zip(ours[1:-1], dense[1:-1], strict=True))
+    errors = [(a.float() - b.float()).square().sum(-1) / b.float().square().sum(-1) for a, b in between]
+    return torch.stack(errors).mean() if errors else dense[0].new_zeros(())
 
 
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Descent:
         warmup = max(1, steps // 20)
 
         def scale(step: int) -> float:
-            return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+            return min((step + 1) / warmup, cosine(step, steps))
 
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in self.optimizers]
 
@@ -88,6 +88,11 @@ class Descent:
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 before the first step to 0 behind the last."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class Best:
