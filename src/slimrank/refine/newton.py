@@ -136,15 +136,20 @@ class Newton(Refiner):
         streams = [Stream(decoder, mine, batch, copies=len(LENGTHS)) for _ in LENGTHS]
         for index in range(len(decoder)):
             with decoder.weights.hold(index):
-                rights = right_factors(session, index)
-                before = {name: right.weight.detach().clone() for name, right in rights.items()}
-                for length, stream in zip(LENGTHS, streams, strict=True):
-                    self._move(session, index, length)
-                    stream.skip(1)
-                    for name, right in rights.items():
-                        right.weight.data.copy_(before[name])
+                self._advance(session, index, streams)
         dense = session.dense_held_out(self.held_out)
-        return [mean_divergence(session, stream, dense) for stream in streams]
+        with decoder.weights.hold(None):
+            return [mean_divergence(session, stream, dense) for stream in streams]
+
+    def _advance(self, session: Session, index: int, streams: list[Stream]) -> None:
+        """Each stream through the block as it is after a step of its own length."""
+        rights = right_factors(session, index)
+        before = {name: right.weight.detach().clone() for name, right in rights.items()}
+        for length, stream in zip(LENGTHS, streams, strict=True):
+            self._move(session, index, length)
+            stream.skip(1)
+            for name, right in rights.items():
+                right.weight.data.copy_(before[name])
 
     def _move(self, session: Session, index: int, length: float) -> None:
         steps = session.pieces.load(f"{session.stages.stage}/steps/{index}")[0]

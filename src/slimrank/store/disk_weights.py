@@ -1,5 +1,6 @@
 """Weights that stay in the checkpoint's files and come to memory a part at a time."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -166,12 +167,12 @@ class DiskWeights(Weights):
         if part in self._here:
             self._here[part] = self._here.pop(part)
             return
-        tensors = self._take_ahead(part)
-        wanted = sum(t.nbytes for t in tensors)
+        slots = self._slots[part]
+        wanted = sum(math.prod(self.source.shape(slot.key)) for slot in slots) * self._dtype.itemsize
         for old in list(self._here):
             if not self._held[old] and self._bytes() + wanted > self.room:
                 self._release(old)
-        slots = self._slots[part]
+        tensors = self._take_ahead(part)
         self._check(part, slots, tensors)
         here = []
         for slot, tensor in zip(slots, tensors, strict=True):
