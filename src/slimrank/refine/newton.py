@@ -116,7 +116,8 @@ class Newton(Refiner):
         # a Gram at a time, the largest while least else is there
         for leader in sorted(inputs, key=lambda name: -rights[name].in_features):
             inner = factor_(inputs.pop(leader).mean(), self.damping)
-            for name in (name for name, first in moments.leader.items() if first == leader):
+            readers = [name for name, first in moments.leader.items() if first == leader]
+            for name in readers:
                 outer = self._outer_factor(session, name)
                 step = newton_step(outer, found.pop(name).div_(tokens), inner)
                 steps[name] = step.to(rights[name].weight.dtype)
