@@ -13,13 +13,13 @@ from slimrank.allocate import Ranks
 from slimrank.calibrate.backward import States, head_gradient, step_back
 from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
-from slimrank.calibrate.stream import Part, Stream, default_batch, final_states, parts_at_once
+from slimrank.calibrate.stream import Stream, default_batch, final_states
 from slimrank.forms.base import Form
 from slimrank.metric.grams import times
 from slimrank.model import Decoder
 from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_, solved
-from slimrank.refine.training import divergence
+from slimrank.refine.divergences import divergence_from, mean_divergences
 from slimrank.session import Session
 from slimrank.store.pieces import Facts
 
@@ -140,7 +140,7 @@ class Newton(Refiner):
                 self._advance(session, index, streams)
         dense = session.dense_held_out(self.held_out)
         with decoder.weights.hold(None):
-            return [mean_divergence(session, stream, dense) for stream in streams]
+            return mean_divergences(session, streams, dense)
 
     def _advance(self, session: Session, index: int, streams: list[Stream]) -> None:
         """Each stream through the block as it is after a step of its own length."""
@@ -180,22 +180,3 @@ def requiring_gradients(parameters: list[Tensor]) -> Iterator[None]:
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
-
-
-def divergence_from(decoder: Decoder, ids: Tensor, dense: Tensor, logits: Tensor, part: Part) -> Tensor:
-    """KL(dense || logits) summed over a part of the windows ids; dense: the dense model's last hidden states."""
-    with torch.no_grad(), decoder.weights.dense_vectors():
-        target = decoder.head(ids[part], dense[part].to(decoder.device))
-    return divergence(logits, target) * ids[part].numel()
-
-
-@torch.no_grad()
-def mean_divergence(session: Session, ours: Stream, dense: Stream) -> float:
-    """KL(dense || ours) in nats a token over all processes' windows."""
-    decoder, loss = session.decoder, 0.0
-    for ids, theirs, hidden in zip(ours.ids, dense.hidden, ours.hidden, strict=True):
-        for part in parts_at_once(decoder, ids):
-            logits = decoder.head(ids[part], hidden[part].to(decoder.device))
-            loss += divergence_from(decoder, ids, theirs, logits, part).item()
-    tokens = sum(ids.numel() for ids in ours.ids)
-    return session.world.total(loss) / session.world.total(tokens)
