@@ -1,4 +1,4 @@
-"""KL(dense || compressed) from the hidden states behind the last block, some tokens at a time, since logits are many."""
+"""KL(dense || compressed) from the states behind the last block, some tokens at a time, since logits are many."""
 
 import torch
 from torch import Tensor

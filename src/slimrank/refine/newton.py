@@ -16,7 +16,6 @@ from slimrank.calibrate.moments import Moments
 from slimrank.calibrate.stream import Stream, default_batch, final_states
 from slimrank.forms.base import Form
 from slimrank.metric.grams import times
-from slimrank.model import Decoder
 from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_, solved
 from slimrank.refine.divergences import divergence_from, mean_divergences

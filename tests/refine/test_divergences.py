@@ -1,0 +1,22 @@
+import torch
+from sessions import session
+
+from slimrank.calibrate.stream import final_states
+from slimrank.refine.divergences import mean_divergences
+
+
+def test_are_the_whole_models(tiny_llama):
+    made = session(tiny_llama())
+    model, ids = made.decoder.model, made.windows.held_out
+    with torch.no_grad():
+        dense = model(ids).logits.log_softmax(-1)
+    streams, expected = [], []
+    for scale in (1.0, 0.9, 0.8):
+        for linear in made.dense.values():
+            linear.weight.data.mul_(scale)
+        streams.append(final_states(made.decoder, ids))
+        with torch.no_grad():
+            expected.append((dense.exp() * (dense - model(ids).logits.log_softmax(-1))).sum(-1).mean())
+    found = mean_divergences(made, streams, streams[0])
+    torch.testing.assert_close(torch.tensor(found), torch.stack(expected), rtol=1e-3, atol=1e-6)
+    assert found[0] < 1e-9 < found[1] < found[2]
