@@ -29,19 +29,12 @@ def default_lr(session: Session) -> float:
     return 0.256 / session.decoder.width
 
 
-def teacher_of(session: Session, softened: bool = False) -> PreTrainedModel:
-    """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains.
-
-    softened: with the vectors outside the blocks as they are now, and thus the temperature that the head was given.
-    """
-    model, weights = session.decoder.model, session.decoder.weights
-    ours = {name: p for name, p in model.named_parameters() if p.ndim == 1 and weights.part_of(name) is None}
+def teacher_of(session: Session) -> PreTrainedModel:
+    """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains."""
+    model = session.decoder.model
     with session.as_dense():
         shared = {id(parameter): parameter for parameter in model.parameters() if parameter.ndim > 1}
-        teacher = copy.deepcopy(model, shared).eval()
-    for name, parameter in ours.items() if softened else ():
-        teacher.get_parameter(name).data.copy_(parameter.detach())
-    return teacher
+        return copy.deepcopy(model, shared).eval()
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
