@@ -60,6 +60,18 @@ def test_the_teacher_is_the_dense_model_and_stays_so(compressed, tiny_llama):
         torch.testing.assert_close(teacher(ids).logits, tiny_llama()(ids).logits)
 
 
+@pytest.mark.parametrize("softened", [0.0, 0.5, 1.0])
+def test_a_softened_teacher_is_on_the_way_to_the_temperature_of_the_compressed_models_head(
+    compressed, tiny_llama, softened
+):
+    session, ids = compressed[0], compressed[0].windows.held_out
+    session.decoder.model.model.norm.weight.data.mul_(0.5)
+    session.decoder.model.model.layers[0].input_layernorm.weight.data.mul_(0.5)
+    with torch.no_grad():
+        expected = (1 - 0.5 * softened) * tiny_llama()(ids).logits
+        torch.testing.assert_close(teacher_of(session, softened)(ids).logits, expected)
+
+
 def test_distillation_brings_the_compressed_model_nearer(compressed):
     session, ranks = compressed
     teacher, ids = teacher_of(session), session.windows.held_out

@@ -24,10 +24,11 @@ class Distill(Refiner):
 
     tokens: how many are read at most; batch: windows a step, at least one for every process; lr: 0.01 sqrt(KL / width)
     by default, with the held-out KL before the first step; checks: how often the held-out windows are asked, whose best
-    state is the one that stays. states: the weight of `states_error` at first, which fades like the lr. whiten: by how
-    many calibration windows the factors' coordinates are made white, 0 for none, at the price of two square matrices a
-    factor. After a kill it goes on from the last check. Of several processes each takes its share of every step's
-    windows.
+    state is the one that stays. softened: how far the target goes toward the temperature that the compressed model's
+    head was given, since of text that it knows by heart the dense model is surer than is good for other text. states:
+    the weight of `states_error` at first, which fades like the lr. whiten: by how many calibration windows the factors'
+    coordinates are made white, 0 for none, at the price of two square matrices a factor. After a kill it goes on from
+    the last check. Of several processes each takes its share of every step's windows.
     """
 
     name: Literal["distill"] = "distill"
@@ -36,13 +37,14 @@ class Distill(Refiner):
     tokens: Annotated[int, Field(ge=1)] = 2_000_000
     batch: Annotated[int, Field(ge=1)] = 2
     lr: Annotated[float, Field(gt=0)] | None = None
+    softened: Annotated[float, Field(ge=0, le=1)] = 0.5
     states: Annotated[float, Field(ge=0)] = 3.0
     whiten: Annotated[int, Field(ge=0)] = 64
     checks: Annotated[int, Field(ge=1)] = 10
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
-        teacher, window = teacher_of(session), session.windows.calibration.shape[1]
+        teacher, window = teacher_of(session, self.softened), session.windows.calibration.shape[1]
         batch = max(self.batch, session.world.size)
         steps = max(1, self.tokens // (batch * window))
         with whitened(session, self.whiten):

@@ -29,12 +29,20 @@ def default_lr(session: Session) -> float:
     return 0.256 / session.decoder.width
 
 
-def teacher_of(session: Session) -> PreTrainedModel:
-    """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains."""
-    model = session.decoder.model
+def teacher_of(session: Session, softened: float = 0.0) -> PreTrainedModel:
+    """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains.
+
+    softened: how far the vectors outside the blocks are on their way to what they are now, and with them the head on
+    its way to the temperature that it was given.
+    """
+    model, weights = session.decoder.model, session.decoder.weights
+    ours = {name: p.detach() for name, p in model.named_parameters() if p.ndim == 1 and weights.part_of(name) is None}
     with session.as_dense():
         shared = {id(parameter): parameter for parameter in model.parameters() if parameter.ndim > 1}
-        return copy.deepcopy(model, shared).eval()
+        teacher = copy.deepcopy(model, shared).eval()
+    for name, parameter in ours.items():
+        teacher.get_parameter(name).data.lerp_(parameter, softened)
+    return teacher
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
