@@ -91,7 +91,7 @@ def estimate(
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
     solved = sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
-    rounds = 1 + sum(one.work for refiner in refine for one in refiner.in_turn())
+    rounds = 1 + sum(refiner.work for refiner in refine)
     seconds = work / speed(decoder.device, dtype) + 2 * rounds * solved / speed(decoder.device, torch.float64)
     return Estimate(memory, disk, seconds)
 

@@ -12,8 +12,17 @@ from slimrank.distributed import World
 from slimrank.errors import SlimrankError
 
 
+class _PerToken:
+    gram: Tensor
+    tokens: int
+
+    def mean(self) -> Tensor:
+        """The Gram per token, which the caller may write to."""
+        return self.gram / self.tokens
+
+
 @dataclass
-class InputMoments:
+class InputMoments(_PerToken):
     """What reached one distinct input of width n.
 
     gram: H = sum x x^T (n, n) float64; absolute: sum |x| (n,) float64; tokens: the number of summands.
@@ -23,13 +32,9 @@ class InputMoments:
     absolute: Tensor
     tokens: int = 0
 
-    def mean(self) -> Tensor:
-        """The Gram per token (n, n), which the caller may write to."""
-        return self.gram / self.tokens
-
 
 @dataclass
-class OutputMoments:
+class OutputMoments(_PerToken):
     """What the loss's gradient g (nats, summed over tokens) was at a linear's output of width m.
 
     gram: sum g g^T (m, m) float64; fisher_rows: sum over windows of the row sums of (dL/dW)^2 (m,);
@@ -42,10 +47,6 @@ class OutputMoments:
     fourth: float = 0.0
     tokens: int = 0
     windows: int = 0
-
-    def mean(self) -> Tensor:
-        """The Gram per token (m, m), which the caller may write to."""
-        return self.gram / self.tokens
 
 
 @dataclass

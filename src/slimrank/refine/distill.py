@@ -81,15 +81,14 @@ class Distill(Refiner):
 
     def _loss(self, student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, fading: float) -> Tensor:
         """KL(dense || compressed) in nats a token, and the states' error; fading: from 1 to 0 over the descent."""
-        if not self.states:
-            with torch.no_grad():
-                target = logits(teacher, ids)
-            return divergence(logits(student, ids), target)
+        asked = {"input_ids": ids, "use_cache": False, "output_hidden_states": self.states > 0}
         with torch.no_grad():
-            dense = teacher(input_ids=ids, use_cache=False, output_hidden_states=True)
-        ours = student(input_ids=ids, use_cache=False, output_hidden_states=True)
-        error = states_error(ours.hidden_states, dense.hidden_states)
-        return divergence(ours.logits, dense.logits) + self.states * fading * error
+            dense = teacher(**asked)
+        ours = student(**asked)
+        loss = divergence(ours.logits, dense.logits)
+        if self.states:
+            loss = loss + self.states * fading * states_error(ours.hidden_states, dense.hidden_states)
+        return loss
 
 
 def lr_for(divergence: float, session: Session) -> float:

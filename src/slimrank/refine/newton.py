@@ -18,7 +18,7 @@ from slimrank.forms.base import Form
 from slimrank.metric.grams import times
 from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_, solved
-from slimrank.refine.divergences import divergence_from, mean_divergences
+from slimrank.refine.divergences import divergence_from, logits_of, mean_divergences
 from slimrank.session import Session
 from slimrank.store.pieces import Facts
 
@@ -95,8 +95,8 @@ class Newton(Refiner):
         states = States(decoder, decoder.world.share(ids))
         with decoder.weights.hold(None):
             gradients = [
-                head_gradient(decoder, chunk, ours, partial(divergence_from, decoder, chunk, theirs))
-                for chunk, ours, theirs in zip(states.ids, states.last, dense.hidden, strict=True)
+                head_gradient(decoder, chunk, ours, partial(divergence_from, dense, batch))
+                for batch, (chunk, ours) in enumerate(zip(states.ids, states.last, strict=True))
             ]
         for index in session.track(range(len(decoder) - 1, -1, -1), "correcting", len(decoder)):
             with decoder.weights.hold(index):
@@ -139,7 +139,7 @@ class Newton(Refiner):
                 self._advance(session, index, streams)
         dense = session.dense_held_out(self.held_out)
         with decoder.weights.hold(None):
-            return mean_divergences(session, streams, dense)
+            return mean_divergences(dense, [partial(logits_of, stream) for stream in streams])
 
     def _advance(self, session: Session, index: int, streams: list[Stream]) -> None:
         """Each stream through the block as it is after a step of its own length."""

@@ -1,16 +1,16 @@
 """Temperature: a model whose states became noisy is too sure of itself, and one number corrects that."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
-from slimrank.calibrate.stream import Stream, final_states, parts_at_once
+from slimrank.calibrate.stream import Part, Stream, final_states
 from slimrank.model import Decoder, attached
 from slimrank.refine.base import Refiner
-from slimrank.refine.training import divergence
+from slimrank.refine.divergences import logits_of, mean_divergences
 from slimrank.session import Session
 
 # Above 1 the compressed model would learn how sure the dense one is of text that it knows by heart.
@@ -46,7 +46,7 @@ class Temperature(Refiner):
         if norm is None:
             return None
         gain = Gain(norm, ours.hidden[0].to(decoder.device))
-        factor = lowest(FACTORS, divergences(decoder, gain, dense, ours))
+        factor = lowest(FACTORS, divergences(gain, dense, ours))
         gain.scale(factor)
         return factor
 
@@ -61,25 +61,14 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
     return seen[-1] if seen else None
 
 
-@torch.no_grad()
-def divergences(decoder: Decoder, gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
+def divergences(gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
     """KL(dense || ours) in nats a token for each of FACTORS."""
-    losses = [0.0] * len(FACTORS)
-    for ids, theirs, hidden in parts_of(ours.ids, dense.hidden, ours.hidden, decoder):
-        with decoder.weights.dense_vectors():
-            target = decoder.head(ids, theirs)
-        for index, factor in enumerate(FACTORS):
-            gain.scale(factor)
-            losses[index] += divergence(decoder.head(ids, hidden), target).item() * ids.numel()
-    tokens = decoder.world.total(sum(ids.numel() for ids in ours.ids))
-    return [decoder.world.total(loss) / tokens for loss in losses]
 
+    def scaled(factor: float, batch: int, part: Part) -> Tensor:
+        gain.scale(factor)
+        return logits_of(ours, batch, part)
 
-def parts_of(ids: list[Tensor], theirs: list[Tensor], ours: list[Tensor], decoder: Decoder) -> Iterator[list[Tensor]]:
-    """The batches on the decoder's device, some tokens at a time, since the logits are many."""
-    for batch in zip(ids, theirs, ours, strict=True):
-        for part in parts_at_once(decoder, batch[0]):
-            yield [tensor[part].to(decoder.device) for tensor in batch]
+    return mean_divergences(dense, [partial(scaled, factor) for factor in FACTORS])
 
 
 def lowest(places: tuple[float, ...], values: list[float]) -> float:

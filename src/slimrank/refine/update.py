@@ -1,6 +1,5 @@
 """SVD-LLM's closed-form update (arXiv 2403.07378, version 1): U refitted to the inputs that compression leaves."""
 
-from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +27,7 @@ class Update(Refiner):
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Refit every U, over all calibration windows."""
-        layers, missed = low_rank_layers(session, "update").keys(), list[str]()
+        layers, missed = set(low_rank_layers(session, "update")), list[str]()
         windows = session.world.share(session.windows.calibration)
         stream = Stream(session.decoder, windows, default_batch(session.decoder, windows.shape[1]))
         for index in session.track(range(len(session.linears)), "updating", len(session.linears)):
@@ -41,16 +40,14 @@ class Update(Refiner):
             stream.skip(1)
         return [f"No token reached {', '.join(sorted(missed))}, which the update left as they were."] if missed else []
 
-    def _refit(
-        self, session: Session, linears: dict[str, nn.Module], layers: Collection[str], stream: Stream
-    ) -> list[str]:
+    def _refit(self, session: Session, linears: dict[str, nn.Module], layers: set[str], stream: Stream) -> list[str]:
         """Refit a block's U; returns the linears that no token reached."""
         moments, missed = Moments(), []
         with session.replaced(linears), watch_inputs(linears, moments) as inputs:
             for _ in stream.outputs():
                 pass
         add_up(session.decoder, moments, inputs, linears)
-        for name in (name for name in linears if name in layers):
+        for name in linears.keys() & layers:
             if name not in moments.leader:
                 missed.append(name)
                 continue

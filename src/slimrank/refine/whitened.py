@@ -59,7 +59,7 @@ def whitened(session: Session, windows: int, damping: float = 0.1) -> Iterator[N
     linears = factors(session) if windows else []
     moments = moments_of(session, linears, windows)
     with ExitStack() as stack:
-        for name, linear in {name: linear for block in linears for name, linear in block.items()}.items():
+        for name, linear in ((name, linear) for block in linears for name, linear in block.items()):
             if name in moments.leader and name in moments.outputs:
                 outputs, inputs = moments.outputs[name].gram, moments.input_of(name).gram
                 made = Whitened(outputs, inputs, weight_of(linear).dtype, damping)
