@@ -81,8 +81,8 @@ def test_predicted_loss_is_the_measured_one_for_every_linear(tiny_llama):
 
 def test_the_checkpoint_has_exactly_the_plans_parameters(run, tmp_path):
     result = run(keep=0.6)
-    result.save(tmp_path / "out")
-    plan = Plan.load(tmp_path / "out" / "slimrank" / "plan.json")
+    result.save(str(tmp_path / "out"))
+    plan = Plan.load(str(tmp_path / "out" / "slimrank" / "plan.json"))
     assert plan == result.plan
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     stored = sum(p.numel() for block in loaded.model.layers for n, p in block.named_parameters() if "norm" not in n)

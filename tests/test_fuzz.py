@@ -56,7 +56,7 @@ def given(tiny_llama, module_tokenizer, make_text, tmp_path_factory) -> Path:
 def reduce(folder: Path, given: Path, **more) -> None:
     """The whole of a compression of the model in `folder`."""
     options = {"keep": 0.6, "calibration": str(given / "text.txt"), **READ, **more}
-    compress(str(folder), options.pop("recipe", "svd"), out=folder.parent / "out", **options)
+    compress(str(folder), options.pop("recipe", "svd"), out=str(folder.parent / "out"), **options)
 
 
 def in_model(name: str, model: str, damage: Callable = fuzz.damaged, use: Callable = reduce):

@@ -19,6 +19,13 @@ def test_settings_override_keys_and_open_short_names():
     assert recipe.metric.route == "cholesky" and recipe.form.multiple == 8
 
 
+def test_a_setting_names_a_refiner_by_its_name():
+    recipe = load_recipe("slimrank-refined", ["refine.temperature.name=temperature", "refine.distill.tokens=500"])
+    assert [step.name for step in recipe.refine] == ["anchored", "temperature", "newton", "distill"]
+    assert recipe.refine[3].tokens == 500
+    assert load_recipe("svd-llm", ["refine.distill.tokens=500"], "distill").refine[0].tokens == 500
+
+
 def test_a_recipe_that_is_one_already_is_kept():
     recipe = load_recipe("svd")
     assert load_recipe(recipe) == recipe and isinstance(recipe, Recipe)
@@ -52,6 +59,9 @@ def test_gradients_are_taken_on_the_metrics_tokens_unless_another_step_needs_the
         (["allocate.name"], r"must read key=value"),
         (["allocate.name=[1"], r"value is not readable"),
         (["refine=blocks"], r"refine must be a list"),
+        (["refine=[]", "refine.distill.tokens=5"], r"the recipe has no key 'distill'; the keys there are none"),
+        (["refine=[blocks]", "refine.tokens=5"], r"say which option of 'tokens', such as refine\.tokens\.option=value"),
+        (["refine=[blocks, 3, {name: [x]}]", "refine.block.lr=5"], r"no key 'block', did you mean 'blocks'"),
         (["metrics=1"], r"Unknown recipe key 'metrics', did you mean 'metric'"),
     ],
 )

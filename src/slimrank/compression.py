@@ -41,7 +41,7 @@ def compress(
     special_tokens: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
-    out: Path | None = None,
+    out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = True,
     memory: int | None = None,
@@ -79,6 +79,7 @@ def compress(
     if not 0 < keep <= 1:
         raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
     chosen = plan.recipe if plan else load_recipe(recipe, settings)
+    out = None if out is None else Path(out)
     if world.size > 1 and out is None:
         raise UsageError("Several processes hand over their work in the folder beside out: name one.")
     device, clock = world.place(device), Clock()

@@ -17,7 +17,7 @@ Window = Annotated[int | None, typer.Option(min=2, help="Tokens a window; by def
 Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random choice.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as metric.alpha=0.3."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as refine.distill.tokens=500000."),
 ]
 Refine = Annotated[
     Literal["none", "blocks", "distill"] | None,

@@ -76,14 +76,14 @@ class Plan(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> "Plan":
+    def load(cls, path: str | Path) -> "Plan":
         """Read it back.
 
         Raises:
             UsageError: naming the file and the key that is wrong.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])

@@ -82,13 +82,19 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(recipe: "str | Path | Recipe", settings: Sequence[str] = ()) -> Recipe:
-    """A recipe by shipped name, by path, or as it is; `settings` are `key.key=value` overrides.
+def load_recipe(
+    recipe: "str | Path | Recipe", settings: Sequence[str] = (), refine: Refinement | None = None
+) -> Recipe:
+    """A recipe by shipped name, by path, or as it is, refined as said, and then with `settings`.
+
+    A setting is `key.key=value`; a refiner's key is its name: `refine.distill.tokens=500000`.
 
     Raises:
         UsageError: for an unknown recipe, key or value, naming it and what is there.
     """
     raw = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _read(recipe)
+    if refine:
+        raw = _validated(Recipe, raw, "").refined(refine).model_dump(mode="json")
     for setting in settings:
         _apply(raw, setting)
     return _validated(Recipe, raw, "")
@@ -140,16 +146,29 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     *parents, last = path.split(".")
     if not separator or not last:
         raise UsageError(f"--set {setting!r} must read key=value, such as allocate.beta=0.5.")
+    inner: Any = raw
     for key in parents:
-        if isinstance(raw.get(key), str):
-            raw[key] = {"name": raw[key]}
-        if not isinstance(raw.get(key), dict):
-            raise UsageError(f"--set {setting}: the recipe has no key {key!r}{_neighbours(key, raw)}.")
-        raw = raw[key]
+        inner = _entered(inner, key, setting)
+    if not isinstance(inner, dict):
+        raise UsageError(f"--set {setting}: say which option of {last!r}, such as {path}.option=value.")
     try:
-        raw[last] = yaml.safe_load(text)
+        inner[last] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--set {setting}: the value is not readable ({_one_line(error)}).") from error
+
+
+def _entered(raw: Any, key: str, setting: str) -> Any:
+    """What is under a key, or what a list has under a name; a bare name becomes a mapping that has it."""
+    if isinstance(raw, list):
+        raw[:] = [{"name": item} if isinstance(item, str) else item for item in raw]
+        inner = {str(item.get("name")): item for item in raw if isinstance(item, dict)}
+    else:
+        inner = raw
+        if isinstance(raw.get(key), str):
+            raw[key] = {"name": raw[key]}
+    if not isinstance(inner.get(key), dict | list):
+        raise UsageError(f"--set {setting}: the recipe has no key {key!r}{_neighbours(key, inner)}.")
+    return inner[key]
 
 
 def _validated(kind: type[T], raw: Any, prefix: str) -> T:
@@ -179,7 +198,7 @@ def _neighbours(key: str, known: Mapping[str, Any]) -> str:
     return (
         f", did you mean {close[0]!r}? The keys there are {', '.join(known)}"
         if close
-        else f"; the keys there are {', '.join(known)}"
+        else f"; the keys there are {', '.join(known) or 'none'}"
     )
 
 

@@ -39,7 +39,7 @@ class Result:
 
     def save(
         self,
-        out: Path,
+        out: str | Path,
         *,
         overwrite: bool = False,
         tensors: Mapping[str, Tensor] | None = None,
@@ -49,6 +49,7 @@ class Result:
 
         tensors: see write_checkpoint; account: by default what is measured now.
         """
+        out = Path(out)
         write_checkpoint(
             self.model,
             out,

@@ -43,9 +43,7 @@ def compare(
     from slimrank.recipe import load_recipe, settings_by_recipe
 
     names = recipes.split(",")
-    chosen = [load_recipe(name, own) for name, own in settings_by_recipe(names, settings or ()).items()]
-    if refine:
-        chosen = [recipe.refined(refine) for recipe in chosen]
+    chosen = [load_recipe(name, own, refine) for name, own in settings_by_recipe(names, settings or ()).items()]
     keeps = parse_keeps(keep)
     if not text and model != "demo":
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")

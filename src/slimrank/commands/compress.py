@@ -67,10 +67,9 @@ def compress(
     from slimrank.recipe import load_recipe
 
     chosen = Plan.load(plan) if plan else None
-    if chosen and refine:
-        raise UsageError("--refine and --plan exclude each other: change the recipe's refine in the plan.")
-    whole = chosen.recipe if chosen else load_recipe(recipe, settings or ())
-    whole = whole.refined(refine) if refine else whole
+    if chosen and (refine or settings):
+        raise UsageError("--plan has its recipe with it, without --refine and --set: change the recipe in the plan.")
+    whole = chosen.recipe if chosen else load_recipe(recipe, settings or (), refine)
     out = out or Path(f"{Path(model).name}-{whole.name}-{keep:g}")
     with joined(device) as world:
         result = compress(
