@@ -26,6 +26,8 @@ def test_corrections_are_bounded_monotone_and_need_sound_readings():
     assert (wild <= 4 * LOSSES).all() and (wild >= LOSSES / 4).all() and (np.diff(wild) <= 0).all()
     assert corrected_losses(LOSSES, LOSSES[[2]], np.array([6.0])) == pytest.approx(3 * LOSSES)
     assert corrected_losses(LOSSES, LOSSES[[4]], np.array([1.0])) is LOSSES
+    tiny = 1e-300 * LOSSES
+    assert corrected_losses(tiny, tiny[[0, 1]], np.array([1e300, 1e280])) == pytest.approx(4 * tiny, abs=0)
 
 
 def test_the_note_states_the_rank_correlation():

@@ -40,7 +40,8 @@ def corrected_losses(losses: Floats, predicted: Floats, measured: Floats) -> Flo
     x, y = np.log(predicted[sound]), np.log(measured[sound])
     spread = np.square(x - x.mean()).sum()
     exponent = np.clip((x - x.mean()) @ (y - y.mean()) / spread, *EXPONENTS) if spread > 1e-12 else 1.0
-    fitted = np.exp(y.mean() - exponent * x.mean()) * np.power(losses, exponent)
+    with np.errstate(over="ignore"):  # what is beyond all numbers is clipped
+        fitted = np.exp(y.mean()) * np.power(losses / np.exp(x.mean()), exponent)
     return np.clip(fitted, losses / LIMIT, losses * LIMIT)
 
 
