@@ -120,11 +120,16 @@ def _chosen(value: Any, key: str, table: Mapping[str, type[BaseModel]]) -> BaseM
     """What a recipe's value, a name or a mapping with a name, means in the table of its step."""
     if isinstance(value, BaseModel):
         return value
-    options = {"name": value} if isinstance(value, str) else value
+    options = _options(value)
     name = options.get("name") if isinstance(options, dict) else options
     if not isinstance(options, dict) or not isinstance(name, str) or name not in table:
         raise UsageError(f"Recipe key {key}.name is {shortly(name)}: choose one of {', '.join(table) or 'none yet'}.")
     return _validated(table[name], options, f"{key}.")
+
+
+def _options(value: Any) -> Any:
+    """A choice as a mapping of its name and options, where it is a bare name."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def _read(recipe: str | Path) -> dict[str, Any]:
@@ -158,14 +163,14 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
 
 
 def _entered(raw: Any, key: str, setting: str) -> Any:
-    """What is under a key, or what a list has under a name; a bare name becomes a mapping that has it."""
+    """What is under a key, or what a list has under a name, a bare name as its mapping, in place."""
     if isinstance(raw, list):
-        raw[:] = [{"name": item} if isinstance(item, str) else item for item in raw]
+        raw[:] = [_options(item) for item in raw]
         inner = {str(item.get("name")): item for item in raw if isinstance(item, dict)}
     else:
         inner = raw
-        if isinstance(raw.get(key), str):
-            raw[key] = {"name": raw[key]}
+        if key in raw:
+            raw[key] = _options(raw[key])
     if not isinstance(inner.get(key), dict | list):
         raise UsageError(f"--set {setting}: the recipe has no key {key!r}{_neighbours(key, inner)}.")
     return inner[key]
