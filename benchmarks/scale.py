@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py --shape 1.45b --samples 8 --window 256 --memory 1.5GiB --out scale.json
 
-The recipe is slimrank's closed-form part, without the refiners that train the whole model. The checkpoint is made at
---place, block by block, in bf16, and left there for the next time; random words in the embedded tokenizer's vocabulary
-are the text. Memory is sampled from /proc: the process's anonymous memory, and with CUDA the allocator's peak.
+The recipe, slimrank unless another is named, goes without the refiners that train the whole model. The checkpoint is
+made at --place, block by block, in bf16, and left there for the next time; random words in the embedded tokenizer's
+vocabulary are the text. Memory is sampled from /proc: the process's anonymous memory, with CUDA the allocator's peak.
 """
 
 import argparse
@@ -133,12 +133,15 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="1.45b")
     parser.add_argument("--blocks", type=int, help="Instead of the shape's own number.")
     parser.add_argument("--place", type=Path, default=Path("scale-work"))
+    parser.add_argument("--recipe", default="slimrank")
+    parser.add_argument("--no-refine", action="store_true", help="Leave every refiner out.")
     parser.add_argument("--keep", type=float, default=0.8)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 elsewhere.")
     parser.add_argument("--memory")
+    parser.add_argument("--resume", action="store_true", help="Go on; peaks and seconds are the last process's alone.")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
@@ -147,12 +150,13 @@ def main():
     text = args.place / f"text-{args.samples * args.window}.txt"
     if not text.is_file():
         make_text(text, args.samples * args.window)
-    recipe = load_recipe("slimrank")
-    closed = [step.model_dump(mode="json") for step in recipe.refine if not step.whole_model]
+    refiners = [] if args.no_refine else load_recipe(args.recipe).refine
+    closed = [step.model_dump(mode="json") for step in refiners if not step.whole_model]
     out = args.place / f"{dense.name}-out"
     command = [
-        *(sys.executable, "-m", "slimrank", "compress", str(dense), "--out", str(out), "--overwrite", "--fresh"),
-        *("--recipe", "slimrank", "--set", f"refine={json.dumps(closed)}", "--keep", str(args.keep)),
+        *(sys.executable, "-m", "slimrank", "compress", str(dense), "--out", str(out), "--overwrite"),
+        "--resume" if args.resume else "--fresh",
+        *("--recipe", args.recipe, "--set", f"refine={json.dumps(closed)}", "--keep", str(args.keep)),
         *("--calibration", str(text), "--samples", str(args.samples), "--window", str(args.window)),
         *("--device", args.device, "--dtype", dtype, *(("--memory", args.memory) if args.memory else ())),
     ]

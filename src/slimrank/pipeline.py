@@ -137,10 +137,10 @@ def warnings(session: Session) -> list[str]:
             f"{sum(outside.values()):,} parameters are in no linear (fused?) and stay dense: {', '.join(outside)}."
         )
     if short:
-        notes.append(f"Fewer calibration tokens than input channels at {', '.join(short)}: use more --samples.")
+        notes.append(f"Fewer calibration tokens than input channels at {session.told(short)}: use more --samples.")
     if damped:
         worst = max(session.curves[name].damping for name in damped)
-        notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {', '.join(damped)}.")
+        notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {session.told(damped)}.")
     if session.choices:
         counts = Counter(session.choices.values()).most_common()
         chosen = ", ".join(f"{value:.3g} for {count}" for value, count in counts)

@@ -1,7 +1,8 @@
 """The working state of one compression: the values that the pipeline has made so far."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,13 @@ class Session:
     def role(self, name: str) -> str:
         """A linear's name inside its block."""
         return self.decoder.role(name)
+
+    def told(self, names: Collection[str]) -> str:
+        """Linears for a sentence: up to three by name, more by their roles and in how many blocks."""
+        if len(names) <= 3:
+            return ", ".join(names)
+        counts = Counter(self.role(name) for name in names)
+        return ", ".join(f"{role} of {count} block{'s' * (count > 1)}" for role, count in counts.items())
 
     def block_of(self, name: str) -> int:
         """The block that a linear is in."""

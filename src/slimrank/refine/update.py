@@ -38,7 +38,9 @@ class Update(Refiner):
                 session.finish(index, facts)
             missed += facts["missed"]
             stream.skip(1)
-        return [f"No token reached {', '.join(sorted(missed))}, which the update left as they were."] if missed else []
+        if not missed:
+            return []
+        return [f"No token reached {session.told(sorted(missed))}, which the update left as they were."]
 
     def _refit(self, session: Session, linears: dict[str, nn.Module], layers: set[str], stream: Stream) -> list[str]:
         """Refit a block's U; returns the linears that no token reached."""
