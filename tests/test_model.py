@@ -5,7 +5,8 @@ from torch import nn
 
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.linear import is_linear
-from slimrank.model import Decoder, find_blocks, require_finite_weights
+from slimrank.model import Decoder, find_blocks, fingerprint, require_finite_weights
+from slimrank.store.weights import sample
 
 
 @pytest.fixture
@@ -58,3 +59,13 @@ def test_a_weight_that_is_not_finite_is_named(tiny_llama):
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
     with pytest.raises(SlimrankError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
         require_finite_weights(model)
+
+
+def test_the_fingerprint_sees_settings_and_every_column(tiny_llama):
+    model = tiny_llama(hidden_size=64)
+    decoder = Decoder(model)
+    before = fingerprint(decoder)
+    assert before == fingerprint(Decoder(model))
+    model.config.rms_norm_eps = 1e-2
+    assert fingerprint(decoder) != before
+    assert set(sample(torch.arange(64.0).repeat(512, 1), 256).tolist()) == set(range(64))

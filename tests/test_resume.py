@@ -1,3 +1,4 @@
+import json
 import random
 import shutil
 from collections import Counter
@@ -9,6 +10,7 @@ import torch
 from slimrank import compress
 from slimrank.checkpoint import find
 from slimrank.errors import UsageError
+from slimrank.estimate import Estimate
 from slimrank.limits import Limits, parse_size
 from slimrank.model import Room
 
@@ -91,7 +93,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, tmp_path):
 def test_killed_at_the_end_it_is_seen_to_be_complete(options, recipe, tmp_path):
     options |= RECIPES[recipe]
     steps = kills.run({**options, "out": str(tmp_path / "whole")}).steps
-    for back in (0, 4, 8):
+    for back in (0, 1, 3):
         out = tmp_path / "result"
         killed = kills.run({**options, "out": str(out)}, steps - back)
         assert killed.stage == "write" and killed.steps is None
@@ -157,11 +159,51 @@ def test_progress_of_another_run_is_refused_by_name(options, tmp_path):
     assert (tmp_path / "out").is_dir() and not (tmp_path / ".out.progress").exists()
 
 
+def test_a_changed_config_or_weight_is_another_model(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    kills.run(options, 12)
+    config = tmp_path / "dense/config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "rms_norm_eps": 1e-2}))
+    with pytest.raises(UsageError, match=r"whose model is .*--fresh"):
+        in_this_process(options, tmp_path / "out")
+    config.write_text(json.dumps({**settings, "transformers_version": "other"}))
+    in_this_process(options, tmp_path / "out")
+
+
+def test_a_fresh_run_killed_while_it_clears_leaves_nothing_to_take_up(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    kills.run({**options, "out": str(tmp_path / "whole"), "seed": 4})
+    kills.run(options, 60)
+    assert any((tmp_path / ".out.progress/inputs").iterdir())
+    assert kills.run({**options, "seed": 4, "resume": False}, 4).steps is None  # in the midst of it
+    assert any((tmp_path / ".out.progress/inputs").iterdir())
+    in_this_process(options, tmp_path / "out", seed=4)
+    assert kills.contents(tmp_path / "out") == kills.contents(tmp_path / "whole")
+
+
+def test_what_is_kept_needs_no_room_again(options, tmp_path, monkeypatch):
+    options |= RECIPES["svd-llm"]
+    disks = []
+    monkeypatch.setattr(Estimate, "check", lambda self, limits, folder, asked, kept: disks.append((self.disk, kept)))
+    kills.run(options, 60)
+    in_this_process(options, tmp_path / "out")
+    ((disk, kept),) = disks
+    assert 0.1 * disk < kept < disk
+
+
 def test_too_little_memory_is_refused_before_the_work(options, tmp_path):
     options |= RECIPES["svd-llm"]
     with pytest.raises(UsageError, match=r"--memory 0\.1 GiB is too little: .* need about \d"):
         in_this_process(options, tmp_path / "out", memory=parse_size("100MiB"))
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.progress").exists()
+
+
+def test_too_small_a_keep_leaves_no_progress(options, tmp_path):
+    options |= RECIPES["svd-llm"]
+    with pytest.raises(UsageError, match=r"--keep 0\.001 leaves .* give --keep 0\.\d+ or more"):
+        in_this_process(options, tmp_path / "out", keep=0.001)
+    assert not (tmp_path / ".out.progress").exists()
 
 
 @pytest.mark.parametrize(("text", "size"), [("8GiB", 2**33), ("8GB", 8 * 10**9), ("1.5 M", 1_500_000), ("77", 77)])

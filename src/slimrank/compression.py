@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from slimrank.allocate.budget import require_room
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.clock import Clock
 from slimrank.distributed import ALONE, World
@@ -12,6 +13,7 @@ from slimrank.estimate import Announce, estimate, silent
 from slimrank.evaluate import count_parameters
 from slimrank.finished import finished, note
 from slimrank.limits import Limits, free_memory, give_memory_back
+from slimrank.linear import shape_of
 from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, Filter, require_finite_weights
 from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, rebuilt, refine
@@ -19,8 +21,9 @@ from slimrank.plan import Plan, check_plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.result import Result
-from slimrank.resume import identify, shared_progress_of
+from slimrank.resume import identify, progress_folder, shared_progress_of
 from slimrank.session import Session
+from slimrank.store.disk import size_of
 from slimrank.store.pieces import MemoryPieces, Pieces
 
 
@@ -103,6 +106,8 @@ def compress(
         if plan:
             plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
             linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
+        else:
+            require_room(keep, chosen.form, [shape_of(m) for block in linears for m in block.values()])
         with clock("calibrate"):
             reading = Reading(calibration, samples, window, seed, special_tokens, chat)
             if plan:
@@ -114,9 +119,12 @@ def compress(
                 if done is not None:
                     return done
                 mine = world.share(windows.calibration)
-                expected = estimate(decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine)
+                whole = chosen.allocate.whole_model
+                expected = estimate(
+                    decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine, whole=whole
+                )
                 announce(expected)
-                expected.check(limits, out.resolve().parent, memory is not None)
+                expected.check(limits, out.resolve().parent, memory is not None, size_of(progress_folder(out)))
             moments, held_out = calibrate(
                 decoder,
                 windows,

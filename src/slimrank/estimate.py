@@ -19,36 +19,41 @@ from slimrank.store.weights import Part
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
 LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
+TRAINED = 4  # a parameter's numbers in training: itself, its gradient, two moments
 EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
 PASSES = 3, 6, 9  # forward passes over the windows: calibration, gradients, refiners a block at a time
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of host memory and of disk beside the output, and seconds; what it takes, within a factor of about two."""
+    """Bytes of host memory and of disk beside the output, and seconds; what it takes, within a factor of about two.
+
+    largest: what takes the memory, for a sentence.
+    """
 
     memory: int
     disk: int
     seconds: float
+    largest: str = "the largest block and its moments"
 
-    def check(self, limits: Limits, folder: Path, asked: bool) -> None:
-        """Compare with what there is; asked: the limit was given as --memory.
+    def check(self, limits: Limits, folder: Path, asked: bool, kept: int = 0) -> None:
+        """Compare with what there is; asked: the limit was given as --memory; kept: bytes of progress on the disk.
 
         Raises:
             UsageError: if --memory is too little.
             SlimrankError: if the disk, or the memory that is free, is.
         """
         free = shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.is_dir())).free
-        if self.disk > free:
+        if self.disk - kept > free:
             raise SlimrankError(
-                f"The run would keep about {gib(self.disk)} beside {folder}, whose disk has {gib(free)} free: "
-                "free some or name an --out on another disk."
+                f"The run would keep about {gib(self.disk - kept)} more beside {folder}, whose disk has {gib(free)} "
+                "free: free some or name an --out on another disk."
             )
         if self.memory > limits.host:
             kind = UsageError if asked else SlimrankError
             given = f"--memory {gib(limits.host)} is" if asked else f"The free memory, {gib(limits.host)}, is"
             raise kind(
-                f"{given} too little: the largest block and its moments need about {gib(self.memory)}; "
+                f"{given} too little: {self.largest} need about {gib(self.memory)}; "
                 "compute in --dtype bfloat16, use a --window of fewer tokens or a larger machine."
             )
 
@@ -65,12 +70,14 @@ def estimate(
     *,
     gradients: bool,
     refine: Sequence[Refiner],
+    whole: bool = False,
 ) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
     Memory beside the libraries: of what is outside the blocks with some logits, or of one block with its Grams' sums
-    and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take,
-    whichever is most. Disk: half of each Gram in float32, and the held-out ones or what the finished blocks hold.
+    and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take, or of
+    the whole model where a refiner or, with `whole`, the allocator runs it, whichever is most. Disk: half of each Gram
+    in float32, and the held-out ones or what the finished blocks hold.
     """
     tokens = windows.numel()
     sizes = _part_bytes(decoder)
@@ -93,7 +100,18 @@ def estimate(
     solved = sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
     rounds = 1 + sum(refiner.work for refiner in refine)
     seconds = work / speed(decoder.device, dtype) + 2 * rounds * solved / speed(decoder.device, torch.float64)
+    total = _whole_bytes(sum(sizes.values()), refine, whole)
+    if total > memory:
+        return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
     return Estimate(memory, disk, seconds)
+
+
+def _whole_bytes(model: int, refine: Sequence[Refiner], whole: bool) -> int:
+    """Of the whole model in memory, with what training adds; 0 where nothing needs it."""
+    needing = [refiner for refiner in refine if refiner.whole_model]
+    if not needing and not whole:
+        return 0
+    return LIBRARIES + model * (TRAINED if any(refiner.trains for refiner in needing) else 1)
 
 
 def m_n(shape: tuple[int, int]) -> int:

@@ -70,5 +70,7 @@ def free_memory() -> int:
         found = [int(line.split()[1]) * 1024] if line else found
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        found.append(int(limit) - int((group / "memory.current").read_text()))
+        cache = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        used = int((group / "memory.current").read_text()) - (int(cache[1]) if cache else 0)
+        found.append(int(limit) - used)
     return max(min(found), 2**28)

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from slimrank.linear import is_linear, weight_of
 from slimrank.store.weights import Weights
 
 Filter = Callable[[str, nn.Module], bool]
+OUTWARD = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,15 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def fingerprint(decoder: Decoder) -> dict[str, str]:
-    """The model's class, and a hash of its tensors' names, shapes and 64 values of each."""
-    digest = hashlib.sha256()
-    for name, shape, values in sorted(decoder.weights.dense_samples(64), key=lambda item: item[0]):
+    """The model's class, and a hash of its settings and of its tensors' names, shapes and 256 values of each."""
+    config = settings(json.loads(decoder.model.config.to_json_string(use_diff=False)))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, shape, values in sorted(decoder.weights.dense_samples(256), key=lambda item: item[0]):
         digest.update(f"{name} {tuple(shape)}".encode() + values.numpy().tobytes())
     return {"class": type(decoder.model).__name__, "sha256": digest.hexdigest()}
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings, less what says where it came from and in what it computes."""
+    kept = {name: value for name, value in config.items() if not name.startswith("_") and name not in OUTWARD}
+    return {name: settings(value) if isinstance(value, dict) else value for name, value in kept.items()}

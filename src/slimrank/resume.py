@@ -1,6 +1,5 @@
 """Whether what an earlier process left belongs to this run."""
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from slimrank.calibrate import Windows
-from slimrank.checkpoint import check_free, discard, recover
+from slimrank.checkpoint import check_free, discard, locked, recover
 from slimrank.distributed import World
 from slimrank.errors import UsageError
 from slimrank.model import Decoder, fingerprint
@@ -20,7 +19,7 @@ from slimrank.recipe import Recipe
 from slimrank.store.disk import disk_errors
 from slimrank.store.pieces import DiskPieces, Pieces
 from slimrank.store.shared import SharedPieces
-from slimrank.versions import versions
+from slimrank.versions import needed_versions
 
 IDENTITY = "identity"
 WRITTEN = "written"
@@ -33,7 +32,7 @@ def progress_folder(out: Path) -> Path:
 
 @contextmanager
 def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces]:
-    """The pieces of the run that writes `out`; removed when the block ends well.
+    """The pieces of the run that writes `out`; removed when the block ends well. Without an identity they are nobody's.
 
     Raises:
         UsageError: if `out` is taken, unless perhaps by this run itself, or another process is at work on it.
@@ -41,26 +40,22 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
     folder = progress_folder(out)
     with disk_errors(folder):
         recover(out)
-        if not (resume and WRITTEN in DiskPieces(folder)):
+        left = DiskPieces(folder)
+        if not (resume and IDENTITY in left and WRITTEN in left):
             check_free(out, overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
+    with locked(folder / "lock", out):
         for stale in folder.glob("*.lock"):  # of a killed process's study
             stale.unlink()
         pieces = DiskPieces(folder)
         if not resume:
+            pieces.drop(IDENTITY)
+        if IDENTITY not in pieces:
             pieces.clear()
         try:
             yield pieces
         except BaseException:
-            pieces.drop_empty()
+            pieces.drop_empty(but=IDENTITY)
             raise
-        pieces.clear(keep=[IDENTITY, WRITTEN])
         discard(folder, out)
 
 
@@ -100,8 +95,8 @@ def identify(
         UsageError: naming what differs.
     """
     identity: dict[str, Any] = {
+        "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose sample is in it
         "model": fingerprint(decoder)["sha256"],
-        "dtype": str(next(decoder.model.parameters()).dtype),
         "device": decoder.device.type,
         "number of processes": decoder.world.size,
         "keep": keep,
@@ -109,13 +104,13 @@ def identify(
         **{f"calibration.{key}": value for key, value in windows.record.items()},
         **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
         "plan": plan and _digest(plan.model_dump(mode="json")),
-        **{f"version of {name}": version for name, version in versions().items()},
+        **{f"version of {name}": version for name, version in needed_versions().items()},
     }
     identity = json.loads(json.dumps(identity))
     if IDENTITY not in pieces:
         pieces.save(IDENTITY, {}, identity)
     theirs = pieces.load(IDENTITY)[1]
-    for key in {**theirs, **identity}:
+    for key in {**identity, **theirs}:
         if theirs.get(key) != identity.get(key):
             raise UsageError(
                 f"The progress beside --out is of a run whose {key} is {_short(theirs.get(key))}, and this one's is "

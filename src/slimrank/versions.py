@@ -16,6 +16,12 @@ def versions() -> dict[str, str]:
     return found | {name: number for name in OPTIONAL if (number := _version(name))}
 
 
+def needed_versions() -> dict[str, str]:
+    """Those that a computation's outcome depends on, with the kind of machine."""
+    found = versions()
+    return {name: found[name] for name in ("python", *REQUIRED)} | {"machine": platform.machine()}
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from slimrank.checkpoint.files import atomic_directory, discard, find, recover, write_text
+from slimrank.checkpoint.files import atomic_directory, check_free, discard, find, locked, recover, write_text
 from slimrank.errors import SlimrankError, UsageError
 
 
@@ -141,24 +142,55 @@ def test_text_is_replaced_whole(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_cleared_and_the_old_result_comes_back(good):
-    for name in (".out.partial-1", "..out.partial-1.partial-2"):
+    for name in (".out.partial-11111111", "..out.partial-11111111.partial-22222222"):
         (good.parent / name).mkdir()
         (good.parent / name / "half").write_text("x")
     (good.parent / ".out.lock").touch()
-    good.replace(good.with_name(".out.old-1"))
+    good.replace(good.with_name(".out.old-11111111"))
     recover(good)
     assert contents(good.parent) == {"out/result": "good"} and list(good.parent.iterdir()) == [good]
-    (good.parent / ".out.old-2").mkdir()
+    (good.parent / ".out.old-22222222").mkdir()
     with atomic_directory(good, overwrite=True) as folder:
         (folder / "result").write_text("new")
     assert contents(good.parent) == {"out/result": "new"} and list(good.parent.iterdir()) == [good]
 
 
 def test_an_old_result_that_comes_back_is_not_overwritten_unasked(good):
-    good.replace(good.with_name(".out.old-1"))
+    good.replace(good.with_name(".out.old-11111111"))
     with pytest.raises(UsageError, match="not empty"), atomic_directory(good):
         raise AssertionError("the block must not run")
     assert contents(good) == {"result": "good"}
+
+
+def test_the_progress_of_a_run_whose_name_looks_like_a_remnant_stays(good):
+    names = [".out.old-2024.progress", ".out.old-22222222.progress", ".out.partial-a.progress"]
+    for name in names:
+        (good.parent / name).mkdir()
+    with atomic_directory(good, overwrite=True) as folder:
+        (folder / "result").write_text("new")
+    assert sorted(path.name for path in good.parent.iterdir() if path != good) == names
+
+
+def test_a_lock_that_its_owner_removed_while_it_was_opened_is_opened_again(tmp_path, monkeypatch):
+    path, flock = tmp_path / "lock", fcntl.flock
+    removed = []
+
+    def late(lock, how):
+        if not removed:
+            removed.append(path.unlink())
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(path, tmp_path / "out"):
+        assert path.exists() and removed == [None]
+        with pytest.raises(UsageError, match="Another process is writing"), locked(path, tmp_path / "out"):
+            raise AssertionError("the block must not run")
+
+
+def test_a_mount_point_is_refused_at_once(good, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == good)
+    with pytest.raises(UsageError, match="is a mount point, which cannot be replaced; name a folder inside it"):
+        check_free(good, True)
 
 
 def test_two_do_not_write_one_folder(good):

@@ -29,7 +29,12 @@ class Problem:
     @property
     def budget(self) -> int:
         """The numbers that may stay, over all linears."""
-        return int(self.keep * self.dense + 1e-9)
+        return allowed(self.keep, self.dense)
+
+
+def allowed(keep: float, dense: int) -> int:
+    """The numbers that may stay of so many."""
+    return int(keep * dense + 1e-9)
 
 
 @dataclass(frozen=True)

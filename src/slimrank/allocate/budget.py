@@ -1,9 +1,11 @@
 """From shares of a budget to whole ranks that never overshoot it."""
 
 import math
+from collections.abc import Sequence
 
-from slimrank.allocate.base import Problem, Ranks
+from slimrank.allocate.base import Problem, Ranks, allowed
 from slimrank.errors import UsageError
+from slimrank.factorize import Factorizer
 
 
 def fit_ranks(problem: Problem, shares: dict[str, float]) -> Ranks:
@@ -16,6 +18,16 @@ def fit_ranks(problem: Problem, shares: dict[str, float]) -> Ranks:
         UsageError: if rank 1 everywhere is over the budget.
     """
     return within_budget(problem, {name: rank_at(problem, name, shares[name]) for name in problem.spectrum.linears})
+
+
+def require_room(keep: float, form: Factorizer, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise a UsageError if rank 1 in linears of these shapes is over the budget."""
+    dense, floor = sum(m * n for m, n in shapes), sum(form.cost(shape, 1) for shape in shapes)
+    if floor > allowed(keep, dense):
+        raise UsageError(
+            f"--keep {keep} leaves {allowed(keep, dense)} parameters, and rank 1 in every linear needs {floor}: "
+            f"give --keep {math.ceil(1e4 * floor / dense) / 1e4} or more."
+        )
 
 
 def rank_at(problem: Problem, name: str, share: float) -> int | None:
@@ -38,12 +50,7 @@ def cost(problem: Problem, name: str, rank: int | None) -> int:
 def within_budget(problem: Problem, ranks: Ranks) -> Ranks:
     """Lower the costliest ranks one by one until the total is within the budget."""
     ranks, spectra = dict(ranks), problem.spectrum.linears
-    floor = sum(problem.form.cost(s.shape, 1) for s in spectra.values())
-    if floor > problem.budget:
-        raise UsageError(
-            f"--keep {problem.keep} leaves {problem.budget} parameters, and rank 1 in every linear needs {floor}: "
-            f"give --keep {math.ceil(1e4 * floor / problem.dense) / 1e4} or more."
-        )
+    require_room(problem.keep, problem.form, [s.shape for s in spectra.values()])
     while used(problem, ranks) > problem.budget:
         name = max((n for n, r in ranks.items() if r != 1), key=lambda n: cost(problem, n, ranks[n]))
         rank = ranks[name]

@@ -42,9 +42,9 @@ class States:
 
 
 def stride(depth: int, sets: int) -> int:
-    """The least k with depth / k + k <= sets, so that so many sets of states suffice; 1 where there is none."""
+    """The least k with depth / k + k <= sets, so many sets of states as there is room for, or that of the fewest."""
     fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
-    return next(fitting, 1)
+    return next(fitting, round(depth**0.5))
 
 
 def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> Tensor:

@@ -1,7 +1,7 @@
 """The Hugging Face directory of a compressed model."""
 
 from slimrank.checkpoint.card import model_card
-from slimrank.checkpoint.files import check_free, discard, find, recover, write_text
+from slimrank.checkpoint.files import check_free, discard, find, locked, recover, write_text
 from slimrank.checkpoint.manifest import verify
 from slimrank.checkpoint.read import read_layers
 from slimrank.checkpoint.write import write_checkpoint
@@ -10,6 +10,7 @@ __all__ = [
     "check_free",
     "discard",
     "find",
+    "locked",
     "model_card",
     "read_layers",
     "recover",

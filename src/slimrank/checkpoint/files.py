@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from slimrank.errors import UsageError
 from slimrank.store.disk import disk_errors
@@ -58,9 +60,11 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise a UsageError when `out` is a file, or a folder that holds something and is not to be overwritten."""
+    """Raise a UsageError when `out` can't become a new folder: a file, a mount, a full folder not to be overwritten."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output {out} is a file; name a folder.")
+    if out.is_mount():
+        raise UsageError(f"The output {out} is a mount point, which cannot be replaced; name a folder inside it.")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise UsageError(f"The output folder {out} is not empty; name another or pass --overwrite.")
 
@@ -92,12 +96,12 @@ def discard(folder: Path, out: Path) -> None:
 
 
 def _clear(out: Path) -> None:
-    for partial in _left(out, "partial-"):
+    for partial in _left(out, "partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-    for old in _left(out, "old-"):
+    for old in _left(out, "old"):
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -106,8 +110,9 @@ def _clear(out: Path) -> None:
 
 def _left(out: Path, *roles: str) -> list[Path]:
     """What is in these roles beside `out`, or in any role beside one of those."""
-    names = tuple(dots + _beside(out, role).name for role in roles for dots in ("", "."))
-    return [path for path in out.parent.iterdir() if path.name.startswith(names)]
+    tag = "(-[0-9a-f]{8})?"
+    name = re.compile(rf"\.{{1,2}}{re.escape(out.name)}\.({'|'.join(roles)}){tag}(\.(partial|old|lock){tag})?")
+    return [path for path in out.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _beside(out: Path, role: str) -> Path:
@@ -116,17 +121,44 @@ def _beside(out: Path, role: str) -> Path:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """No other process writes `out` inside; a lock that a killed one left does not count."""
+    """No other process writes `out` inside."""
     path = _beside(out, "lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
+    with locked(path, out):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, out: Path) -> Iterator[None]:
+    """The lock file `path` is this process's inside; one that a killed process left does not count.
+
+    Raises:
+        UsageError: where another process has it, which writes `out`.
+    """
+    lock = None
+    while lock is None:
+        lock = _lock(path, out)
+    with lock:
+        yield
+
+
+def _lock(path: Path, out: Path) -> TextIO | None:
+    """The file, opened and locked; None where its last owner removed it meanwhile."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            return lock
+    lock.close()
+    return None
 
 
 def _swap(new: Path, out: Path, old: Path) -> None:

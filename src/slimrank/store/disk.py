@@ -22,6 +22,11 @@ def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the files in it, at any depth; 0 where it does not exist."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 @contextmanager
 def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
     """Turn a full or unwritable disk into a SlimrankError; safetensors reports the system's error in its text only."""

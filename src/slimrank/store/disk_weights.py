@@ -159,9 +159,13 @@ class DiskWeights(Weights):
         found = here | kept
         other = {n: t for n, t in found.items() if t.is_floating_point() and t.dtype != dtype and not t.is_meta}
         piece = f"stored/{'outside' if part is None else part}"
-        if other and piece not in pieces:
-            pieces.save(piece, {name: tensor.to(dtype) for name, tensor in other.items()})
-        return found | (pieces.load(piece)[0] if other else {})
+        if not other:
+            return found
+        first = {id(tensor): name for name, tensor in reversed(other.items())}  # of tied names
+        if piece not in pieces:
+            pieces.save(piece, {name: other[name].to(dtype) for name in first.values()})
+        cast = pieces.load(piece)[0]
+        return found | {name: cast[first[id(tensor)]] for name, tensor in other.items()}
 
     def _fetch(self, part: Part) -> None:
         if part in self._here:

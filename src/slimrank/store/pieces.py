@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -144,12 +144,11 @@ class DiskPieces:
         for path in self._found(key):
             path.unlink()
 
-    def clear(self, keep: Collection[str] = ()) -> None:
-        """Drop every piece and file but these pieces."""
+    def clear(self) -> None:
+        """Drop every piece and file."""
         self.settle()
-        kept = [path for key in keep for path in self._found(key)]
         for path in list(self.folder.rglob("*")):
-            if not path.is_dir() and path.name != "lock" and path not in kept:
+            if not path.is_dir() and path.name != "lock":
                 path.unlink()
 
     def remove(self) -> None:
@@ -158,11 +157,11 @@ class DiskPieces:
             self.settle()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def drop_empty(self) -> None:
-        """Remove the folder if nothing was finished; an error of the last writing is told by nobody any more."""
+    def drop_empty(self, but: str) -> None:
+        """Remove the folder if nothing was finished but that; an error of the last writing is told by nobody."""
         with suppress(SlimrankError):
             self.settle()
-        if not any(self.folder.rglob("*.safetensors")):
+        if set(self.folder.rglob("*.safetensors")) <= set(self._found(but)):
             self.remove()
 
     def file(self, name: str) -> Path | None:
