@@ -55,6 +55,16 @@ def test_a_block_at_a_time_gives_what_the_whole_model_in_memory_gives(options, r
     assert not (tmp_path / ".parts.progress").exists()
 
 
+def test_tied_weights_that_are_cast_are_written_once(options, tiny_llama, tmp_path):
+    options |= RECIPES["svd-llm"]
+    tiny_llama(num_hidden_layers=2, tie_word_embeddings=True).save_pretrained(tmp_path / "dense")
+    config = tmp_path / "dense/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+    in_this_process(options, None).save(tmp_path / "whole")
+    in_this_process(options, tmp_path / "parts")
+    assert kills.contents(tmp_path / "parts") == kills.contents(tmp_path / "whole")
+
+
 def test_states_in_files_and_followed_again_change_nothing(options, tmp_path, monkeypatch):
     options |= RECIPES["slimrank"]
     in_this_process(options, tmp_path / "plenty")
@@ -169,6 +179,18 @@ def test_a_changed_config_or_weight_is_another_model(options, tmp_path):
         in_this_process(options, tmp_path / "out")
     config.write_text(json.dumps({**settings, "transformers_version": "other"}))
     in_this_process(options, tmp_path / "out")
+
+
+def test_what_no_number_depends_on_may_change_between(options, tmp_path, monkeypatch):
+    options |= RECIPES["svd-llm"]
+    kills.run(options, 60)
+    monkeypatch.setattr("platform.platform", lambda: "another kernel")
+    monkeypatch.setattr("slimrank.versions.OPTIONAL", ())
+    in_this_process(options, tmp_path / "out")
+    kills.run({**options, "out": str(tmp_path / "other")}, 60)
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    with pytest.raises(UsageError, match=r"whose version of machine is .*another"):
+        in_this_process(options, tmp_path / "other")
 
 
 def test_a_fresh_run_killed_while_it_clears_leaves_nothing_to_take_up(options, tmp_path):
