@@ -96,3 +96,9 @@ def test_batches_are_whole_numbers():
     for text in ("", "0", "1,x"):
         with pytest.raises(UsageError, match=r"--batches .* whole numbers from 1"):
             parse_batches(text)
+
+
+def test_no_larger_product_is_tried_once_one_is_slow(monkeypatch):
+    seconds = iter([1.0, 0.01, 0.2])  # of the vector's, of 256 and of 512
+    monkeypatch.setattr("slimrank.evaluate.roofline._best", lambda run, device: next(seconds))
+    assert measure_limits(torch.device("cpu"), torch.float32).operations == 2 * 512**3 / 0.2

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from slimrank.one_token import product
 
 _MEGA = 2**20
+SLOW = 0.1  # seconds of a product after which no larger one is tried
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,16 @@ class Limits:
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """Time a matrix-vector product that no cache holds (128 MiB) and a square product of 2048."""
+    """Time a matrix-vector product that no cache holds (128 MiB) and a square product of 2048, or less where slow."""
     weight = torch.zeros(128 * _MEGA // dtype.itemsize // 4096, 4096, device=device, dtype=dtype)
     x = torch.zeros(1, 4096, device=device, dtype=dtype)
     reading = _best(lambda: product(x, weight), device)
-    square = torch.zeros(2048, 2048, device=device, dtype=dtype)
-    computing = _best(lambda: square @ square, device)
-    return Limits(weight.nbytes / reading, 2 * 2048**3 / computing, dtype.itemsize)
+    for size in (256, 512, 1024, 2048):
+        square = torch.zeros(size, size, device=device, dtype=dtype)
+        computing = _best(partial(torch.matmul, square, square), device)
+        if computing > SLOW:  # as in bfloat16 on a CPU that has to emulate it
+            break
+    return Limits(weight.nbytes / reading, 2 * size**3 / computing, dtype.itemsize)
 
 
 def _best(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
