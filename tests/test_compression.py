@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, VOCABULARY
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from slimrank import compress, load
+from slimrank import compress, load, optimize
 from slimrank.calibrate import Windows
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
@@ -125,6 +125,34 @@ def test_an_edited_plan_is_applied(run, directory):
     assert result.plan.keep == 0.5
 
 
+def test_the_prediction_follows_an_edited_rank_and_nothing_stays_of_the_run_before(run, directory):
+    plan = run("slimrank", keep=0.5).plan
+    names = [f"model.layers.0.mlp.{role}_proj" for role in ("up", "down")]
+    assert all(plan.linears[name].rank for name in names) and plan.notes
+    linears = dict(plan.linears)
+    for name in linears:  # make room for the dense one
+        rank = None if name == names[1] else 1
+        linears[name] = linears[name].model_copy(update={"rank": rank})
+    result = compress(str(directory), plan=plan.model_copy(update={"linears": linears}))
+    lowered, dense = (result.plan.linears[name] for name in names)
+    assert lowered.relative > 1.5 * plan.linears[names[0]].relative
+    assert (dense.form, dense.relative, dense.layer) == ("dense", 0, None)
+    assert not any(note in result.plan.notes for note in plan.notes if "Newton" in note)
+
+
+def test_an_unedited_plan_gives_the_same_again(run, directory):
+    first = run("slimrank", keep=0.5)
+    again = compress(str(directory), plan=first.plan)
+    state = first.model.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in again.model.state_dict().items())
+    assert again.plan.linears == first.plan.linears
+
+
+def test_a_path_is_a_model(directory, text):
+    result = compress(directory, "svd", keep=0.5, calibration=text, samples=8, window=16)
+    assert result.loaded.name == str(directory)
+
+
 def test_a_plan_for_another_text_is_refused(run, directory, make_text, tmp_path):
     plan = run(keep=0.5, plan_only=True).plan
     (tmp_path / "other.txt").write_text(make_text(4000, seed=1))
@@ -135,7 +163,10 @@ def test_a_plan_for_another_text_is_refused(run, directory, make_text, tmp_path)
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=32), r"need \d+ parameters and its budget"),
+        (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=32), r"need \d+ parameters and its keep"),
+        (lambda p: p.update(keep=0.2), r"need \d+ parameters and its keep, 0\.2, allows \d+"),
+        (lambda p: p["linears"].pop("model.layers.0.mlp.up_proj"), r"budget\.dense is \d+: put back those"),
+        (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(form="pivoted"), r"recipe builds 'low_rank'"),
         (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=33), r"rank 33: choose 1 to 32"),
         (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=0), r"rank 0: choose 1 to 32"),
         (lambda p: p["linears"].update(x=p["linears"]["model.layers.0.mlp.up_proj"]), r"names x, which is no linear"),
@@ -168,6 +199,18 @@ def test_keep_one_gives_back_the_dense_model(run, directory, tmp_path):
 def test_keep_outside_its_range(run, keep):
     with pytest.raises(UsageError, match="--keep"):
         run(keep=keep)
+
+
+def test_a_model_that_was_compressed_or_optimized_in_memory_is_not_compressed(directory, text):
+    options = {"calibration": text, "samples": 8, "window": 16, "keep": 0.5}
+    loaded = load(str(directory))
+    compress(loaded, "svd", **options)
+    with pytest.raises(UsageError, match="was compressed in memory before: load the dense model again"):
+        compress(loaded, "svd", **options)
+    loaded = load(str(directory))
+    optimize(loaded.model)
+    with pytest.raises(UsageError, match="was optimized: load it again"):
+        compress(loaded, "svd", **options)
 
 
 def test_a_compressed_model_is_not_compressed_again(run, text, tmp_path):

@@ -28,7 +28,7 @@ from slimrank.store.pieces import MemoryPieces, Pieces
 
 
 def compress(
-    model: str | Loaded,
+    model: str | Path | Loaded,
     recipe: str | Path | Recipe = "slimrank",
     *,
     keep: float = 0.8,
@@ -95,7 +95,7 @@ def compress(
             pieces = stack.enter_context(shared_progress_of(out, overwrite, resume, world))
         with clock("load"):
             room = None if out is None else limits.weights
-            loaded = model if isinstance(model, Loaded) else load(model, dtype=dtype, device=device, room=room)
+            loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
             require_dense(loaded)
             if loaded.weights is None:
                 require_finite_weights(loaded.model)

@@ -14,6 +14,8 @@ import slimrank.integrations.transformers  # noqa: F401  (transformers then know
 from slimrank import demo
 from slimrank.checkpoint import find, verify
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.forms import compressed_layers
+from slimrank.optimize import Packed
 from slimrank.skeleton import in_parts
 from slimrank.store.weights import Weights
 
@@ -54,12 +56,12 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
     with _unreadable(name):
         if directory:
             verify(directory)
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         if room is not None:
             found = in_parts(directory or hub_folder(place), DTYPES[dtype], _device(device), room)
             if found is not None:
                 return Loaded(name, found[0], tokenizer, found[2], directory, found[1])
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False, use_safetensors=True)
     stored = model.dtype
     buffers = {id(m): {k: m._buffers[k] for k in m._non_persistent_buffers_set} for m in model.modules()}
     torch.nn.Module.to(model, device=_device(device), dtype=DTYPES[dtype])
@@ -87,14 +89,20 @@ def _unreadable(name: str) -> Iterator[None]:
 def _device(device: str) -> torch.device:
     """The device, once it has held a number."""
     try:
-        return torch.empty(1, device=torch.device(device)).device
+        number = torch.zeros(1, device=torch.device(device))
+        number.item()
+        return number.device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device} cannot be used: {' '.join(str(error).split())[:200]}.") from error
 
 
 def require_dense(loaded: Loaded) -> None:
-    """Raise a UsageError if the model is quantized or already compressed."""
+    """Raise a UsageError if the model is quantized, already compressed or made ready to serve."""
     config = getattr(loaded.model.config, "quantization_config", None)
     if config is not None:
         method = config.get("quant_method") if isinstance(config, dict) else config.quant_method
         raise UsageError(f"MODEL {loaded.name} is already compressed ({method}): give the dense model.")
+    if compressed_layers(loaded.model):
+        raise UsageError(f"MODEL {loaded.name} was compressed in memory before: load the dense model again.")
+    if any(isinstance(module, Packed) for module in loaded.model.modules()):
+        raise UsageError(f"MODEL {loaded.name} was optimized: load it again, compress it, and optimize the result.")

@@ -181,9 +181,16 @@ def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int)
 
 
 def measured(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
-    """The linear's plan with what the curve says of its rank on held-out windows."""
-    shares = session.curves[name].measured
-    return planned.model_copy(update={"measured": None if shares is None else shares[planned.rank or 0].item()})
+    """The linear's plan with what the curve says of its rank, which a person may have changed."""
+    curve, rank = session.curves[name], planned.rank or 0
+    losses = LinearSpectrum(curve.values, planned.shape, planned.block, planned.role).losses()
+    return planned.model_copy(
+        update={
+            "loss": losses[rank].item(),
+            "relative": relative(losses[rank].item(), losses[0].item()),
+            "measured": None if curve.measured is None else curve.measured[rank].item(),
+        }
+    )
 
 
 def built(session: Session, name: str, planned: LinearPlan) -> LinearPlan:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError
 from slimrank.linear import shape_of
 from slimrank.model import Decoder, fingerprint
@@ -121,12 +122,35 @@ def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> P
             )
         if linear.rank is not None and not 1 <= linear.rank <= min(shape):
             raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {min(shape)}, or null for dense.")
-        cost = shape[0] * shape[1] if linear.rank is None else plan.recipe.form.cost(shape, linear.rank)
-        checked[name] = linear.model_copy(update={"parameters": cost, "measured": None, "layer": None})
-    used = sum(linear.parameters for linear in checked.values())
-    if used > plan.budget.allowed:
+        checked[name] = _checked(plan, name, linear)
+    dense = sum(rows * columns for rows, columns in (linear.shape for linear in checked.values()))
+    if dense != plan.budget.dense:
         raise UsageError(
-            f"The plan's linears need {used} parameters and its budget.allowed is {plan.budget.allowed}: "
-            "lower some ranks or raise budget.allowed."
+            f"The plan's linears have {dense} parameters and its budget.dense is {plan.budget.dense}: put back those "
+            "that were removed, with rank null where they are to stay dense."
         )
-    return plan.model_copy(update={"linears": checked, "budget": plan.budget.model_copy(update={"used": used})})
+    used = sum(linear.parameters for linear in checked.values())
+    budget = Budget(dense=dense, allowed=allowed(plan.keep, dense), used=used)
+    if budget.used > budget.allowed:
+        raise UsageError(
+            f"The plan's linears need {budget.used} parameters and its keep, {plan.keep}, allows {budget.allowed}: "
+            "lower some ranks or raise keep."
+        )
+    built = any(linear.layer is not None for linear in plan.linears.values())  # its notes are of that run
+    return plan.model_copy(update={"linears": checked, "budget": budget, "notes": [] if built else plan.notes})
+
+
+def _checked(plan: Plan, name: str, linear: LinearPlan) -> LinearPlan:
+    """A linear's plan without what an earlier run made and measured of it."""
+    rows, columns = linear.shape
+    update: dict[str, Any] = {"measured": None, "layer": None}
+    if linear.rank is None:
+        nothing = {"form": "dense", "parameters": rows * columns, "loss": 0.0, "relative": 0.0}
+        return linear.model_copy(update=update | nothing)
+    form = plan.recipe.form
+    if linear.form not in (form.name, (linear.layer or {}).get("form")):
+        raise UsageError(
+            f"The plan gives {name} the form {linear.form!r}, and its recipe builds {form.name!r}: give that, or "
+            "rank null for dense."
+        )
+    return linear.model_copy(update=update | {"form": form.name, "parameters": form.cost(linear.shape, linear.rank)})

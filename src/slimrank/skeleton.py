@@ -22,7 +22,7 @@ def in_parts(
     """
     if not ((directory / INDEX).is_file() or (directory / SINGLE).is_file()):
         return None
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         return None
     source = Source(directory)

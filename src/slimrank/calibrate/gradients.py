@@ -101,7 +101,7 @@ def add_up(
 
 def window_generator(device: torch.device, seed: int, window: int) -> torch.Generator:
     """The generator of a window's labels, whichever process and batch it is in."""
-    return torch.Generator(device).manual_seed(seed * 2**24 + window)
+    return torch.Generator(device).manual_seed((seed * 2**24 + window) % 2**63)
 
 
 def token_losses(ids: Tensor, labels: Labels, draws: list[torch.Generator]) -> Loss:

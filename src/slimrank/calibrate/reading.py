@@ -27,8 +27,8 @@ class Reading:
         missing = [key for key in ("source", "sha256", *keys) if key not in record]
         if missing:
             raise UsageError(f"The plan's calibration lacks {missing[0]!r}: make it again.")
-        source = None if record["source"] == "demo (calibration)" else record["source"]
-        return cls(spec or source, **{key: record[key] for key in keys})
+        source = "demo" if record["source"] == "demo (calibration)" else record["source"]
+        return cls(source if spec is None else spec, **{key: record[key] for key in keys})
 
 
 def read_windows(loaded: Loaded, reading: Reading, sha256: str | None = None) -> Windows:
@@ -44,7 +44,7 @@ def read_windows(loaded: Loaded, reading: Reading, sha256: str | None = None) ->
     config = loaded.model.config
     window = reading.window or min(context_length(config) or 2048, 2048)
     check_window(window, config)
-    text = read_text(reading.spec or "demo", chat=reading.chat, tokenizer=loaded.tokenizer)
+    text = read_text("demo" if reading.spec is None else reading.spec, chat=reading.chat, tokenizer=loaded.tokenizer)
     if sha256 is not None and text.sha256 != sha256:
         raise UsageError(f"{text.source} is not the text that the plan was made with: give that one by --calibration.")
     windows = sample_windows(

@@ -21,7 +21,9 @@ def export_dense(loaded: Loaded, folder: Path) -> Runner:
         plain, folder, layers={}, dtype=loaded.dtype, source=loaded.directory, tokenizer=loaded.tokenizer,
         overwrite=True,
     )  # fmt: skip
-    written = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    written = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
     return torch_runner(written, rounded=loaded.dtype != torch.float32)
 
 
