@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.forms import compressed_layers
-from slimrank.optimize import PackedPart, optimize, shared_inputs
+from slimrank.optimize import Packed, PackedPart, optimize, shared_inputs
 
 FORMS = ("low_rank", "pivoted", "columns")
 
@@ -113,3 +114,39 @@ def test_a_part_called_alone_computes_its_own():
     torch.testing.assert_close(attention.k_proj(x), alone, rtol=1e-6, atol=1e-6)
     attention.q_proj(x.clone())
     torch.testing.assert_close(attention.k_proj(x), alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("line", range(16))
+@torch.no_grad()
+def test_another_threads_call_before_any_line_changes_nothing(line):
+    attention = (model := llama(num_hidden_layers=1)).model.layers[0].self_attn
+    names, x, other = ("q_proj", "k_proj", "v_proj"), torch.randn(3, 32), torch.randn(3, 32)
+    alone = [attention.get_submodule(name)(x) for name in names]
+    optimize(model)
+    lines = iter(range(1000))
+
+    def interrupt(frame, event, argument):
+        if frame.f_code is not Packed.forward.__code__:
+            return None
+        if event == "line" and next(lines) == line:
+            attention.q_proj(other)
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        found = [attention.get_submodule(name)(x) for name in names]
+    finally:
+        sys.settrace(before)
+    assert next(lines) > line
+    torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_twice_is_once(tokens):
+    model = mixed(llama())
+    logits = optimize(model)(tokens).logits
+    assert torch.equal(optimize(model)(tokens).logits, logits)
+    model = compress(llama(), "pivoted")
+    logits = optimize(model)(tokens).logits
+    assert torch.equal(optimize(model)(tokens).logits, logits)

@@ -5,7 +5,7 @@ import torch
 from architectures import llama
 from lossless import compress
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError, UsageError
@@ -74,3 +74,14 @@ def test_what_cannot_be_quantized_is_one_sentence(write, tmp_path):
         quantize(load(str(tmp_path / "out")), tmp_path / "twice")
     with pytest.raises(UsageError, match="has no compressed layers"):
         quantize(load("demo"), tmp_path / "dense")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_trainer_refuses_what_has_no_gradients(bits, write, tmp_path):
+    quantize(write("low_rank"), tmp_path / "out", bits=bits)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.is_quantized and not model.hf_quantizer.is_trainable
+    with pytest.raises(ValueError, match="fine-tuning"):
+        Trainer(model, TrainingArguments(tmp_path / "run", report_to=[], use_cpu=True))
+    tokens = torch.arange(5)[None]
+    assert model.generate(tokens, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)

@@ -50,13 +50,17 @@ def fold_orders(model: PreTrainedModel) -> int:
 
 
 def wanted_order(makers: list[nn.Module], reader: nn.Module) -> Tensor | None:
-    """The order (channels,) int64 that frees the reader from its own, or else the first maker; None without either."""
+    """The order (channels,) int64 that frees the reader from its own, or else the first maker; None if none has one."""
     if any(isinstance(module, Form) and module.bits for module in (*makers, reader)):
         return None
-    if isinstance(reader, Ordered) and not isinstance(reader, Pivoted):
-        return reader.make_order()
     pivoted = [maker for maker in makers if isinstance(maker, Pivoted)]
-    return pivoted[0].make_order().argsort() if pivoted else None
+    if isinstance(reader, Ordered) and not isinstance(reader, Pivoted):
+        order = reader.make_order()
+    elif pivoted:
+        order = pivoted[0].make_order().argsort()
+    else:
+        return None
+    return None if torch.equal(order, torch.arange(len(order), device=order.device)) else order
 
 
 @torch.no_grad()

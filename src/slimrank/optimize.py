@@ -78,20 +78,19 @@ class Packed(nn.Module):
         self.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]), requires_grad=False)
         biases = [_bias_or_zeros(linear) for linear in linears]
         self.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if any(self.biased) else None
-        self.x: Tensor | None = None
-        self.parts: Sequence[Tensor] = ()
+        self.held: tuple[Tensor, Sequence[Tensor]] | None = None
 
     def forward(self, index: int, x: Tensor) -> Tensor:
         """Part `index` of the product with x (..., in)."""
+        held = self.held  # read once: another thread may call in between
         if index == 0:
-            self.x, self.parts = x, product(x, self.weight, self.bias).split(self.sizes, dim=-1)
-        if self.x is not x:
+            held = self.held = x, product(x, self.weight, self.bias).split(self.sizes, dim=-1)
+        if held is None or held[0] is not x:
             bias = None if self.bias is None else self.slice(self.bias, index)
             return product(x, self.slice(self.weight, index), bias)
-        part = self.parts[index]
         if index == len(self.sizes) - 1:
-            self.x, self.parts = None, ()
-        return part
+            self.held = None
+        return held[1][index]
 
     def slice(self, tensor: Tensor, index: int) -> Tensor:
         """The rows of `tensor` that belong to part `index`."""

@@ -1,3 +1,5 @@
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from slimrank import demo
 
 
@@ -6,3 +8,10 @@ def test_paths_lie_inside_the_package():
     assert (folder / "__init__.py").is_file()
     assert demo.text("calibration") == folder / "text" / "calibration.txt"
     assert demo.text("evaluation") == folder / "text" / "evaluation.txt"
+
+
+def test_the_tokenizer_names_a_class_of_transformers_4_and_5():
+    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert '"tokenizer_class": "PreTrainedTokenizerFast"' in (demo.MODEL / "tokenizer_config.json").read_text()
+    assert tokenizer.decode(tokenizer("def f(x):\n    return x")["input_ids"]) == "def f(x):\n    return x"

@@ -187,3 +187,16 @@ def test_swapped_pivots_bound_every_coefficient_and_no_row_is_lost(shape):
 
 def test_swaps_leave_a_left_factor_of_lower_rank_to_qr():
     assert by_swaps(random(12, 3) @ random(3, 5)) is None
+
+
+@pytest.mark.parametrize("form", ["pivoted", "columns"])
+def test_an_export_before_the_first_call_leaves_the_layer_whole(form):
+    left, right, x = random(7, 3), random(3, 5), random(4, 5)
+    if form == "columns":
+        module = FORMS[form].from_columns(left[:, :2], left, right[:, 2:], torch.tensor([1, 3]))
+    else:
+        module = FORMS[form].from_low_rank(left, right)
+    exported = torch.export.export(module, (x,), strict=False)
+    expected = x @ module.dense_weight().T
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(exported.module()(x), expected, rtol=1e-12, atol=1e-12)

@@ -25,10 +25,13 @@ class Ordered(Form):
 
     def known_order(self) -> Tensor:
         """The order, made at the first call."""
-        if self.order is None:
-            with torch.inference_mode(False):  # it outlives the mode of the first call
-                self.order = self.make_order()
-        return self.order
+        if self.order is not None:
+            return self.order
+        with torch.inference_mode(False):  # it outlives the mode of the first call
+            order = self.make_order()
+        if type(order) is Tensor:  # an export's is fake, and the module outlives the export
+            self.order = order
+        return order
 
     def forget_order(self) -> None:
         """The stored tensors are others now."""

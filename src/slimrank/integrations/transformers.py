@@ -2,7 +2,8 @@
 
 Works with transformers 4.57 and 5. Once loaded, the model is an ordinary one whose weights are plain floats, so the
 quantizer withdraws: `.half()`, `.float()`, Trainer and PEFT treat it as any other, and `save_pretrained` writes the
-config and the tensors that it has.
+config and the tensors that it has. Where factors have 8 or 4 bits it stays, so that Trainer refuses: these get no
+gradients.
 """
 
 from typing import Any
@@ -44,8 +45,9 @@ class SlimrankQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        del model.hf_quantizer
-        model.is_quantized = False  # type: ignore[assignment]
+        if self.is_trainable:
+            del model.hf_quantizer
+            model.is_quantized = False  # type: ignore[assignment]
         return model
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
@@ -54,8 +56,8 @@ class SlimrankQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """The factors are floats."""
-        return True
+        """Whether all factors are floats."""
+        return not any(entry.get("bits") for entry in self.quantization_config.layers.values())
 
 
 def _path_in(model: nn.Module, name: str) -> str:
