@@ -66,12 +66,12 @@ def compare(
         max_windows=max_windows, special_tokens=special_tokens, track=console.track,
     ):  # fmt: skip
         rows.append(row)
-        console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s", highlight=False)
+        console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s")
         if out:  # anew after each row: one that fails doesn't take the others with it
             write_text(out / "compare.json", to_json(rows, asked))
     console.show_comparison(rows)
     if out:
-        console.out.print(f"Written to {out / 'compare.json'}", highlight=False)
+        console.out.print(f"Written to {out / 'compare.json'}")
         console.write_report(out)
 
 

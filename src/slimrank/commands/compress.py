@@ -80,5 +80,5 @@ def compress(
         )  # fmt: skip
         if world.main:
             console.show_result(result, weight_bytes(out))
-            console.out.print(f"\nWritten to {out}", highlight=False)
+            console.out.print(f"\nWritten to {out}")
             console.write_report(out)

@@ -54,4 +54,4 @@ def plan(
     )  # fmt: skip
     write_text(out, result.plan.to_json())
     console.show_plan(result.plan)
-    console.out.print(f"Written to {out}", highlight=False)
+    console.out.print(f"Written to {out}")
