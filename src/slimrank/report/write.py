@@ -40,6 +40,10 @@ def write_report(
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
     if (folder / COMPARISON).is_file():
+        if evaluation or bench:
+            raise UsageError(
+                f"--evaluation and --bench belong to the page of a run, and {folder} is a comparison: leave them out."
+            )
         with understood(folder / COMPARISON):
             page = comparison_page(folder / COMPARISON)
     else:
