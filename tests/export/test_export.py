@@ -15,7 +15,7 @@ from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.export import TARGETS, export
 from slimrank.export.dense import multiplied_out
-from slimrank.export.onnx import need
+from slimrank.export.onnx import need, write_onnx
 from slimrank.export.parity import TOKENS, check, torch_runner
 from slimrank.forms import compressed_layers
 from slimrank.load import Loaded
@@ -91,6 +91,15 @@ def test_the_demo_generates_the_same_64_tokens(to, compressed_demo, tmp_path):
     pytest.importorskip(library)
     parity = export(str(compressed_demo), to, tmp_path / "out", dtype="float32" if to == "dense" else None)
     assert (parity.tokens, parity.rounded) == (64, False) and parity.difference <= 1e-4
+
+
+def test_a_model_that_is_no_one_graph_is_said_in_a_sentence(tmp_path, capfd):
+    pytest.importorskip("onnxscript")
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    loaded = Loaded("tiny", llama(rope_scaling=rope), None, torch.float32, None)
+    with pytest.raises(SlimrankError, match=r"MODEL tiny cannot be traced as one graph \(.+\): export .* --to dense"):
+        write_onnx(loaded, tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_export_that_computes_something_else_leaves_nothing(small, tmp_path, monkeypatch):
