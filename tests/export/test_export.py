@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, llama
+from architectures import ARCHITECTURES, gemma3_with_vision, llama
 from lossless import compress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -121,6 +121,12 @@ def test_sixteen_bit_weights_are_held_to_their_rounding():
     loaded = Loaded("tiny", model, None, torch.bfloat16, None)
     parity = check(torch_runner(rough, rounded=True), loaded, "dense")
     assert parity.rounded and 1e-4 < parity.difference < 2e-2
+
+
+def test_a_model_with_a_vision_tower_is_checked_on_text():
+    model = gemma3_with_vision()
+    parity = check(torch_runner(model), Loaded("tiny", model, None, torch.float32, None), "dense")
+    assert (parity.tokens, parity.difference) == (TOKENS, 0.0)
 
 
 def test_bad_use_is_one_sentence(small, tmp_path):
