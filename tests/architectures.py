@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -51,6 +52,14 @@ def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 def llama(**changes: Any) -> PreTrainedModel:
     """A Llama with grouped-query attention; `changes` go to its config."""
     return build(LlamaConfig(**{**_GATED, "rope_theta": 500000.0, "tie_word_embeddings": False, **changes}))
+
+
+def gemma3_with_vision() -> PreTrainedModel:
+    """A Gemma 3 whose vision tower has almost as many parameters in linears as its text blocks."""
+    text = Gemma3TextConfig(**_GATED, head_dim=8, query_pre_attn_scalar=8, sliding_window=16)
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": 32, "patch_size": 8}
+    return build(Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4))
 
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {

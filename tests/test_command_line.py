@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import slimrank_command
+from slimrank import recipe
 from slimrank.cli import app, main
 from slimrank.commands import COMMANDS
 
@@ -41,6 +43,33 @@ def test_a_mistyped_command_is_one_sentence_and_status_2(shell, args, message):
     code, out, err = shell(*args)
     assert (code, out) == (2, "") and message in err
     assert err.startswith("error: ") and err.endswith("--help.") and "│" not in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4000000000000 bytes."),
+    ],
+)
+def test_no_memory_is_one_sentence_wherever_it_was_missing(shell, monkeypatch, error):
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr(recipe, "shipped_recipes", fails)
+    assert shell("recipes") == (1, "", "error: Out of memory: use fewer --samples or a shorter --window.")
+
+
+def test_any_other_error_of_torch_comes_through(monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(recipe, "shipped_recipes", fails)
+    monkeypatch.setattr(sys, "argv", ["slimrank", "recipes"])
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        main()
 
 
 def test_the_versions_of_a_bug_report(shell):

@@ -1,4 +1,7 @@
+import html
 import json
+import re
+import shlex
 
 import pytest
 import torch
@@ -51,6 +54,30 @@ def test_the_command_writes_json_and_its_page(place):
     assert [row["recipe"] for row in rows] == ["dense", "svd", "svd", "svd-llm", "svd-llm"]
     assert rows[0]["nats_lost"]["text.txt"] == 0 and rows[1]["plan"]["budget"]["used"] == rows[1]["linears"]
     assert "Report: out/report.html" in result.output and (place / "out" / "report.html").is_file()
+    assert sorted(file.name for file in (place / "out").iterdir()) == ["compare.json", "report.html"]
+
+
+def test_the_command_is_kept_as_it_was_given(place):
+    args = ["compare", "dense", "--recipes", "svd,svd-llm", "--keep", "0.60", "--text", "demo", "--text", "text.txt"]
+    args += ["--calibration", "demo", "--samples", "8", "--window", "32", "--max-windows", "4"]
+    args += ["--no-special-tokens", "--seed", "5", "--set", "svd-llm:form=pivoted", "--refine", "none"]
+    args += ["--device", "cpu", "--dtype", "float32"]
+    first, again = CliRunner().invoke(app, [*args, "--out", "a b"]), place / "again"
+    assert first.exit_code == 0, first.output
+    page = html.unescape((place / "a b" / "report.html").read_text())
+    command = shlex.split(re.search(r'<pre class="command">(.*?)</pre>', page, re.DOTALL)[1])
+    assert command[:3] == ["slimrank", *args[:2]] and sorted(command[3:]) == sorted(args[2:])
+    assert CliRunner().invoke(app, [*command[1:], "--out", str(again)]).exit_code == 0
+    one, two = (json.loads((folder / "compare.json").read_text()) for folder in (place / "a b", again))
+    assert one["settings"] == two["settings"]
+    assert [row["texts"] for row in one["rows"]] == [row["texts"] for row in two["rows"]]
+
+
+@pytest.mark.parametrize("command", ["compare", "compress", "plan"])
+def test_an_empty_calibration_is_refused(command):
+    needed = {"compare": ["--recipes", "svd"], "compress": [], "plan": ["--out", "plan.json"]}[command]
+    result = CliRunner().invoke(app, [command, "demo", "--calibration", "", *needed])
+    assert isinstance(result.exception, UsageError) and "--calibration is empty" in str(result.exception)
 
 
 def test_keeps_that_are_no_numbers():
@@ -61,10 +88,13 @@ def test_keeps_that_are_no_numbers():
         parse_keeps("0.8,60")
 
 
-def test_a_recipe_that_fails_leaves_the_rows_before_it(place):
+def test_a_recipe_that_fails_leaves_the_rows_before_it_and_an_earlier_comparison(place):
+    (place / "out").mkdir()
+    (place / "out" / "compare.json").write_text("earlier")
     args = ["compare", "dense", "--recipes", "svd,duo-svd", "--keep", "0.6", "--calibration", "text.txt"]
     args += ["--text", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4", "--out", "out"]
     result = CliRunner().invoke(app, args)
     assert isinstance(result.exception, UsageError) and "32 is more than the 8" in str(result.exception)
-    rows = json.loads((place / "out" / "compare.json").read_text())["rows"]
+    rows = json.loads((place / "out" / "compare.partial.json").read_text())["rows"]
     assert [row["recipe"] for row in rows] == ["dense", "svd"]
+    assert (place / "out" / "compare.json").read_text() == "earlier"

@@ -62,8 +62,16 @@ def main() -> None:
         if debug:
             raise
         _fail(f"{error.filename or 'The disk'}: {error.strerror or error}.", 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _out_of_memory(error):
+            raise
         _fail("Out of memory: use fewer --samples or a shorter --window.", 1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ended: torch says so by a class of its own on a GPU, and on a CPU by words alone."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _sentence(error: Any) -> str:

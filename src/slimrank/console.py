@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,15 +24,16 @@ from slimrank.result import Result, memory_for_people, peak_memory
 
 T = TypeVar("T")
 LONGEST = 2000
-out = Console() if sys.stdout.isatty() else Console(width=160)
-err = Console(stderr=True, soft_wrap=True)
+LITERAL: Any = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+out = Console(width=100_000, **LITERAL)  # a narrow terminal breaks lines itself; rich would crop them and hide digits
+err = Console(stderr=True, **LITERAL)
 
 
 def track(iterable: Iterable[T], description: Description, total: int) -> Iterator[T]:
     """A progress bar on stderr with the time left, where stderr is a terminal."""
     describe = description if callable(description) else lambda: description
     columns = (
-        TextColumn("{task.description:>12}"),
+        TextColumn("{task.description:>12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -47,32 +48,39 @@ def track(iterable: Iterable[T], description: Description, total: int) -> Iterat
 
 def error(message: str) -> None:
     """One sentence on stderr; what it quotes of a damaged file may be long."""
-    err.print("[bold red]error:[/]", Text(message if len(message) < LONGEST else f"{message[:LONGEST]} ..."))
+    err.print(Text("error:", "bold red"), message if len(message) < LONGEST else f"{message[:LONGEST]} ...")
+
+
+def note(message: str) -> None:
+    """What the user should know, on stderr."""
+    err.print(Text("note:", "yellow"), message)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table whose first column is text and whose others are numbers."""
-    view = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    view = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        view.add_column(column, justify="right" if index else "left", no_wrap=True)
+        view.add_column(Text(column), justify="right" if index else "left")
     for row in rows:
-        view.add_row(*row)
+        view.add_row(*map(Text, row))
+    if title:
+        out.print(Text(title, "italic"))
     out.print(view)
 
 
 def write_report(folder: Path) -> None:
     """Write the page of what was just made and say where it is, or what to install for it."""
     try:
-        out.print(f"Report: {write_page(folder)}", highlight=False)
+        out.print(f"Report: {write_page(folder)}")
     except MissingLibrary as error:
-        err.print("[yellow]note:[/]", Text(f"{error} Then: slimrank report {folder}"))
+        note(f"{error} Then: slimrank report {folder}")
 
 
 def totals(rows: Mapping[str, str]) -> None:
     """Names and values, a line each."""
     width = max(map(len, rows))
     for name, value in rows.items():
-        out.print(f"{name:<{width}}  {value}", highlight=False)
+        out.print(f"{name:<{width}}  {value}")
 
 
 def show_plan(plan: Plan) -> None:
@@ -97,8 +105,8 @@ def show_plan(plan: Plan) -> None:
         "Ranks by linear; predicted and measured: root mean square over the block of the error's share of the norm"
     )
     out.print("in the recipe's metric, on the calibration windows and on held-out ones. The plan has them by linear.\n")
-    for note in plan.notes:
-        err.print("[yellow]note:[/]", Text(note))
+    for sentence in plan.notes:
+        note(sentence)
 
 
 def _mean(linears: Iterable[LinearPlan], field: str) -> str:
@@ -194,9 +202,6 @@ def show_bench(bench: Bench) -> None:
     names = [cell for label in theirs for cell in (label, "")]
     table(["model", *names, "MiB", "peak"], rows, f"Tokens a second after a prompt of {tokens} tokens; medians")
     limits = bench.limits
-    out.print(
-        f"Measured limits: {limits.bandwidth / 1e9:,.1f} GB/s, {limits.operations / 1e9:,.0f} GFLOP/s.",
-        highlight=False,
-    )
-    for note in bench.notes():
-        err.print("[yellow]note:[/]", Text(note))
+    out.print(f"Measured limits: {limits.bandwidth / 1e9:,.1f} GB/s, {limits.operations / 1e9:,.0f} GFLOP/s.")
+    for sentence in bench.notes():
+        note(sentence)

@@ -56,9 +56,10 @@ def parse_size(text: str) -> int:
         UsageError: for anything else.
     """
     found = SIZE.fullmatch(text)
-    if found is None or float(found[1]) <= 0:
-        raise UsageError(f"--memory {text} is no size: give one such as 8GiB.")
-    return int(float(found[1]) * UNITS[found[2]])
+    size = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise UsageError(f"--memory {text!r} is no size: give one such as 8GiB.")
+    return size
 
 
 def free_memory() -> int:

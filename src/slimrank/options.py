@@ -5,12 +5,23 @@ from typing import Annotated, Literal
 
 import typer
 
+from slimrank.errors import UsageError
+
+
+def _named(calibration: str | None) -> str | None:
+    if calibration == "":
+        raise UsageError("--calibration is empty: give a text such as train.txt, or `demo`.")
+    return calibration
+
+
 Model = Annotated[str, typer.Argument(help="Hub id, local directory, or `demo`, the embedded model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
 Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
 Calibration = Annotated[
     str | None,
-    typer.Option(help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`."),
+    typer.Option(
+        help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`.", callback=_named
+    ),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
 Window = Annotated[int | None, typer.Option(min=2, help="Tokens a window; by default the context, at most 2048.")]

@@ -41,7 +41,15 @@ def test_tied_parameters_count_once(tiny_llama):
     assert count_parameters(tiny_llama()) == body + vocabulary * width
 
 
-def test_bytes_are_those_of_the_safetensors(tmp_path):
-    for name, size in (("model-1.safetensors", 7), ("model-2.safetensors", 5), ("model.safetensors.index.json", 99)):
+def test_bytes_are_those_of_the_files_that_load(tmp_path):
+    for name, size in (("model.safetensors", 7), ("consolidated.safetensors", 7), ("model-1.safetensors", 5)):
         (tmp_path / name).write_bytes(b"x" * size)
-    assert weight_bytes(tmp_path) == 12
+    assert weight_bytes(tmp_path) == 7
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-2.safetensors").write_bytes(b"xxx")
+    assert weight_bytes(tmp_path) == 8
+
+
+def test_a_folder_without_safetensors_has_no_bytes_of_them(tmp_path):
+    assert weight_bytes(tmp_path) == 0

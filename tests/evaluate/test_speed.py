@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, llama
+from architectures import ARCHITECTURES, gemma3_with_vision, llama
 from lossless import compress
 
 from slimrank.commands.bench import parse_batches
@@ -45,6 +45,10 @@ def test_a_decoding_step_reads_one_token_after_the_prompt():
     assert lengths[0]["past_key_values"].layers[0].keys.shape[0] == 3
     cache = prefill(model, prompt(model, 8))
     assert cache.get_seq_length() == 8
+
+
+def test_a_prompt_is_of_the_text_models_vocabulary():
+    assert torch.equal(prompt(gemma3_with_vision(), 8, 2), prompt(llama(), 8, 2))
 
 
 def test_an_embedding_that_is_only_looked_up_is_not_read():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, llama
+from architectures import ARCHITECTURES, gemma3_with_vision, llama
 from lossless import compress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -15,7 +15,7 @@ from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.export import TARGETS, export
 from slimrank.export.dense import multiplied_out
-from slimrank.export.onnx import need
+from slimrank.export.onnx import need, write_onnx
 from slimrank.export.parity import TOKENS, check, torch_runner
 from slimrank.forms import compressed_layers
 from slimrank.load import Loaded
@@ -93,6 +93,15 @@ def test_the_demo_generates_the_same_64_tokens(to, compressed_demo, tmp_path):
     assert (parity.tokens, parity.rounded) == (64, False) and parity.difference <= 1e-4
 
 
+def test_a_model_that_is_no_one_graph_is_said_in_a_sentence(tmp_path, capfd):
+    pytest.importorskip("onnxscript")
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    loaded = Loaded("tiny", llama(rope_scaling=rope), None, torch.float32, None)
+    with pytest.raises(SlimrankError, match=r"MODEL tiny cannot be traced as one graph \(.+\): export .* --to dense"):
+        write_onnx(loaded, tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_export_that_computes_something_else_leaves_nothing(small, tmp_path, monkeypatch):
     def broken(loaded, folder):
         (folder / "weights").write_text("half")
@@ -112,6 +121,12 @@ def test_sixteen_bit_weights_are_held_to_their_rounding():
     loaded = Loaded("tiny", model, None, torch.bfloat16, None)
     parity = check(torch_runner(rough, rounded=True), loaded, "dense")
     assert parity.rounded and 1e-4 < parity.difference < 2e-2
+
+
+def test_a_model_with_a_vision_tower_is_checked_on_text():
+    model = gemma3_with_vision()
+    parity = check(torch_runner(model), Loaded("tiny", model, None, torch.float32, None), "dense")
+    assert (parity.tokens, parity.difference) == (TOKENS, 0.0)
 
 
 def test_bad_use_is_one_sentence(small, tmp_path):

@@ -71,6 +71,23 @@ def test_the_commands_in_the_page_make_the_same_weights_again(run_folder, tmp_pa
         assert again == (run_folder / "model.safetensors").read_bytes()
 
 
+def test_the_commands_name_the_demos_text_and_where_to_compute(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    plan, account = tmp_path / "run/slimrank/plan.json", tmp_path / "run/slimrank/account.json"
+    plan.write_text(plan.read_text().replace(str(run_folder.parent / "text.txt"), "demo (calibration)"))
+    account.write_text(account.read_text().replace('"float32"', '"bfloat16"'))
+    page = html.unescape(write_report(tmp_path / "run").read_text())
+    same = ["--calibration", "demo", "--device", "cpu", "--dtype", "bfloat16"]
+    commands = [shlex.split(c) for c in re.findall(r'<pre class="command">(.*?)</pre>', page, re.DOTALL)]
+    assert [command[-6:] for command in commands] == [same, same]
+    assert commands[0][3:5] == ["--plan", str(plan)] and commands[1][3:7] == [
+        "--recipe",
+        "recipe.yaml",
+        "--keep",
+        "0.6",
+    ]
+
+
 def test_a_comparison_is_told_whole(comparison_folder):
     page = (comparison_folder / "report.html").read_text()
     rows = json.loads((comparison_folder / "compare.json").read_text())["rows"]
@@ -81,6 +98,12 @@ def test_a_comparison_is_told_whole(comparison_folder):
     assert set(data["linears"]["run"]) == {"svd at 0.6", "svd at 0.4", "svd-llm at 0.6", "svd-llm at 0.4"}
     assert list(block(page, "charts")) == ["frontier-chart", "map-kept", "agreement"]
     assert "route: projector" in page and rows[1]["plan"]["model"]["sha256"] in page
+
+
+def test_a_comparison_takes_no_other_measurements(comparison_folder, measured):
+    for more in ({"evaluation": measured[0]}, {"bench": measured[1]}):
+        with pytest.raises(UsageError, match="is a comparison: leave them out"):
+            write_report(comparison_folder, **more)
 
 
 def test_what_is_missing_is_said_in_a_sentence(run_folder, tmp_path):

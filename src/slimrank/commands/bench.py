@@ -6,6 +6,7 @@ import typer
 
 from slimrank.errors import UsageError
 from slimrank.options import Device, JsonFile
+from slimrank.output import check_file
 
 
 def bench(
@@ -32,6 +33,9 @@ def bench(
     from slimrank.load import load
     from slimrank.optimize import optimize as pack
 
+    if len(set(models)) < len(models):
+        raise UsageError(f"MODEL {max(models, key=models.count)} is named twice: name each model once.")
+    check_file("--json", json_file)
     asked = Asked(tokens, parse_batches(batches), steps, rounds, compiled)
     loaded = {name: load(name, dtype=dtype, device=device).model for name in models}
     if optimize:

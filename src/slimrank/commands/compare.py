@@ -10,6 +10,7 @@ from slimrank.options import Calibration, Device, Dtype, Model, Refine, Samples,
 
 
 def compare(
+    context: typer.Context,
     model: Model,
     recipes: Annotated[str, typer.Option(help="Recipes, separated by commas.")],
     keep: Annotated[str, typer.Option(help="Shares of parameters that stay, separated by commas.")] = "0.8,0.6,0.4",
@@ -24,7 +25,10 @@ def compare(
     seed: Seed = 3,
     settings: Settings = None,
     refine: Refine = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and report.html.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for compare.json and report.html; compare.partial.json until all rows are done."),
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -57,6 +61,9 @@ def compare(
         "reading": vars(reading),
         "max_windows": max_windows,
         "special_tokens": special_tokens,
+        "device": device,
+        "dtype": dtype,
+        "command": ["slimrank", "compare", *words(context)],
     }
     rows = []
     if out:
@@ -66,12 +73,13 @@ def compare(
         max_windows=max_windows, special_tokens=special_tokens, track=console.track,
     ):  # fmt: skip
         rows.append(row)
-        console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s", highlight=False)
-        if out:  # anew after each row: one that fails doesn't take the others with it
-            write_text(out / "compare.json", to_json(rows, asked))
+        console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s")
+        if out:  # anew after each row: one that fails takes neither the others with it nor an earlier comparison
+            write_text(out / "compare.partial.json", to_json(rows, asked))
     console.show_comparison(rows)
     if out:
-        console.out.print(f"Written to {out / 'compare.json'}", highlight=False)
+        (out / "compare.partial.json").replace(out / "compare.json")
+        console.out.print(f"Written to {out / 'compare.json'}")
         console.write_report(out)
 
 
@@ -84,3 +92,18 @@ def parse_keeps(text: str) -> list[float]:
     if not all(0 < keep <= 1 for keep in keeps):
         raise UsageError(f"--keep {text} must be above 0 and at most 1: it is the share of parameters that stays.")
     return keeps
+
+
+def words(context: typer.Context) -> list[str]:
+    """What to type after the command's name for the same arguments, defaults written out and --out left away."""
+    found: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.param_type_name == "argument":
+            found.append(str(value))
+        elif isinstance(value, bool):
+            found.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        elif value is not None and parameter.name != "out":
+            values = value if isinstance(value, (list, tuple)) else [value]
+            found += [word for one in values for word in (parameter.opts[0], str(one))]
+    return found

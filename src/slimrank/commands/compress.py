@@ -22,8 +22,11 @@ from slimrank.options import (
     Window,
 )
 
+SETTLED = {"recipe", "keep", "samples", "window", "seed", "settings", "refine", "chat", "special_tokens"}  # by a plan
+
 
 def compress(
+    context: typer.Context,
     model: Model,
     recipe: RecipeName = "slimrank",
     keep: Keep = 0.8,
@@ -66,19 +69,32 @@ def compress(
     from slimrank.progress import no_track
     from slimrank.recipe import load_recipe
 
+    size = None if memory is None else parse_size(memory)
     chosen = Plan.load(plan) if plan else None
-    if chosen and (refine or settings):
-        raise UsageError("--plan has its recipe with it, without --refine and --set: change the recipe in the plan.")
+    if chosen:
+        refuse_settled(context)
     whole = chosen.recipe if chosen else load_recipe(recipe, settings or (), refine)
-    out = out or Path(f"{Path(model).name}-{whole.name}-{keep:g}")
+    keep = chosen.keep if chosen else keep
+    out = out or Path(f"{Path(model).resolve().name}-{whole.name}-{keep:g}")
     with joined(device) as world:
         result = compress(
             model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
             plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
-            out=out, overwrite=overwrite, resume=resume, memory=parse_size(memory) if memory else None, world=world,
+            out=out, overwrite=overwrite, resume=resume, memory=size, world=world,
             announce=console.show_estimate if world.main else silent, track=console.track if world.main else no_track,
         )  # fmt: skip
         if world.main:
             console.show_result(result, weight_bytes(out))
-            console.out.print(f"\nWritten to {out}", highlight=False)
+            console.out.print(f"\nWritten to {out}")
             console.write_report(out)
+
+
+def refuse_settled(context: typer.Context) -> None:
+    """Raise a UsageError where an option was given that --plan settles."""
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in SETTLED and getattr(context.get_parameter_source(option.name), "name", "") != "DEFAULT"
+    ]
+    if given:
+        raise UsageError(f"--plan settles {', '.join(given)} already: give it alone, or change what the plan says.")

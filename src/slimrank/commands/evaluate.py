@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from slimrank.errors import UsageError
 from slimrank.options import Device, Dtype, JsonFile, Window
+from slimrank.output import check_file
 
 
 def evaluate(
@@ -33,6 +35,9 @@ def evaluate(
     from slimrank.checkpoint import write_text
     from slimrank.evaluate import evaluate_models, to_json
 
+    if not tasks and (tasks_path or limit):
+        raise UsageError(f"{'--tasks-path' if tasks_path else '--limit'} is for --tasks: name some, or leave it out.")
+    check_file("--json", json_file)
     results = evaluate_models(
         models, text or [], window=window, max_windows=max_windows, special_tokens=special_tokens,
         device=device, dtype=dtype, tasks=[name for name in (tasks or "").split(",") if name], tasks_path=tasks_path,

@@ -28,4 +28,4 @@ def export(
     check_free(out, overwrite)
     parity = export(model, to, out, dtype=dtype, overwrite=overwrite)
     same = "rounded to 16 bits, so tokens were not compared" if parity.rounded else f"{parity.tokens} tokens equal"
-    console.out.print(f"Written to {out}: {same}, logits within {parity.difference:.1e}", highlight=False)
+    console.out.print(f"Written to {out}: {same}, logits within {parity.difference:.1e}")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from slimrank.errors import UsageError
 from slimrank.options import (
     Calibration,
     Chat,
@@ -20,6 +19,7 @@ from slimrank.options import (
     SpecialTokens,
     Window,
 )
+from slimrank.output import check_file
 
 
 def plan(
@@ -45,8 +45,7 @@ def plan(
     from slimrank.checkpoint import write_text
     from slimrank.compression import compress
 
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
+    check_file("--out", out)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
@@ -54,4 +53,4 @@ def plan(
     )  # fmt: skip
     write_text(out, result.plan.to_json())
     console.show_plan(result.plan)
-    console.out.print(f"Written to {out}", highlight=False)
+    console.out.print(f"Written to {out}")

@@ -31,4 +31,4 @@ def quantize(
     before = weight_bytes(loaded.directory) if loaded.directory else None
     quantize(loaded, out, bits=bits, overwrite=overwrite)
     was = "" if before is None else f" instead of {before:,}"
-    console.out.print(f"Written to {out}: {weight_bytes(out):,} bytes{was}", highlight=False)
+    console.out.print(f"Written to {out}: {weight_bytes(out):,} bytes{was}")

@@ -16,5 +16,4 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
     if name:
         typer.echo(load_recipe(name).to_yaml(), nl=False)
         return
-    shipped = [load_recipe(n) for n in shipped_recipes()]
-    console.table(["recipe", "what it does"], [(r.name, r.summary) for r in shipped])
+    console.totals({name: load_recipe(name).summary for name in shipped_recipes()})

@@ -19,4 +19,4 @@ def report(
     from slimrank import console
     from slimrank.report import write_report
 
-    console.out.print(f"Written to {write_report(folder, out, evaluation=evaluation, bench=bench)}", highlight=False)
+    console.out.print(f"Written to {write_report(folder, out, evaluation=evaluation, bench=bench)}")

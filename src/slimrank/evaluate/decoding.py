@@ -14,7 +14,8 @@ Step = Callable[[], Any]
 
 def prompt(model: PreTrainedModel, tokens: int, batch: int = 1) -> Tensor:
     """Random token ids (batch, tokens), the same for every model of one vocabulary."""
-    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
     return ids.expand(batch, tokens).to(model.device)
 
 

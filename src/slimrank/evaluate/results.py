@@ -12,6 +12,7 @@ from torch.nn import Module
 from slimrank.evaluate.perplexity import Perplexity
 from slimrank.forms.quantized import QuantizedLinear
 from slimrank.integrations.lm_eval import TaskResult
+from slimrank.store.source import INDEX, SINGLE
 
 JSON_VERSION = 1
 
@@ -75,5 +76,9 @@ def count_parameters(model: Module) -> int:
 
 
 def weight_bytes(directory: Path) -> int:
-    """The bytes of the directory's safetensors files."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    """The bytes of the directory's safetensors files that load: the index's shards, or else model.safetensors."""
+    files = {directory / SINGLE}
+    if (directory / INDEX).is_file():
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        files = {directory / Path(shard).name for shard in index["weight_map"].values()}
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slimrank.checkpoint.companions import save_companions
-from slimrank.errors import MissingLibrary
+from slimrank.errors import MissingLibrary, SlimrankError
 from slimrank.export.graph import WithCache, empty_past, example, names
 from slimrank.export.parity import Runner
 from slimrank.load import Loaded
@@ -36,13 +38,30 @@ def write_onnx(loaded: Loaded, file: Path) -> None:
     """Trace the model with its cache; sizes of batch, tokens and past stay free."""
     arguments, dynamic = example(loaded.model)
     inputs, outputs = names(len(arguments[3]) // 2)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter tells of operators that no model here has
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            WithCache(loaded.model), arguments, file, dynamo=True, dynamic_shapes=dynamic, input_names=inputs,
-            output_names=outputs, external_data=True, verbose=False,
-        )  # fmt: skip
+    try:
+        with quiet(), torch.no_grad():
+            torch.onnx.export(
+                WithCache(loaded.model), arguments, file, dynamo=True, dynamic_shapes=dynamic, input_names=inputs,
+                output_names=outputs, external_data=True, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise SlimrankError(
+            f"MODEL {loaded.name} cannot be traced as one graph ({reason}): export it with --to dense."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no log: the exporter tells of operators that no model here has, and shows graphs that fail."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def cached_runner(loaded: Loaded, run: Callable[[dict[str, Any]], Any]) -> Runner:

@@ -53,7 +53,7 @@ def check(exported: Runner, loaded: Loaded, to: str) -> Parity:
     Raises a SlimrankError at the first token that differs, or when a logit does by more than the bound.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, loaded.model.config.vocab_size, (1, PROMPT), generator=generator)
+    ids = torch.randint(0, loaded.model.config.get_text_config().vocab_size, (1, PROMPT), generator=generator)
     ours, theirs = exported.start(), torch_runner(loaded.model).start()
     bound, largest = 2e-2 if exported.rounded else BOUND, 0.0
     for step in range(TOKENS):

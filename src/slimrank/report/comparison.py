@@ -33,7 +33,7 @@ def comparison_page(path: Path) -> str:
         lead=lead(rows, texts),
         head=head(texts),
         rows=[cells(row, texts) for row in rows],
-        command=command(settings, rows),
+        command=shlex.join(settings.get("command", ())),
         fingerprints=settings_shown(settings) + fingerprints(plans),
         recipes=list({plan.recipe.name: plan.recipe.to_yaml() for plan in plans.values()}.items()),
     )
@@ -92,22 +92,6 @@ def cells(row: dict[str, Any], texts: list[str]) -> list[str]:
     return [row["recipe"], f"{row['keep']:g}", *found, *counts, f"{row['seconds']:.1f}"]
 
 
-def command(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The command that makes the comparison again."""
-    reading = settings["reading"]
-    keeps = dict.fromkeys(row["keep"] for row in rows if row["plan"])
-    words = ["slimrank", "compare", settings["model"], "--recipes", ",".join(dict.fromkeys(settings["recipes"]))]
-    words += ["--keep", ",".join(f"{keep:g}" for keep in keeps)]
-    words += ["--calibration", reading["spec"]] if reading["spec"] else []
-    words += [] if settings["model"] == "demo" else [w for text in rows[0]["texts"] for w in ("--text", text)]
-    words += ["--samples", reading["samples"], "--seed", reading["seed"]]
-    words += ["--window", reading["window"]] if reading["window"] else []
-    words += ["--max-windows", settings["max_windows"]] if settings.get("max_windows") else []
-    words += [] if settings.get("special_tokens", True) else ["--no-special-tokens"]
-    words += [word for setting in settings.get("set", ()) for word in ("--set", setting)]
-    return shlex.join(str(word) for word in words)
-
-
 def fingerprints(plans: dict[str, Plan]) -> list[tuple[str, str]]:
     """The hashes of the model and of the calibration text, which all rows share."""
     plan = next(iter(plans.values()), None)
@@ -122,7 +106,7 @@ def fingerprints(plans: dict[str, Plan]) -> list[tuple[str, str]]:
 
 def settings_shown(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings as a person writes them."""
-    flat = {k: v for k, v in settings.items() if k != "reading"} | {
+    flat = {k: v for k, v in settings.items() if k not in ("reading", "command")} | {
         f"reading, {k}": v for k, v in settings["reading"].items()
     }
     return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flat.items()]

@@ -50,8 +50,8 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         notes=plan.notes,
         evaluations=evaluations,
         speed=speed,
-        by_plan=shlex.join(["slimrank", "compress", account.model, "--plan", str(folder / "slimrank" / "plan.json")]),
-        by_recipe=command(plan, account),
+        by_plan=command(plan, account, "--plan", folder / "slimrank" / "plan.json"),
+        by_recipe=command(plan, account, "--recipe", "recipe.yaml", *settled(plan)),
         recipe=plan.recipe.to_yaml(),
         fingerprints=fingerprints(plan, account),
         linears=linear_table(plan),
@@ -133,17 +133,23 @@ def forms(plan: Plan) -> str:
     return f"{len(plan.linears)} linears: " + ", ".join(f"{count} {form}" for form, count in counts.most_common()) + "."
 
 
-def command(plan: Plan, account: Account) -> str:
-    """The command that makes the run again from its recipe."""
+def command(plan: Plan, account: Account, *words: object) -> str:
+    """The command that makes the run again from its plan or its recipe, as `words` say."""
+    source = plan.calibration["source"]
+    text = "demo" if source == "demo (calibration)" else source
+    spec = [] if account.model == text == "demo" else ["--calibration", text]
+    where = ["--device", account.device, "--dtype", account.computed]
+    return shlex.join(str(word) for word in ("slimrank", "compress", account.model, *words, *spec, *where))
+
+
+def settled(plan: Plan) -> list[object]:
+    """The options that a plan settles, beside its recipe."""
     record = plan.calibration
-    demo = record["source"] == "demo (calibration)"
-    words = ["slimrank", "compress", account.model, "--recipe", "recipe.yaml", "--keep", f"{plan.keep:g}"]
-    words += [] if demo else ["--calibration", record["source"]]
+    words: list[object] = ["--keep", f"{plan.keep:g}"]
     words += ["--samples", record["samples"], "--window", record["window"], "--seed", record["seed"]]
     words += ["--special-tokens"] if record["special_tokens"] else []
     words += ["--chat"] if record.get("chat") else []
-    words += ["--device", account.device, "--dtype", account.computed]
-    return shlex.join(str(word) for word in words)
+    return words
 
 
 def fingerprints(plan: Plan, account: Account) -> Facts:

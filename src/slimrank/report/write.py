@@ -4,6 +4,7 @@ from pathlib import Path
 
 from slimrank.checkpoint import find, write_text
 from slimrank.errors import UsageError
+from slimrank.output import check_file
 from slimrank.report.comparison import comparison_page
 from slimrank.report.measured import understood
 from slimrank.report.run import run_page
@@ -37,9 +38,12 @@ def write_report(
     """
     place = page_of(folder)
     out = out or place
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: the folder {out.parent} does not exist.")
+    check_file("--out", out)
     if (folder / COMPARISON).is_file():
+        if evaluation or bench:
+            raise UsageError(
+                f"--evaluation and --bench belong to the page of a run, and {folder} is a comparison: leave them out."
+            )
         with understood(folder / COMPARISON):
             page = comparison_page(folder / COMPARISON)
     else:
