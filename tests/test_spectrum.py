@@ -178,3 +178,11 @@ def test_saved_and_loaded(tmp_path):
     again = Spectrum.load(tmp_path / "spectrum.safetensors")
     assert list(again.linears) == ["a.0.x", "a.1.x"] and again.linears["a.1.x"].shape == (3, 5)
     assert torch.equal(again.linears["a.0.x"].values, spectrum.linears["a.0.x"].values)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_a_weight_of_zeros_nothing_is_lost_at_any_rank(shape, route):
+    x = inputs(shape[1])
+    found = curve(torch.zeros(shape), Grams(right=x @ x.T), Grams(right=x @ x.T), route)
+    assert found.measured is not None and found.measured.tolist() == [0.0] * (min(shape) + 1)

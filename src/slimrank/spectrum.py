@@ -16,6 +16,8 @@ from slimrank.projector import Pair, Small, eigenvalues, eigenvectors
 
 Timer = Callable[[], AbstractContextManager[None]]
 
+LEAST = 1e-300  # a divisor at least, so that the error of a weight that maps all to 0 is no share of it
+
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -139,7 +141,7 @@ def curve(
     with timer():
         _, directions = (values, basis) if basis is not None else eigenvectors(square if small.tall else square.float())
         left = small.left_out(values, directions, held_out.right)
-        return Curve(values, (left / left[0]).sqrt(), basis=basis)
+        return Curve(values, (left / left[0].clamp_min(LEAST)).sqrt(), basis=basis)
 
 
 def curve_of(weight: Tensor, found: Decomposition, held_out: Grams | None) -> Curve:
@@ -157,7 +159,7 @@ def _expansion_shares(weight: Tensor, found: Decomposition, grams: Grams) -> Ten
     total = (times(left, weight) * times(right, weight.T).T).sum()
     both = overlaps.cumsum(0).cumsum(1).diagonal()
     losses = total - torch.cat([both.new_zeros(1), 2 * alone.cumsum(0) - both])
-    return (losses / total).clamp_min(0).sqrt()
+    return (losses / total.clamp_min(LEAST)).clamp_min(0).sqrt()
 
 
 def _full(gram: Tensor | None, width: int, like: Tensor) -> Tensor:
