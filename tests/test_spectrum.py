@@ -186,3 +186,10 @@ def test_of_a_weight_of_zeros_nothing_is_lost_at_any_rank(shape, route):
     x = inputs(shape[1])
     found = curve(torch.zeros(shape), Grams(right=x @ x.T), Grams(right=x @ x.T), route)
     assert found.measured is not None and found.measured.tolist() == [0.0] * (min(shape) + 1)
+
+
+def test_without_bases_a_left_gram_may_be_a_vector():
+    w, left, x = random(40, 16), random(40, seed=3).square(), inputs(16)
+    found = curve(w, Grams(left, x @ x.T), None, bases=False)
+    values = torch.linalg.svdvals(left.sqrt()[:, None] * w @ x)
+    torch.testing.assert_close(found.values[0], values[0], rtol=5e-5, atol=0)
