@@ -3,6 +3,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from slimrank.errors import SlimrankError
 from slimrank.metric.grams import Grams, squared_error
 from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, curve, decompose
 
@@ -193,3 +194,13 @@ def test_without_bases_a_left_gram_may_be_a_vector():
     found = curve(w, Grams(left, x @ x.T), None, bases=False)
     values = torch.linalg.svdvals(left.sqrt()[:, None] * w @ x)
     torch.testing.assert_close(found.values[0], values[0], rtol=5e-5, atol=0)
+
+
+def test_the_cholesky_route_takes_a_gram_of_zeros_and_refuses_what_no_damping_helps():
+    w, zeros = random(6, 8), torch.zeros(8, 8, dtype=torch.float64)
+    found = decompose(w, Grams(right=zeros), "cholesky")
+    left, right = found.cut(6)
+    torch.testing.assert_close(left @ right, w)
+    assert found.damping == 1e-10
+    with pytest.raises(SlimrankError, match="can't be factored for NaN or Inf"):
+        decompose(w, Grams(right=zeros + torch.nan), "cholesky")

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from slimrank.errors import SlimrankError
 from slimrank.metric.grams import SUPPORT, Grams, Root, times
 from slimrank.projector import Pair, Small, eigenvalues, eigenvectors
 
@@ -50,18 +51,25 @@ def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, found
 
 def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
     """SVD-LLM as printed: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps H by its mean diagonal if it must."""
-    gram = _full(grams.right, weight.shape[1], weight)
-    damping = 0.0
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    while failed:
-        damping = max(10 * damping, 1e-10)
-        factor, failed = torch.linalg.cholesky_ex(
-            gram + damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-        )
+    factor, damping = _damped_cholesky(_full(grams.right, weight.shape[1], weight))
     root = Root.of(grams.left)
     u, values, v = torch.linalg.svd(root.whiten(weight) @ factor, full_matrices=False)
     right = torch.linalg.solve_triangular(factor.T, v[:rank].T, upper=True).T
     return Decomposition(values, root.unwhiten(u[:, :rank]), values[:rank, None] * right, damping)
+
+
+def _damped_cholesky(gram: Tensor) -> tuple[Tensor, float]:
+    """The lower factor of H and the share of its mean diagonal, of 1 for H = 0, that had to be added to it."""
+    mean, damping = gram.diagonal().mean(), 0.0
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    while failed:
+        damping = max(10 * damping, 1e-10)
+        if damping > 1:
+            raise SlimrankError("A Gram of the metric can't be factored for NaN or Inf in it: try --dtype float32.")
+        factor, failed = torch.linalg.cholesky_ex(
+            gram + damping * (mean if mean else 1) * torch.eye(len(gram)).to(gram)
+        )
+    return factor, damping
 
 
 def eigen_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
