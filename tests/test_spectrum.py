@@ -3,6 +3,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from slimrank.errors import SlimrankError
 from slimrank.metric.grams import Grams, squared_error
 from slimrank.spectrum import ROUTES, LinearSpectrum, Spectrum, curve, decompose
 
@@ -178,3 +179,28 @@ def test_saved_and_loaded(tmp_path):
     again = Spectrum.load(tmp_path / "spectrum.safetensors")
     assert list(again.linears) == ["a.0.x", "a.1.x"] and again.linears["a.1.x"].shape == (3, 5)
     assert torch.equal(again.linears["a.0.x"].values, spectrum.linears["a.0.x"].values)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_a_weight_of_zeros_nothing_is_lost_at_any_rank(shape, route):
+    x = inputs(shape[1])
+    found = curve(torch.zeros(shape), Grams(right=x @ x.T), Grams(right=x @ x.T), route)
+    assert found.measured is not None and found.measured.tolist() == [0.0] * (min(shape) + 1)
+
+
+def test_without_bases_a_left_gram_may_be_a_vector():
+    w, left, x = random(40, 16), random(40, seed=3).square(), inputs(16)
+    found = curve(w, Grams(left, x @ x.T), None, bases=False)
+    values = torch.linalg.svdvals(left.sqrt()[:, None] * w @ x)
+    torch.testing.assert_close(found.values[0], values[0], rtol=5e-5, atol=0)
+
+
+def test_the_cholesky_route_takes_a_gram_of_zeros_and_refuses_what_no_damping_helps():
+    w, zeros = random(6, 8), torch.zeros(8, 8, dtype=torch.float64)
+    found = decompose(w, Grams(right=zeros), "cholesky")
+    left, right = found.cut(6)
+    torch.testing.assert_close(left @ right, w)
+    assert found.damping == 1e-10
+    with pytest.raises(SlimrankError, match="can't be factored for NaN or Inf"):
+        decompose(w, Grams(right=zeros + torch.nan), "cholesky")

@@ -262,4 +262,4 @@ def relative(loss: float, whole: float) -> float:
 
 def relative_error(weight: Tensor, approximation: Tensor, grams: Grams) -> float:
     """|L^T (W - W') R|_F / |L^T W R|_F."""
-    return (squared_error(weight - approximation, grams) / squared_error(weight, grams)) ** 0.5
+    return relative(squared_error(weight - approximation, grams), squared_error(weight, grams))

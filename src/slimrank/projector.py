@@ -59,7 +59,7 @@ class Small:
     def weighted(self) -> Tensor:
         """G W (m, n), with m > n."""
         left = self.grams.left
-        if self.rough and left is not None and left.diagonal().max() <= EVEN * left.diagonal().mean():
+        if self.rough and left is not None and _even(left if left.ndim == 1 else left.diagonal()):
             return times(left.float(), self.weight.float()).double()
         return times(left, self.weight)
 
@@ -121,6 +121,10 @@ class Small:
             parts = (spread * (product(weight, times(right, weight.T)) @ spread)).sum(0).double()
         tails = parts.flip(0).cumsum(0).flip(0) + rest
         return torch.cat([tails, tails.new_zeros(1)])
+
+
+def _even(diagonal: Tensor) -> bool:
+    return bool(diagonal.max() <= EVEN * diagonal.mean())
 
 
 def overlap(gram: Tensor | None, square: Tensor) -> Tensor:

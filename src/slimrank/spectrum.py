@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from slimrank.errors import SlimrankError
 from slimrank.metric.grams import SUPPORT, Grams, Root, times
 from slimrank.projector import Pair, Small, eigenvalues, eigenvectors
 
 Timer = Callable[[], AbstractContextManager[None]]
+
+LEAST = 1e-300  # a divisor at least, so that the error of a weight that maps all to 0 is no share of it
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,25 @@ def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, found
 
 def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
     """SVD-LLM as printed: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps H by its mean diagonal if it must."""
-    gram = _full(grams.right, weight.shape[1], weight)
-    damping = 0.0
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    while failed:
-        damping = max(10 * damping, 1e-10)
-        factor, failed = torch.linalg.cholesky_ex(
-            gram + damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-        )
+    factor, damping = _damped_cholesky(_full(grams.right, weight.shape[1], weight))
     root = Root.of(grams.left)
     u, values, v = torch.linalg.svd(root.whiten(weight) @ factor, full_matrices=False)
     right = torch.linalg.solve_triangular(factor.T, v[:rank].T, upper=True).T
     return Decomposition(values, root.unwhiten(u[:, :rank]), values[:rank, None] * right, damping)
+
+
+def _damped_cholesky(gram: Tensor) -> tuple[Tensor, float]:
+    """The lower factor of H and the share of its mean diagonal, of 1 for H = 0, that had to be added to it."""
+    mean, damping = gram.diagonal().mean(), 0.0
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    while failed:
+        damping = max(10 * damping, 1e-10)
+        if damping > 1:
+            raise SlimrankError("A Gram of the metric can't be factored for NaN or Inf in it: try --dtype float32.")
+        factor, failed = torch.linalg.cholesky_ex(
+            gram + damping * (mean if mean else 1) * torch.eye(len(gram)).to(gram)
+        )
+    return factor, damping
 
 
 def eigen_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
@@ -139,7 +149,7 @@ def curve(
     with timer():
         _, directions = (values, basis) if basis is not None else eigenvectors(square if small.tall else square.float())
         left = small.left_out(values, directions, held_out.right)
-        return Curve(values, (left / left[0]).sqrt(), basis=basis)
+        return Curve(values, (left / left[0].clamp_min(LEAST)).sqrt(), basis=basis)
 
 
 def curve_of(weight: Tensor, found: Decomposition, held_out: Grams | None) -> Curve:
@@ -157,7 +167,7 @@ def _expansion_shares(weight: Tensor, found: Decomposition, grams: Grams) -> Ten
     total = (times(left, weight) * times(right, weight.T).T).sum()
     both = overlaps.cumsum(0).cumsum(1).diagonal()
     losses = total - torch.cat([both.new_zeros(1), 2 * alone.cumsum(0) - both])
-    return (losses / total).clamp_min(0).sqrt()
+    return (losses / total.clamp_min(LEAST)).clamp_min(0).sqrt()
 
 
 def _full(gram: Tensor | None, width: int, like: Tensor) -> Tensor:

@@ -84,6 +84,13 @@ def test_the_same_seed_gives_the_same_search_stopped_and_resumed_too(made, tmp_p
     assert resumed.ranks == Bayes(**options).allocate(problem(made)).ranks
 
 
+def test_the_searchs_seed_is_the_calibrations_unless_one_is_given(made, tmp_path):
+    for name, seed in (("own", None), ("same", 1), ("other", 2)):
+        Bayes(storage=str(tmp_path / name), trials=4, seed=seed, **QUICK).allocate(problem(made))
+    own, same, other = ([t.params for t in trials(tmp_path / name)] for name in ("own", "same", "other"))
+    assert made.windows.record["seed"] == 1 and own == same != other
+
+
 def test_a_line_that_a_full_disk_left_half_written_is_cut_off(made, tmp_path):
     storage = tmp_path / "study"
     Bayes(storage=str(storage), trials=3, **QUICK).allocate(problem(made))

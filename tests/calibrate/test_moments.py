@@ -1,5 +1,6 @@
 import pytest
 import torch
+from architectures import ARCHITECTURES, VOCABULARY
 
 from slimrank.calibrate import collect, collect_gradients
 from slimrank.errors import SlimrankError
@@ -72,6 +73,25 @@ def test_gradients_are_autograds(decoder, ids):
         torch.testing.assert_close(moments.outputs[name].fisher_rows, rows, rtol=1e-3, atol=1e-5)
         assert moments.outputs[name].gradient_norm == pytest.approx(sum(per_window).norm().item(), rel=1e-4)
         assert (moments.outputs[name].tokens, moments.outputs[name].windows) == (5 * 64, 5)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_fisher_rows_are_sums_over_windows_also_where_the_block_flattens_them(name):
+    model = ARCHITECTURES[name]()
+    ids = torch.randint(3, VOCABULARY, (5, 7), generator=torch.Generator().manual_seed(1))
+    decoder = Decoder(model)
+    linears = decoder.linears()
+    moments = collect(decoder, ids, linears)
+    collect_gradients(decoder, ids, linears, moments)
+    logits = model(input_ids=ids).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
+    for linear, module in linears[1].items():
+        weight = module.weight.requires_grad_()
+        per_window = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
+        rows = sum(p.double().square().sum(1) for p in per_window)
+        torch.testing.assert_close(moments.outputs[linear].fisher_rows, rows, rtol=1e-3, atol=1e-7)
+        assert moments.outputs[linear].gradient_norm == pytest.approx(sum(per_window).norm().item(), rel=1e-4)
+        assert (moments.outputs[linear].tokens, moments.outputs[linear].windows) == (5 * 7, 5)
 
 
 def test_sampled_labels_depend_on_the_seed_alone(decoder, ids):

@@ -39,6 +39,16 @@ def test_multiplies_with_its_numbers_times_their_scales(bits, bias):
     assert layer.weight.element_size() * layer.weight.numel() == (5 * 40 if bits == 8 else 5 * 64 // 2)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.no_grad()
+def test_float16_does_not_overflow_before_the_scale(bits):
+    layer, weight = filled(bits, inp=1024)
+    layer.scale.mul_(0.01)
+    x = torch.full((1, 1024), 8.0) * weight[0].sign()  # 127 * 8 * 1024 is beyond float16
+    found = layer.half()(x.half())
+    torch.testing.assert_close(found.float(), 0.01 * x @ weight.T, rtol=5e-3, atol=1.0)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_shell_of_the_entry_takes_the_state(form):
     entry = {"form": form, "rank": 3, "bits": 8}

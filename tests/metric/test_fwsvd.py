@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,3 +43,8 @@ def test_it_is_the_svd_of_the_row_weighted_matrix():
 def test_no_gradient_is_an_error_that_names_the_linear():
     with pytest.raises(SlimrankError, match=r"no gradient at a\.q"):
         FisherRows().grams(site(torch.zeros(4, dtype=torch.float64)))
+
+
+def test_the_left_gram_needs_no_inputs():
+    rows = torch.tensor([4.0, 0.5, 1.0, 3.0], dtype=torch.float64)
+    assert FisherRows().left_gram(replace(site(rows), inputs=None)).equal(rows + 1e-3 * rows.mean())

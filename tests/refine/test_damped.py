@@ -24,6 +24,11 @@ def test_damps_more_until_rounding_no_longer_shows():
     assert 1e-7 < added < 1e-5
 
 
+def test_a_gram_of_zeros_becomes_its_damping():
+    factor = factor_(torch.zeros(3, 3, dtype=torch.float64), 0.25)
+    assert factor.equal(0.5 * torch.eye(3, dtype=torch.float64))
+
+
 def test_refuses_what_no_damping_helps():
     with pytest.raises(SlimrankError, match="Refinement met NaN or Inf"):
         factor_(torch.full((3, 3), torch.nan, dtype=torch.float64), 0.1)

@@ -119,6 +119,14 @@ def test_block_refinement_brings_every_block_nearer(compressed):
     assert "held-out errors" in note
 
 
+def test_blocks_that_are_still_dense_are_left_as_they_are(tiny_llama):
+    session = session_of(tiny_llama())
+    before = {name: p.detach().clone() for name, p in session.decoder.model.named_parameters()}
+    (note,) = Blocks(passes=1).refine(session, {})
+    assert "to 100.0% of what they were" in note
+    assert all(p.equal(before[name]) for name, p in session.decoder.model.named_parameters())
+
+
 def test_variance_is_that_of_all_batches_at_once():
     batches = [torch.randn(2, 3, 5) * torch.arange(1.0, 6) + 7, torch.randn(1, 3, 5)]
     torch.testing.assert_close(variance(batches), torch.cat(batches).flatten(0, 1).var(0))

@@ -12,6 +12,7 @@ from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage
 from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
 from slimrank.model import fingerprint
+from slimrank.session import Session
 from slimrank.store.disk import disk_errors
 
 RESUMABLE = {"trials", "storage"}  # what may change when a study goes on
@@ -23,7 +24,8 @@ class Bayes(Allocator):
     The variables are scaled to the budget, a block's linears all at its share, so that every trial meets it. The
     objective given to the sampler is the perplexity's logarithm. The first trial is uniform.
     sampler: `gp` (Gaussian process, expected improvement) or `tpe`; trials: evaluations in all, of all processes and
-    runs; storage: a file that keeps the study, which other processes may share and later runs go on with.
+    runs; seed: the calibration's by default; storage: a file that keeps the study, which other processes may share and
+    later runs go on with.
     """
 
     name: Literal["bayes"] = "bayes"
@@ -31,7 +33,7 @@ class Bayes(Allocator):
     windows: int = Field(128, ge=1)
     sampler: Sampler = "gp"
     low: float = Field(0.25, gt=0, lt=1)
-    seed: int = 3
+    seed: int | None = None
     storage: str | None = None
 
     @property
@@ -51,7 +53,7 @@ class Bayes(Allocator):
             study: Any = self._study(problem, storage) if world.main else None
             done = world.from_main(lambda: completed(study))
             for _ in session.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
-                asked = world.from_main(lambda: self._ask(study, names))
+                asked = world.from_main(lambda: self._ask(study, names, self._seed(session)))
                 if asked is None:
                     break  # other runs have done the rest
                 value = damage.nats(fit_ranks(problem, block_shares(problem, asked[1])))
@@ -63,11 +65,14 @@ class Bayes(Allocator):
     def _study(self, problem: Problem, storage: str | None) -> Any:
         return open_study(storage, self._identity(problem), shared=self.storage is not None)
 
-    def _ask(self, study: Any, names: list[str]) -> tuple[int, list[float]] | None:
+    def _seed(self, session: Session) -> int:
+        return int(session.windows.record["seed"]) if self.seed is None else self.seed
+
+    def _ask(self, study: Any, names: list[str], seed: int) -> tuple[int, list[float]] | None:
         """The next trial's number and values, None where enough are done."""
         if completed(study) >= self.trials:
             return None
-        trial = next_trial(study, self.sampler, self.seed, names, self.low)
+        trial = next_trial(study, self.sampler, seed, names, self.low)
         return trial.number, [trial.params[name] for name in names]
 
     def _identity(self, problem: Problem) -> dict[str, Any]:
@@ -81,6 +86,7 @@ class Bayes(Allocator):
             "metric": session.metric.model_dump(mode="json"),
             "form": session.form.model_dump(mode="json"),
             **{f"allocate.{key}": value for key, value in self.model_dump(mode="json", exclude=RESUMABLE).items()},
+            "allocate.seed": self._seed(session),
         }
         return dict(json.loads(json.dumps(identity)))
 

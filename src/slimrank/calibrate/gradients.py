@@ -73,7 +73,8 @@ def each_gradient(
     last = len(decoder) - 1
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
         outputs, totals = dict[str, PackedOutput](), dict[str, Tensor]()
-        with watch_gradients({} if index in done else linears[index], outputs, totals if of_weights else None):
+        watched, block = {} if index in done else linears[index], decoder.blocks[index]
+        with watch_gradients(block, watched, outputs, totals if of_weights else None):
             step_back(decoder, states, gradients, index)
         if index not in done:
             add_up(decoder, outputs, totals if of_weights else None, linears[index])
@@ -123,19 +124,30 @@ def token_losses(ids: Tensor, labels: Labels, draws: list[torch.Generator]) -> L
 
 @contextmanager
 def watch_gradients(
-    linears: dict[str, nn.Module], outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None
+    block: nn.Module, linears: dict[str, nn.Module], outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None
 ) -> Iterator[None]:
-    """Add the gradient at every linear's output to `outputs`, and dL/dW to `totals` where they are asked for."""
+    """Add the gradient at the output of every linear of `block` to `outputs`, and dL/dW to `totals` if asked for."""
+    batch = torch.Size()
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal batch
+        batch = args[0].shape[:2]
 
     def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach()
-            output.register_hook(lambda gradient: add_gradient(outputs, totals, name, x, gradient))
+            x = by_window(args[0].detach(), batch)
+            output.register_hook(lambda g: add_gradient(outputs, totals, name, x, by_window(g, batch)))
 
         return watch
 
-    with attached(module.register_forward_hook(hook(name)) for name, module in linears.items()):
+    hooks = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
+    with attached([block.register_forward_pre_hook(note), *hooks]):
         yield
+
+
+def by_window(x: Tensor, batch: torch.Size) -> Tensor:
+    """x (windows, tokens, n) where the block had flattened it to (windows tokens, n), as OPT's do; batch: these two."""
+    return x.unflatten(0, batch) if x.ndim == 2 and len(x) == batch.numel() else x
 
 
 def add_gradient(

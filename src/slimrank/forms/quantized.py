@@ -35,7 +35,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
-        if self.bits == 8:
+        if self.bits == 8 and x.dtype != torch.float16:  # where unscaled numbers would overflow
             y = nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale[:, 0].to(x.dtype)
             return y if self.bias is None else y + self.bias
         return nn.functional.linear(x, self.matrix().to(x.dtype), self.bias)

@@ -54,8 +54,8 @@ class Metric(BaseModel):
         raise NotImplementedError
 
     def left_gram(self, site: Site) -> Tensor | None:
-        """The left one of `grams`, for which the inputs may be missing where it does not depend on them."""
-        return self.grams(site).left
+        """The left one of `grams`, which gradients alone give; the inputs' Gram may be gone when it is asked for."""
+        return self.grams(site).left if self.gradients else None
 
     def held_out_inputs(self, site: Site) -> Grams | None:
         """As held_out_grams, of which the right one alone is of interest."""

@@ -42,7 +42,7 @@ class Blocks(Refiner):
             if facts is None:
                 with decoder.weights.hold(index):
                     before, after = self._refine_block(session, index, ours, [stream.hidden for stream in dense])
-                facts = {"ratio": after / before}
+                facts = {"ratio": after / before if before else 1.0}
                 session.finish(index, facts)
             ratios.append(facts["ratio"])
             for stream in ours:
@@ -56,10 +56,12 @@ class Blocks(Refiner):
         """The block's held-out loss before and after."""
         block, (calibration, held_out) = session.decoder.blocks[index], streams
         scale = variance(targets[0]).to(session.decoder.device).clamp_min(1e-8)
+        before = self._held_out(held_out, targets[1], scale)
+        if not before:
+            return before, before
         parameters = trainable([block])
         steps = self.passes * len(calibration.hidden)
         descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name)
-        before = self._held_out(held_out, targets[1], scale)
         best = Best(parameters, before)
         for number in range(self.passes):
             for hidden, calls, target in zip(calibration.hidden, calibration.calls, targets[0], strict=True):

@@ -7,13 +7,13 @@ from slimrank.errors import SlimrankError
 
 
 def factor_(gram: Tensor, damping: float) -> Tensor:
-    """Put the lower Cholesky factor of H + damping tr(H)/n I in H's place (n, n), and return it.
+    """Put the lower Cholesky factor of H + damping tr(H)/n I, or damping I for H = 0, in H's place (n, n).
 
-    Damped tenfold as often as rounding left H indefinite. Raises SlimrankError if that does not help.
+    Returns it. Damped tenfold as often as rounding left H indefinite. Raises SlimrankError if that does not help.
     """
     mean, most = gram.diagonal().mean(), max(1.0, damping)
     while damping <= most:
-        gram.diagonal().add_(damping * mean)
+        gram.diagonal().add_(damping * mean if mean else damping)
         factor, failed = torch.linalg.cholesky_ex(gram)
         if not failed:
             return gram.copy_(factor)
