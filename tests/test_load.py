@@ -16,13 +16,14 @@ def directory(tiny_llama, tiny_tokenizer, tmp_path):
     return tmp_path / "dense"
 
 
+@pytest.mark.parametrize("kind", ["own", "clip"])  # clip: a config that transformers knows, without a causal LM
 @pytest.mark.parametrize("room", [None, 2**30])
-def test_code_of_a_checkpoint_is_not_run_whatever_stands_on_stdin(directory, room, tmp_path, monkeypatch):
+def test_code_of_a_checkpoint_is_not_run_whatever_stands_on_stdin(directory, room, kind, tmp_path, monkeypatch):
     ran = tmp_path / "ran"
     (directory / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
     config = json.loads((directory / "config.json").read_text())
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-    (directory / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    (directory / "config.json").write_text(json.dumps({**config, "model_type": kind, "auto_map": own}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\ny\ny\n"))
     with pytest.raises(SlimrankError, match="cannot be loaded"):
         load(str(directory), room=room)

@@ -27,7 +27,7 @@ def in_parts(
         return None
     source = Source(directory)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     slots = find_slots(model, source)
     if slots is None:
