@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +77,13 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
             return LlamaForCausalLM(LlamaConfig(**defaults | config)).eval()
 
     return build
+
+
+@pytest.fixture
+def place(tiny_llama, tiny_tokenizer, make_text, tmp_path, monkeypatch) -> Path:
+    """A folder to work in that holds a bfloat16 model `dense` and text.txt."""
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(make_text(4000))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -106,6 +106,7 @@ def compress(
         if plan:
             plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
             linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
+            keep = plan.keep
         else:
             require_room(keep, chosen.form, [shape_of(m) for block in linears for m in block.values()])
         with clock("calibrate"):
@@ -113,7 +114,7 @@ def compress(
             if plan:
                 reading = Reading.again(plan.calibration, calibration)
             windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
-            identify(pieces, decoder, chosen, plan, plan.keep if plan else keep, windows, linears)
+            identify(pieces, decoder, chosen, plan, keep, windows, linears)
             if out is not None:
                 done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
                 if done is not None:
@@ -135,7 +136,6 @@ def compress(
                 pieces=pieces,
                 track=track,
             )
-        keep = plan.keep if plan else keep
         build = not rebuilt(chosen)
         session = Session(
             decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out,

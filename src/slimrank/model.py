@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from slimrank.distributed import ALONE
 from slimrank.errors import SlimrankError, UsageError
-from slimrank.forms.quantized import QuantizedLinear
+from slimrank.forms import Form
 from slimrank.linear import is_linear, weight_of
 from slimrank.store.weights import Weights
 
@@ -39,13 +39,18 @@ class Room(NamedTuple):
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The ModuleList whose modules hold the most linear parameters, the outermost where two tie."""
+    """The ModuleList whose modules hold the most linear parameters, the outermost where two tie.
+
+    Of a compressed model the one that holds compressed layers: it may have become smaller than a vision tower's.
+    """
 
     def linear_parameters(module: nn.Module) -> int:
-        dense = sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
-        return dense + sum(m.weight.numel() for m in module.modules() if isinstance(m, QuantizedLinear))
+        return sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
 
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    compressed = [item for item in lists if any(isinstance(module, Form) for module in item[1].modules())]
+    if compressed:
+        return compressed[0]
     found = max(lists, key=lambda item: linear_parameters(item[1]), default=None)
     if found is None or linear_parameters(found[1]) == 0:
         raise SlimrankError(f"{type(model).__name__} has no list of blocks with linears in it, so nothing to compress.")

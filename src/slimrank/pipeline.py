@@ -182,20 +182,24 @@ def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int)
 
 def measured(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
     """The linear's plan with what the curve says of its rank, which a person may have changed."""
-    curve, rank = session.curves[name], planned.rank or 0
-    losses = LinearSpectrum(curve.values, planned.shape, planned.block, planned.role).losses()
+    shares, rank, losses = session.curves[name].measured, planned.rank or 0, losses_of(session, name, planned)
     return planned.model_copy(
         update={
             "loss": losses[rank].item(),
             "relative": relative(losses[rank].item(), losses[0].item()),
-            "measured": None if curve.measured is None else curve.measured[rank].item(),
+            "measured": None if shares is None else shares[rank].item(),
         }
     )
 
 
+def losses_of(session: Session, name: str, planned: LinearPlan) -> Tensor:
+    """The linear's loss at every rank, as its curve has it."""
+    return LinearSpectrum(session.curves[name].values, planned.shape, planned.block, planned.role).losses()
+
+
 def built(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
     """Put a linear's factors in its place; returns its plan with what was built and measured."""
-    rank, losses = planned.rank or 0, LinearSpectrum(session.curves[name].values, planned.shape, 0, "").losses()
+    rank, losses = planned.rank or 0, losses_of(session, name, planned)
     with session.decoder.weights.hold(planned.block):
         target = session.target(name, None if session.form.searches else rank)
         layer = session.form.build(target, rank)

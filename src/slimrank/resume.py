@@ -38,15 +38,14 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
         UsageError: if `out` is taken, unless perhaps by this run itself, or another process is at work on it.
     """
     folder = progress_folder(out)
+    pieces = DiskPieces(folder)
     with disk_errors(folder):
         recover(out)
-        left = DiskPieces(folder)
-        if not (resume and IDENTITY in left and WRITTEN in left):
+        if not (resume and IDENTITY in pieces and WRITTEN in pieces):
             check_free(out, overwrite)
     with locked(folder / "lock", out):
         for stale in folder.glob("*.lock"):  # of a killed process's study
             stale.unlink()
-        pieces = DiskPieces(folder)
         if not resume:
             pieces.drop(IDENTITY)
         if IDENTITY not in pieces:

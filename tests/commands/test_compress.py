@@ -1,23 +1,12 @@
 import json
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from slimrank.cli import app
 from slimrank.errors import UsageError
 
 READ = ["--calibration", "text.txt", "--samples", "8", "--window", "32"]
-
-
-@pytest.fixture
-def place(tiny_llama, tiny_tokenizer, make_text, tmp_path, monkeypatch):
-    """A folder to work in that holds a model and a text."""
-    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path / "dense")
-    tiny_tokenizer.save_pretrained(tmp_path / "dense")
-    (tmp_path / "text.txt").write_text(make_text(4000))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(*args):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from slimrank.calibrate.texts import read_text
+from slimrank.calibrate.texts import read_text, spec_of
 from slimrank.calibrate.windows import Windows, check_window, context_length, sample_windows
 from slimrank.errors import UsageError
 from slimrank.load import Loaded
@@ -27,8 +27,7 @@ class Reading:
         missing = [key for key in ("source", "sha256", *keys) if key not in record]
         if missing:
             raise UsageError(f"The plan's calibration lacks {missing[0]!r}: make it again.")
-        source = "demo" if record["source"] == "demo (calibration)" else record["source"]
-        return cls(source if spec is None else spec, **{key: record[key] for key in keys})
+        return cls(spec_of(record["source"]) if spec is None else spec, **{key: record[key] for key in keys})
 
 
 def read_windows(loaded: Loaded, reading: Reading, sha256: str | None = None) -> Windows:

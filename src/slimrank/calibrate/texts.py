@@ -26,6 +26,15 @@ class Text:
     sha256: str
 
 
+def _demo_source(part: demo.Part) -> str:
+    return f"demo ({part})"
+
+
+def spec_of(source: str) -> str:
+    """The SPEC of a calibration text by what it says of its source."""
+    return "demo" if source == _demo_source("calibration") else source
+
+
 def read_text(
     spec: str,
     *,
@@ -53,7 +62,7 @@ def read_text(
     elif chat:
         raise UsageError(f"{spec} holds no chat messages: chat templates need a .jsonl, .parquet or hub: dataset")
     elif spec == "demo":
-        return _text(read_utf8(demo.text(part)), f"demo ({part})")
+        return _text(read_utf8(demo.text(part)), _demo_source(part))
     else:
         return _text(read_utf8(Path(spec)), spec)
     return _text("\n\n".join(_strings(rows, spec, tokenizer if chat else None)), spec)

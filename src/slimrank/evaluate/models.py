@@ -77,14 +77,7 @@ def linear_parameters(loaded: Loaded) -> int:
                 total += count(child)
         return total
 
-    return count(decoder_blocks(loaded.model))
-
-
-def decoder_blocks(model: nn.Module) -> nn.Module:
-    """The list of decoder blocks: once compressed it may be smaller than another list, such as a vision tower's."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    compressed = (blocks for blocks in lists if any(isinstance(module, Form) for module in blocks.modules()))
-    return next(compressed, None) or find_blocks(model)[1]
+    return count(find_blocks(loaded.model)[1])
 
 
 def stored_bytes(loaded: Loaded) -> int:

@@ -12,7 +12,7 @@ from torch.nn import Module
 from slimrank.evaluate.perplexity import Perplexity
 from slimrank.forms.quantized import QuantizedLinear
 from slimrank.integrations.lm_eval import TaskResult
-from slimrank.store.source import INDEX, SINGLE
+from slimrank.store.source import weight_files
 
 JSON_VERSION = 1
 
@@ -76,9 +76,5 @@ def count_parameters(model: Module) -> int:
 
 
 def weight_bytes(directory: Path) -> int:
-    """The bytes of the directory's safetensors files that load: the index's shards, or else model.safetensors."""
-    files = {directory / SINGLE}
-    if (directory / INDEX).is_file():
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        files = {directory / Path(shard).name for shard in index["weight_map"].values()}
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """The bytes of the files that the directory's tensors are read from."""
+    return sum(file.stat().st_size for file in weight_files(directory) if file.is_file())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrank.account import Account
+from slimrank.calibrate.texts import spec_of
 from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
 from slimrank.report import charts
@@ -135,8 +136,7 @@ def forms(plan: Plan) -> str:
 
 def command(plan: Plan, account: Account, *words: object) -> str:
     """The command that makes the run again from its plan or its recipe, as `words` say."""
-    source = plan.calibration["source"]
-    text = "demo" if source == "demo (calibration)" else source
+    text = spec_of(plan.calibration["source"])
     spec = [] if account.model == text == "demo" else ["--calibration", text]
     where = ["--device", account.device, "--dtype", account.computed]
     return shlex.join(str(word) for word in ("slimrank", "compress", account.model, *words, *spec, *where))

@@ -10,18 +10,21 @@ from torch import Tensor
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The files that a checkpoint's tensors are read from: its index's shards, or else model.safetensors."""
+    if not (directory / INDEX).is_file():
+        return [directory / SINGLE]
+    shards = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return sorted({directory / Path(shard).name for shard in shards})
+
+
 class Source:
     """Names, shapes and tensors of `directory`, sharded or in one file."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._files: dict[Path, Any] = {}
-        if (directory / INDEX).is_file():
-            shards = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-            paths = sorted({directory / Path(shard).name for shard in shards})
-        else:
-            paths = [directory / SINGLE]
-        self._places = {key: path for path in paths for key in self._open(path).keys()}  # noqa: SIM118 (no mapping)
+        self._places = {key: path for path in weight_files(directory) for key in self._open(path).keys()}  # noqa: SIM118 (no mapping)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
