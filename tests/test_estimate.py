@@ -41,3 +41,5 @@ def test_who_runs_the_whole_model_needs_it_in_memory_and_who_trains_it_four_time
     whole = memory(made, [], whole=True)
     assert whole.memory == size and whole.largest == "the allocator or the refiners that run the whole model"
     assert memory(made, [Anchored(), Distill()]).memory == 4 * size
+    made.decoder.model.to(torch.bfloat16)
+    assert memory(made, [Anchored(), Distill()]).memory == size / 2 + 3 * size  # what training adds is in float32

@@ -87,9 +87,11 @@ def killed_then_resumed(options, out, whole, **moment):
     return killed
 
 
-@pytest.mark.parametrize("recipe", ["slimrank", "distilled"])
-def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, tmp_path):
-    options |= RECIPES[recipe]
+@pytest.mark.parametrize(
+    ("recipe", "dtype"), [("slimrank", "float32"), ("distilled", "float32"), ("distilled", "bfloat16")]
+)
+def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, dtype, tmp_path):
+    options |= {**RECIPES[recipe], "dtype": dtype}
     steps = kills.run({**options, "out": str(tmp_path / "whole")}).steps
     for _ in range(3):
         assert kills.run(options, steps // 5).steps is None

@@ -19,7 +19,7 @@ from slimrank.store.weights import Part
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
 LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
-TRAINED = 4  # a parameter's numbers in training: itself, its gradient, two moments
+TRAINED = 3 * 4  # bytes of a parameter's numbers in training beside itself, in float32 in any dtype
 EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
 PASSES = 3, 6, 9  # forward passes over the windows: calibration, gradients, refiners a block at a time
 
@@ -100,18 +100,18 @@ def estimate(
     solved = sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
     rounds = 1 + sum(refiner.work for refiner in refine)
     seconds = work / speed(decoder.device, dtype) + 2 * rounds * solved / speed(decoder.device, torch.float64)
-    total = _whole_bytes(sum(sizes.values()), refine, whole)
+    total = _whole_bytes(sum(sizes.values()), dtype.itemsize, refine, whole)
     if total > memory:
         return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
     return Estimate(memory, disk, seconds)
 
 
-def _whole_bytes(model: int, refine: Sequence[Refiner], whole: bool) -> int:
+def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bool) -> int:
     """Of the whole model in memory, with what training adds; 0 where nothing needs it."""
     needing = [refiner for refiner in refine if refiner.whole_model]
     if not needing and not whole:
         return 0
-    return LIBRARIES + model * (TRAINED if any(refiner.trains for refiner in needing) else 1)
+    return LIBRARIES + model + any(refiner.trains for refiner in needing) * (model // itemsize * TRAINED)
 
 
 def m_n(shape: tuple[int, int]) -> int:

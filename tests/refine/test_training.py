@@ -20,7 +20,11 @@ from slimrank.refine.training import Best, Descent, divergence, teacher_of, trai
 @pytest.fixture
 def compressed(tiny_llama):
     """A session whose model has been cut to half its linears, and the plan's ranks."""
-    session = session_of(tiny_llama())
+    return cut(tiny_llama())
+
+
+def cut(model):
+    session = session_of(model)
 
     def more(count, seed):
         return windows(320, count, seed=seed).calibration
@@ -84,6 +88,25 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
     assert all(p.grad is None for p in session.decoder.model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("refiner", [Distill(tokens=40 * 4 * 32, batch=4, lr=3e-3), Blocks(passes=10, lr=3e-3)])
+def test_in_half_precision_it_comes_as_near_as_in_float32(compressed, tiny_llama, refiner, dtype):
+    half, ranks = cut(tiny_llama().to(dtype))
+    refiner.refine(*compressed), refiner.refine(half, ranks)
+    ids, dense = half.windows.held_out, tiny_llama()
+    found = held_out_divergence(half.decoder.model, dense, ids)
+    assert all(p.dtype == dtype for p in half.decoder.model.parameters())
+    assert found == pytest.approx(held_out_divergence(compressed[0].decoder.model, dense, ids), rel=0.1)
+
+
+def test_steps_that_rounding_would_swallow_add_up():
+    p = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    descent = Descent([p], lr=1e-4, steps=100, what="distill")
+    for _ in range(100):
+        descent.step((p - 2).square().sum())
+    assert p.item() == pytest.approx(1 + 1e-4 * 50, abs=2**-8) and p.item() > 1
+
+
 def test_states_error_is_the_mean_over_tokens_and_the_blocks_but_the_last():
     dense = [torch.randn(2, 3, 4) for _ in range(4)]  # before 3 blocks, and behind the last one's norm
     ours = [2 * dense[0], 1.5 * dense[1], dense[2] + dense[2].roll(1, 0), 9 * dense[3]]
@@ -145,5 +168,12 @@ def test_the_best_state_comes_back():
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     p = nn.Parameter(torch.ones(1))
-    with pytest.raises(SlimrankError, match=r"refine\.distill became NaN or Inf"):
+    with pytest.raises(SlimrankError, match=r"The loss of refine\.distill became NaN or Inf"):
         Descent([p], lr=1.0, steps=2, what="distill").step(p * math.nan)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step():
+    p = nn.Parameter(torch.zeros(1))
+    with pytest.raises(SlimrankError, match=r"A gradient of refine\.distill became NaN or Inf"):
+        Descent([p], lr=1.0, steps=2, what="distill").step(p.sqrt().sum())
+    assert p.item() == 0

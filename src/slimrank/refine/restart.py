@@ -12,8 +12,8 @@ def keep(pieces: Pieces, key: str, descent: Descent, best: Best, step: int) -> N
     if not pieces.lasting:
         return
     tensors: dict[str, Tensor] = {}
-    for index, parameter in enumerate(descent.parameters):
-        tensors |= {f"now/{index}": parameter.detach(), f"best/{index}": best.state[index]}
+    for index, master in enumerate(descent.masters):
+        tensors |= {f"now/{index}": master.detach(), f"best/{index}": best.state[index]}
     for number, optimizer in enumerate(descent.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{index}/{name}": value for name, value in state.items()}
@@ -26,9 +26,10 @@ def go_on(pieces: Pieces, key: str, descent: Descent, best: Best) -> int:
     if key not in pieces:
         return 0
     tensors, facts = pieces.load(key)
-    for index, parameter in enumerate(descent.parameters):
-        parameter.copy_(tensors[f"now/{index}"])
+    for index, master in enumerate(descent.masters):
+        master.copy_(tensors[f"now/{index}"])
         best.state[index].copy_(tensors[f"best/{index}"])
+    descent.follow()
     best.loss, best.step = facts["loss"], facts["best"]
     for number, optimizer in enumerate(descent.optimizers):
         states: dict[int, dict[str, Tensor]] = {}

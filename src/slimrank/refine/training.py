@@ -51,10 +51,14 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return nn.functional.kl_div(log_q.flatten(0, 1), log_p.flatten(0, 1), reduction="batchmean", log_target=True)
 
 
+LOUDER = 1024.0  # the loss times this, a power of two, keeps float16's gradients above its smallest number
+
+
 class Descent:
     """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
 
     Muon's steps are scaled to the size of AdamW's, so that one lr serves both. Gradients are clipped to norm 1.
+    Parameters of less than float32, whose rounding would swallow small steps, follow float32 `masters` that take them.
     world: the processes whose losses are parts of one sum.
     """
 
@@ -62,8 +66,9 @@ class Descent:
         self, parameters: list[nn.Parameter], *, lr: float, steps: int, what: str, world: World = ALONE
     ) -> None:
         self.parameters, self.what, self.world = parameters, what, world
-        matrices = [p for p in parameters if p.ndim == 2]
-        vectors = [p for p in parameters if p.ndim != 2]
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in parameters]
+        matrices = [p for p in self.masters if p.ndim == 2]
+        vectors = [p for p in self.masters if p.ndim != 2]
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
@@ -81,14 +86,26 @@ class Descent:
         """One step down `loss`; a SlimrankError if it is not finite."""
         if not math.isfinite(self.world.total(loss.item())):
             raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        self.world.add_up(*(p.grad for p in self.parameters if p.grad is not None))
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for parameter in self.parameters:
+            parameter.grad = None
+        (loss * LOUDER).backward()
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float().div_(LOUDER)
+        gradients = [master.grad for master in self.masters if master.grad is not None]
+        self.world.add_up(*gradients)
+        if not nn.utils.clip_grad_norm_(self.masters, 1.0).isfinite():
+            raise SlimrankError(f"A gradient of refine.{self.what} became NaN or Inf: lower its lr.")
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Round the masters into the parameters."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                parameter.copy_(master)
 
 
 def cosine(step: int, steps: int) -> float:
