@@ -115,3 +115,8 @@ def test_options_and_texts_that_leave_nothing_to_measure(tiny_llama, tiny_tokeni
         perplexity(model, tiny_tokenizer, text, window=1)
     with pytest.raises(UsageError, match=r"^--max-windows 0 leaves nothing"):
         perplexity(model, tiny_tokenizer, text, window=2, max_windows=0)
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(tiny_llama, tiny_tokenizer, text):
+    with pytest.raises(SlimrankError, match=r"gives the id \d+, but the model embeds ids below 200"):
+        perplexity(tiny_llama(vocab_size=200), tiny_tokenizer, text, window=32)

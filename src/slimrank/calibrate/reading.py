@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimrank.calibrate.texts import read_text, spec_of
+from slimrank.calibrate.tokens import require_embedded
 from slimrank.calibrate.windows import Windows, check_window, context_length, sample_windows
 from slimrank.errors import UsageError
 from slimrank.load import Loaded
@@ -35,6 +36,7 @@ def read_windows(loaded: Loaded, reading: Reading, sha256: str | None = None) ->
 
     Raises:
         UsageError: if there is no text, the window is beyond the context, or the text's hash is not `sha256`.
+        SlimrankError: if the text is too short, or the tokenizer knows more than the model.
     """
     if reading.spec is None and loaded.name != "demo":
         raise UsageError(
@@ -54,5 +56,7 @@ def read_windows(loaded: Loaded, reading: Reading, sha256: str | None = None) ->
         seed=reading.seed,
         special_tokens=reading.special_tokens,
     )
+    for ids in (windows.calibration, windows.held_out):
+        require_embedded(ids, loaded.model)
     windows.record["chat"] = reading.chat
     return windows

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_tokens: bool = True) -> list[list[int]]:
@@ -18,6 +20,15 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_token
         reason = " ".join(str(error).split())[:300]
         raise SlimrankError(f"The tokenizer cannot read the text ({reason}): get an intact tokenizer.") from error
     return encoded["input_ids"]
+
+
+def require_embedded(ids: Tensor, model: "PreTrainedModel") -> None:
+    """Raise SlimrankError where an id is beyond the model's embedding."""
+    most, rows = int(ids.max()), len(cast(nn.Embedding, model.get_input_embeddings()).weight)
+    if most >= rows:
+        raise SlimrankError(
+            f"The tokenizer gives the id {most}, but the model embeds ids below {rows}: get the model's own tokenizer."
+        )
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:

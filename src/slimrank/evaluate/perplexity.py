@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch.nn.functional import cross_entropy, pad
 
 from slimrank.calibrate.texts import Text
-from slimrank.calibrate.tokens import encode
+from slimrank.calibrate.tokens import encode, require_embedded
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.progress import Track, no_track
 
@@ -48,9 +48,11 @@ def perplexity(
     """Measure the perplexity of a text: one tokenizer call, windows without overlap, the remainder dropped.
 
     `max_windows` keeps the first ones only; `batch_size` (windows) changes speed and memory, not the measure. Raises
-    SlimrankError when the text yields no window or a logit is not finite, UsageError for a window below 2.
+    SlimrankError when the text yields no window, the tokenizer knows more than the model, or a logit is not finite;
+    UsageError for a window below 2.
     """
     windows = _windows(tokenizer, text, window, max_windows, special_tokens)
+    require_embedded(windows, model)
     batches = windows.split(batch_size or _batch_size(window, _vocabulary(model)))
     total = torch.zeros((), dtype=torch.float64)
     done = 0
