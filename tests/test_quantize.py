@@ -7,11 +7,13 @@ from lossless import compress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from slimrank.account import Account
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.load import load
+from slimrank.plan import Plan
 from slimrank.quantize import quantize, rounded
 
 pytest.importorskip("torchao")
@@ -85,3 +87,20 @@ def test_trainer_refuses_what_has_no_gradients(bits, write, tmp_path):
         Trainer(model, TrainingArguments(tmp_path / "run", report_to=[], use_cpu=True))
     tokens = torch.arange(5)[None]
     assert model.generate(tokens, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)
+
+
+def test_plan_account_and_card_come_along(place):
+    import slimrank
+
+    options = {"calibration": "text.txt", "samples": 8, "window": 32}
+    slimrank.compress("dense", "svd-llm", keep=0.6, **options).save("small")
+    quantize(load("small"), place / "out")
+    before, after = (Plan.load(place / name / "slimrank/plan.json") for name in ("small", "out"))
+    assert after.notes == [*before.notes, "The factors were then rounded to 8 bits (slimrank quantize)."]
+    assert {name: linear.layer for name, linear in after.linears.items()} == {
+        name: linear.layer | {"bits": 8} for name, linear in before.linears.items()
+    }
+    assert Account.load(place / "out") == Account.load(place / "small")
+    assert 'from_pretrained("out")' in (place / "out/README.md").read_text()
+    again = slimrank.compress("dense", plan=after)
+    assert again.plan.linears == before.linears

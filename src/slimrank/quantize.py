@@ -6,12 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slimrank.account import FILE as ACCOUNT
+from slimrank.account import Account
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import MissingLibrary, UsageError
 from slimrank.forms import Form, compressed_layers, form_of
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.load import Loaded
 from slimrank.model import set_module
+from slimrank.plan import Plan
+from slimrank.result import PLAN, card
 
 
 def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = False) -> None:
@@ -34,8 +38,24 @@ def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = Fals
         set_module(loaded.model, name, quantized(form, bits))
     write_checkpoint(
         loaded.model, out, layers=compressed_layers(loaded.model), dtype=loaded.dtype, source=loaded.directory,
-        tokenizer=loaded.tokenizer, overwrite=overwrite,
+        tokenizer=loaded.tokenizer, extras=records(loaded, bits, out.name), overwrite=overwrite,
     )  # fmt: skip
+
+
+def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
+    """What compress left beside the weights, by path: the plan with the layers as they are now, account and card."""
+    folder, layers = loaded.directory, compressed_layers(loaded.model)
+    if folder is None or not (folder / PLAN).is_file():
+        return {}
+    plan, account = Plan.load(folder / PLAN), Account.load(folder)
+    linears = {
+        name: linear.model_copy(update={"layer": layers.get(name, linear.layer)})
+        for name, linear in plan.linears.items()
+    }
+    notes = [*plan.notes, f"The factors were then rounded to {bits} bits (slimrank quantize)."]
+    plan = plan.model_copy(update={"linears": linears, "notes": notes})
+    parameters = account.parameters["dense"], account.parameters["compressed"]
+    return {PLAN: plan.to_json(), ACCOUNT: account.to_json(), "README.md": card(name, plan, parameters)}
 
 
 @torch.no_grad()

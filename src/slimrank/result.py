@@ -85,13 +85,8 @@ class Result:
 
     def card(self, name: str) -> str:
         """The model card."""
-        budget, (before, after) = self.plan.budget, self.parameters
-        rows = {
-            "dense": {"parameters of the linears": budget.dense, "of the model": before},
-            "compressed": {"parameters of the linears": budget.used, "of the model": after},
-        }
         hub = None if self.loaded.directory else self.loaded.name
-        return model_card(name=name, recipe=self.plan.recipe.to_yaml(), results=rows, base_model=hub)
+        return card(name, self.plan, self.parameters, hub)
 
     def summary(self) -> dict[str, str]:
         """The totals, for people."""
@@ -102,6 +97,16 @@ class Result:
             "whole model": f"{after:,} of {before:,} parameters ({after / before:.1%})",
             "calibration": ", ".join(f"{key} {_short(value)}" for key, value in self.plan.calibration.items()),
         }
+
+
+def card(name: str, plan: Plan, parameters: tuple[int, int], hub: str | None = None) -> str:
+    """The model card; parameters: of the whole model, before and after; hub: the dense model's id there."""
+    budget, (before, after) = plan.budget, parameters
+    rows = {
+        "dense": {"parameters of the linears": budget.dense, "of the model": before},
+        "compressed": {"parameters of the linears": budget.used, "of the model": after},
+    }
+    return model_card(name=name, recipe=plan.recipe.to_yaml(), results=rows, base_model=hub)
 
 
 def peak_memory() -> int:
