@@ -43,3 +43,12 @@ def test_who_runs_the_whole_model_needs_it_in_memory_and_who_trains_it_four_time
     assert memory(made, [Anchored(), Distill()]).memory == 4 * size
     made.decoder.model.to(torch.bfloat16)
     assert memory(made, [Anchored(), Distill()]).memory == size / 2 + 3 * size  # what training adds is in float32
+
+
+def test_the_bases_that_factors_are_cut_from_are_on_the_disk_beside_the_finished_blocks(tiny_llama):
+    made = session(tiny_llama())
+    run = {"gradients": False, "refine": []}
+    without, held = (estimate(made.decoder, made.linears, made.windows.calibration, bases=b, **run) for b in (0, 1))
+    attention, mlp = 2 * 32**2 + 2 * 16**2, 3 * 32**2  # the squares of the smaller sides, k and v having 16 rows
+    assert held.disk - without.disk == 2 * 8 * (attention + mlp)
+    assert held.memory == without.memory

@@ -82,6 +82,8 @@ def compress(
     if not 0 < keep <= 1:
         raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
     chosen = plan.recipe if plan else load_recipe(recipe, settings)
+    build = not rebuilt(chosen)
+    bases = build or chosen.allocate.whole_model
     out = None if out is None else Path(out)
     if world.size > 1 and out is None:
         raise UsageError("Several processes hand over their work in the folder beside out: name one.")
@@ -120,10 +122,10 @@ def compress(
                 if done is not None:
                     return done
                 mine = world.share(windows.calibration)
-                whole = chosen.allocate.whole_model
                 expected = estimate(
-                    decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine, whole=whole
-                )
+                    decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine,
+                    whole=chosen.allocate.whole_model, bases=bases and chosen.metric.route == "projector",
+                )  # fmt: skip
                 announce(expected)
                 expected.check(limits, out.resolve().parent, memory is not None, size_of(progress_folder(out)))
             moments, held_out = calibrate(
@@ -136,10 +138,9 @@ def compress(
                 pieces=pieces,
                 track=track,
             )
-        build = not rebuilt(chosen)
         session = Session(
             decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out,
-            track=track, pieces=pieces, clock=clock, bases=build or chosen.allocate.whole_model,
+            track=track, pieces=pieces, clock=clock, bases=bases,
         )  # fmt: skip
         with clock("decompose"):
             decompose_all(session)

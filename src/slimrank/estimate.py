@@ -71,13 +71,14 @@ def estimate(
     gradients: bool,
     refine: Sequence[Refiner],
     whole: bool = False,
+    bases: bool = False,
 ) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
     Memory beside the libraries: of what is outside the blocks with some logits, or of one block with its Grams' sums
     and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take, or of
     the whole model where a refiner or, with `whole`, the allocator runs it, whichever is most. Disk: half of each Gram
-    in float32, and the held-out ones or what the finished blocks hold.
+    in float32, and the held-out ones or what the finished blocks hold and, with `bases`, what they are cut from.
     """
     tokens = windows.numel()
     sizes = _part_bytes(decoder)
@@ -93,7 +94,8 @@ def estimate(
     memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + solving)
     inputs = 2 * sum(n * n for _, n in flat)
     disk = sum(2 * m * m for m, _ in flat) if gradients else 0
-    disk += inputs + max(inputs, sum(sizes.values()))
+    kept = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
+    disk += inputs + max(inputs, sum(sizes.values()) + kept)
     passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if closed else 0)
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
