@@ -14,6 +14,7 @@ from slimrank.forms import Form, compressed_layers, form_of
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.load import Loaded
 from slimrank.model import set_module
+from slimrank.pipeline import with_entry
 from slimrank.plan import Plan
 from slimrank.result import PLAN, card
 
@@ -48,10 +49,7 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
     if folder is None or not (folder / PLAN).is_file():
         return {}
     plan, account = Plan.load(folder / PLAN), Account.load(folder)
-    linears = {
-        name: linear.model_copy(update={"layer": layers.get(name, linear.layer)})
-        for name, linear in plan.linears.items()
-    }
+    linears = {path: with_entry(linear, layers.get(path)) for path, linear in plan.linears.items()}
     notes = [*plan.notes, f"The factors were then rounded to {bits} bits (slimrank quantize)."]
     plan = plan.model_copy(update={"linears": linears, "notes": notes})
     parameters = account.parameters["dense"], account.parameters["compressed"]

@@ -51,7 +51,7 @@ def perplexity(
     SlimrankError when the text yields no window, the tokenizer knows more than the model, or a logit is not finite;
     UsageError for a window below 2.
     """
-    windows = _windows(tokenizer, text, window, max_windows, special_tokens)
+    windows = text_windows(tokenizer, text, window, max_windows, special_tokens)
     require_embedded(windows, model)
     batches = windows.split(batch_size or _batch_size(window, _vocabulary(model)))
     total = torch.zeros((), dtype=torch.float64)
@@ -65,10 +65,13 @@ def perplexity(
     return Perplexity(_exp(nats), nats, tokens, windows.shape[0], window)
 
 
-def _windows(
+def text_windows(
     tokenizer: "PreTrainedTokenizerBase", text: Text, window: int, max_windows: int | None, special_tokens: bool
 ) -> Tensor:
-    """(windows, window) ids, int64."""
+    """The text's windows without overlap, the first `max_windows` of them: (windows, window) ids, int64.
+
+    Raises as `perplexity` does.
+    """
     if window < 2:
         raise UsageError(f"--window {window} leaves no token to predict: give at least 2")
     if max_windows is not None and max_windows < 1:
