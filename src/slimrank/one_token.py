@@ -1,9 +1,9 @@
 """Faster kernels for one token at a time in bfloat16 on a CPU, where torch's choices are for many.
 
 oneDNN, which torch takes for every product in bfloat16, reads the weights of a product with one row half as fast as
-torch's own matrix-vector product, which is an operator of its own here, so that torch.compile keeps it. torch's flash
-attention takes several times as long for one query as two batched products, and those twice as long as the loops over
-keys and values that torch.compile makes of plain sums.
+torch's own matrix-vector product. torch's flash attention takes several times as long for one query as two batched
+products. torch.compile makes loops of plain sums that are as fast as the one, faster than the other, and cost nothing to
+call, which many thin products feel.
 """
 
 from typing import Any, Self
@@ -19,10 +19,6 @@ from slimrank.model import set_module
 
 ATTENTION = "slimrank"
 """The name under which transformers knows the attention."""
-
-library = torch.library.Library("slimrank", "DEF")
-library.define("row(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-library.define("settle(Tensor x) -> Tensor")
 
 
 def use_one_token_kernels(model: PreTrainedModel) -> None:
@@ -53,7 +49,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in) transposed, plus bias (out,): (..., out)."""
     if not (_applies(x) and x.numel() == x.shape[-1]):
         return linear(x, weight, bias)
-    return torch.ops.slimrank.row(x, weight, bias) if torch.compiler.is_compiling() else row(x, weight, bias)
+    return (sums if torch.compiler.is_compiling() else row)(x, weight, bias)
 
 
 def attention(
@@ -84,6 +80,12 @@ def row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         switch.enabled = was
 
 
+def sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`product` of one row as plain sums, in float32."""
+    y = (settled(x.reshape(-1)) * weight.float()).sum(-1)
+    return (y if bias is None else y + bias).to(x.dtype).view(*x.shape[:-1], -1)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """softmax(scale q k^T + mask) v for one query of each sequence, with the softmax in float32.
 
@@ -105,21 +107,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
 def batched(a: Tensor, b: Tensor) -> Tensor:
     """a (n, k, w) @ b (n, w, m): (n, k, m), of small k; in float32 and as plain sums for torch.compile's loops."""
     if torch.compiler.is_compiling():
-        return (torch.ops.slimrank.settle(a).float()[..., None] * b.float()[:, None]).sum(-2)
+        return (settled(a)[..., None] * b.float()[:, None]).sum(-2)
     return a @ b
 
 
-def settle(x: Tensor) -> Tensor:
-    """x, which torch.compile must have at hand here, where it would else compute it anew in every turn of a loop."""
-    return x.clone()
+def settled(x: Tensor) -> Tensor:
+    """x in float32, its own strides asked for, so that torch.compile computes it once and not in every turn of a loop."""
+    x = x.float().contiguous()
+    return x.as_strided(x.shape, x.stride())
 
 
-def _row_like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-for name, run, like in (("row", row, _row_like), ("settle", settle, torch.empty_like)):
-    library.impl(name, run, "CPU")
-    torch.library.register_fake(f"slimrank::{name}", like, lib=library)
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
