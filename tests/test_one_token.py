@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from architectures import ARCHITECTURES, llama
@@ -80,10 +82,22 @@ def test_nothing_of_it_is_saved(tmp_path):
 
 
 @torch.no_grad()
-def test_a_decoding_step_compiles_to_one_graph(monkeypatch):
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda run, **options: compiled(run, backend="aot_eager", **options))
+def decodes_alike(batch):
+    """One graph decodes as eager steps do."""
     model = optimize(sixteen(llama()))
-    eager, one_graph = (decoder(model, tokens=8, batch=2, steps=2, compiled=choice) for choice in (False, True))
+    eager, one_graph = (decoder(model, tokens=8, batch=batch, steps=2, compiled=choice) for choice in (False, True))
     for _ in range(2):
         torch.testing.assert_close(one_graph(), eager(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_decoding_step_compiles_to_one_graph(monkeypatch, batch):
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compiled(run, backend="aot_eager", **options))
+    decodes_alike(batch)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_the_loops_of_a_compiled_step_decode_alike():
+    decodes_alike(batch=1)

@@ -2,7 +2,7 @@
 
 oneDNN, which torch takes for every product in bfloat16, reads the weights of a product with one row half as fast as
 torch's own matrix-vector product. torch's flash attention takes several times as long for one query as two batched
-products. torch.compile makes loops of plain sums that are as fast as the one, faster than the other, and cost nothing to
+products. Of plain sums torch.compile makes loops that are as fast as the one, faster than the other, and cost nothing to
 call, which many thin products feel.
 """
 
@@ -112,7 +112,7 @@ def batched(a: Tensor, b: Tensor) -> Tensor:
 
 
 def settled(x: Tensor) -> Tensor:
-    """x in float32, its own strides asked for, so that torch.compile computes it once and not in every turn of a loop."""
+    """x in float32; asking for its strides has torch.compile compute it once, and not in every turn of a loop."""
     x = x.float().contiguous()
     return x.as_strided(x.shape, x.stride())
 
