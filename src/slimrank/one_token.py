@@ -2,8 +2,8 @@
 
 oneDNN, which torch takes for every product in bfloat16, reads the weights of a product with one row half as fast as
 torch's own matrix-vector product. torch's flash attention takes several times as long for one query as two batched
-products. Of plain sums torch.compile makes loops that are as fast as the one, faster than the other, and cost nothing to
-call, which many thin products feel.
+products. Of plain sums torch.compile makes loops that are as fast as the one, faster than the other, and cost nothing
+to call, which many thin products feel.
 """
 
 from typing import Any, Self
