@@ -1,7 +1,9 @@
 """What to read for calibration: the options of a command, or what a plan recorded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from slimrank.calibrate.texts import read_text, spec_of
 from slimrank.calibrate.tokens import require_embedded
@@ -59,4 +61,10 @@ def read_windows(loaded: Loaded, reading: Reading, sha256: str | None = None) ->
     for ids in (windows.calibration, windows.held_out):
         require_embedded(ids, loaded.model)
     windows.record["chat"] = reading.chat
-    return windows
+
+    def more(number: int, seed: int) -> Tensor:
+        ids = windows.more(number, seed)
+        require_embedded(ids, loaded.model)
+        return ids
+
+    return replace(windows, more=more)
