@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from slimrank.load import load
 vllm = pytest.importorskip("vllm")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+cache = tempfile.TemporaryDirectory()
+os.environ["VLLM_CACHE_ROOT"] = cache.name  # for all tests, since vLLM reads it once a process
 pytestmark = pytest.mark.timeout(1800)
 
 PROMPTS = [[5, 17, 99, 200, 45], [7, 8, 9, 10, 11, 12, 300, 33]]
@@ -69,10 +72,9 @@ def test_serves_every_form_token_for_token(mixed):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
-def test_serves_compiled(mixed, monkeypatch, tmp_path):
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+def test_serves_compiled(mixed):
     assert served(mixed, "float32", eager=False) == expected(mixed, torch.float32)
-    assert list(tmp_path.rglob("torch_compile_cache"))
+    assert list(Path(cache.name).rglob("torch_compile_cache"))
 
 
 def test_serves_bfloat16(mixed):
