@@ -2,55 +2,58 @@
 
 from collections.abc import Iterable
 from functools import partial
-
-from torch import Tensor
+from operator import le
 
 from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
-from slimrank.session import Session
+from slimrank.session import Group, Session
 from slimrank.spectrum import Curve, curve, curve_of, decompose
 from slimrank.store.pieces import Pieces
 
 
-def measured_curve(session: Session, name: str) -> Curve:
-    """One linear's curve."""
-    site, metric = session.site(name), session.metric
-    held_out = metric.held_out_inputs(site)
-    if held_out is not None and held_out.right is not None and _rough(session, site.weight):
+def measured_curve(session: Session, group: Group) -> Curve:
+    """A group's curve, which mostly is one linear."""
+    metric = session.metric
+    held_out = metric.held_out_inputs(session.site(group[0]))
+    if held_out is not None and held_out.right is not None and _rough(session, group):
         held_out = Grams(right=held_out.right.float())  # before the other Gram takes memory
-    grams = metric.grams(site)
-    if metric.route == "projector" or session.pieces.lasting:
+    weight, grams = session.stack(group)
+    if metric.route == "projector" or session.pieces.lasting or len(group) > 1:
         timer = partial(session.clock, "measure")
-        return curve(site.weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
-    session.decompositions[name] = decompose(site.weight, grams, metric.route)
+        return curve(weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
+    session.decompositions[group[0]] = decompose(weight, grams, metric.route)
     measured = held_out and Grams(grams.left, held_out.right)
-    return curve_of(site.weight, session.decompositions[name], measured)
+    return curve_of(weight, session.decompositions[group[0]], measured)
 
 
-def _rough(session: Session, weight: Tensor) -> bool:
+def _rough(session: Session, group: Group) -> bool:
     """Whether the held-out windows are measured in float32 (see Small.left_out)."""
-    return session.metric.route == "projector" and not session.bases and weight.shape[0] <= weight.shape[1]
+    return session.metric.route == "projector" and not session.bases and le(*session.shape(group))
 
 
-def have_curves(pieces: Pieces, names: Iterable[str]) -> bool:
-    """Whether the curves of all these linears are among the pieces."""
-    return all(f"curves/{name}" in pieces for name in names)
+def have_curves(pieces: Pieces, groups: Iterable[Group]) -> bool:
+    """Whether the curves of all these groups are among the pieces."""
+    return all(_key(group) in pieces for group in groups)
 
 
-def save_curve(session: Session, name: str, one: Curve) -> None:
-    """Keep a linear's curve."""
+def _key(group: Group) -> str:
+    return f"curves/{'+'.join(group)}"
+
+
+def save_curve(session: Session, group: Group, one: Curve) -> None:
+    """Keep a group's curve."""
     held = {"values": one.values, "measured": one.measured, "basis": one.basis}
     tensors = {key: tensor.cpu() for key, tensor in held.items() if tensor is not None}
-    facts = {"damping": one.damping, "choice": session.choices.get(name)}
-    session.pieces.save(f"curves/{name}", tensors, facts)
+    facts = {"damping": one.damping, "choice": session.choices.get(group[0])}
+    session.pieces.save(_key(group), tensors, facts)
 
 
-def load_curve(session: Session, name: str) -> None:
-    """Let the session know a linear's curve."""
-    tensors, facts = session.pieces.load(f"curves/{name}")
+def load_curve(session: Session, group: Group) -> None:
+    """Let the session know a group's curve."""
+    tensors, facts = session.pieces.load(_key(group))
     if facts["choice"] is not None:
-        session.choices[name] = facts["choice"]
-    session.curves[name] = Curve(tensors["values"], tensors.get("measured"), facts["damping"], tensors.get("basis"))
+        session.choices[group[0]] = facts["choice"]
+    session.curves[group] = Curve(tensors["values"], tensors.get("measured"), facts["damping"], tensors.get("basis"))
 
 
 def let_go(session: Session, index: int) -> None:

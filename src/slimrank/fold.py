@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from slimrank.forms.base import Form
 from slimrank.forms.ordered import Ordered
-from slimrank.forms.pivoted import Pivoted
 from slimrank.linear import is_linear, permute_inputs, permute_outputs, shape_of
 from slimrank.model import attached
 
@@ -53,11 +52,11 @@ def wanted_order(makers: list[nn.Module], reader: nn.Module) -> Tensor | None:
     """The order (channels,) int64 that frees the reader from its own, or else the first maker; None if none has one."""
     if any(isinstance(module, Form) and module.bits for module in (*makers, reader)):
         return None
-    pivoted = [maker for maker in makers if isinstance(maker, Pivoted)]
-    if isinstance(reader, Ordered) and not isinstance(reader, Pivoted):
+    ordered = [maker for maker in makers if isinstance(maker, Ordered) and maker.of_outputs]
+    if isinstance(reader, Ordered) and not reader.of_outputs:
         order = reader.make_order()
-    elif pivoted:
-        order = pivoted[0].make_order().argsort()
+    elif ordered:
+        order = ordered[0].make_order().argsort()
     else:
         return None
     return None if torch.equal(order, torch.arange(len(order), device=order.device)) else order

@@ -1,7 +1,7 @@
 """The steps of the pipeline, each a function from one plain value to the next."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -9,21 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from slimrank.allocate import Problem, Ranks
-from slimrank.allocate.budget import cost
+from slimrank.allocate.budget import cost, joint_cost
 from slimrank.calibrate import Moments, Windows
 from slimrank.calibrate.collect import each_block
 from slimrank.calibrate.gradients import Labels, each_gradient
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
 from slimrank.curves import have_curves, let_go, load_curve, measured_curve, save_curve
+from slimrank.errors import UsageError
 from slimrank.forms import FORMS, compressed_layers
 from slimrank.metric import Grams
 from slimrank.metric.grams import squared_error
 from slimrank.model import Decoder, set_module
-from slimrank.plan import Budget, LinearPlan, Plan, fingerprint
+from slimrank.plan import JOINT, Budget, LinearPlan, Plan, fingerprint
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
-from slimrank.session import Session
+from slimrank.session import Group, Session
 from slimrank.spectrum import LinearSpectrum
 from slimrank.store.pieces import Facts, MemoryPieces, Pieces
 
@@ -61,49 +62,49 @@ def calibrate(
         walk = partial(each_gradient, labels=labels, seed=windows.record["seed"], of_weights=of_weights)
         into(moments, "gradients", walk, windows.calibration if gradients_on is None else gradients_on)
     into(moments, "inputs", each_block, windows.calibration)
-    spent = [index for index, block in enumerate(linears) if have_curves(pieces, block)]
+    spent = [index for index, block in enumerate(linears) if have_curves(pieces, singly(block))]
     into(held_out, "held-out", partial(each_block, blocks=False), windows.held_out, spent)
     return moments, held_out
 
 
 def decompose_all(session: Session) -> None:
-    """Moments -> what every rank costs, for every linear, dealt out to the processes."""
-    missing = [name for name in session.dense if not have_curves(session.pieces, [name])]
+    """Moments -> what every rank costs, for every linear and group that may be joined, dealt out to the processes."""
+    blocks = [singly(block) for block in session.linears]
+    for group in session.groups:
+        blocks[session.block_of(group)].append(group)
+    groups = [group for block in blocks for group in block]
+    missing = [group for group in groups if not have_curves(session.pieces, [group])]
     with session.world.apart():
-        mine, done = session.world.dealt(missing, [session.work(name) for name in missing]), set[str]()
-        for name in session.track(mine, "decomposing", len(mine)):
-            save_curve(session, name, measured_curve(session, name))
-            done.add(name)
-            index = session.block_of(name)
-            if session.linears[index].keys() <= done:
+        mine, done = session.world.dealt(missing, [session.work(group) for group in missing]), set[Group]()
+        for group in session.track(mine, "decomposing", len(mine)):
+            save_curve(session, group, measured_curve(session, group))
+            done.add(group)
+            index = session.block_of(group)
+            if done.issuperset(blocks[index]):
                 let_go(session, index)
-    for name in session.dense:
-        load_curve(session, name)
+    for group in groups:
+        load_curve(session, group)
     for index in range(len(session.linears)):
         let_go(session, index)
 
 
+def singly(names: Iterable[str]) -> list[Group]:
+    """Each a group of its own."""
+    return [(name,) for name in names]
+
+
 def make_plan(session: Session, recipe: Recipe) -> Plan:
     """Spectrum -> Plan."""
-    problem = Problem(session.keep, session.spectrum(), session.form, session)
+    problem = Problem(session.keep, session.spectrum(), session.form, session, session.joint_spectra())
     weights = session.decoder.weights
     with weights.whole() if recipe.allocate.whole_model else nullcontext():
         allocation = recipe.allocate.allocate(problem)
-    linears = {}
     searched = searched_losses(session, allocation.ranks) if recipe.form.searches else {}
-    for name, spectrum in problem.spectrum.linears.items():
-        rank, losses = allocation.ranks[name], spectrum.losses()
-        loss = 0.0 if rank is None else searched.get(name, losses[rank].item())
-        linears[name] = LinearPlan(
-            block=spectrum.block,
-            role=spectrum.role,
-            form="dense" if rank is None else recipe.form.name,
-            rank=rank,
-            shape=spectrum.shape,
-            parameters=cost(problem, name, rank),
-            loss=loss,
-            relative=relative(loss, losses[0].item()),
-        )
+    joint = {name: group for group in allocation.joint for name in group}
+    linears = {
+        name: planned(problem, joint.get(name, (name,)), name, allocation.ranks[name], searched.get(name))
+        for name in problem.spectrum.linears
+    }
     used = sum(linear.parameters for linear in linears.values())
     return Plan(
         keep=problem.keep,
@@ -116,11 +117,29 @@ def make_plan(session: Session, recipe: Recipe) -> Plan:
     )
 
 
+def planned(problem: Problem, group: Group, name: str, rank: int | None, searched: float | None) -> LinearPlan:
+    """The plan of a linear of this group at its rank; searched: the loss there, where the form looks for it."""
+    spectrum, joint = problem.spectrum.linears[name], len(group) > 1
+    losses = (problem.joint[group] if joint else spectrum).losses()
+    loss = 0.0 if rank is None else losses[rank].item() if searched is None else searched
+    return LinearPlan(
+        block=spectrum.block,
+        role=spectrum.role,
+        form="dense" if rank is None else JOINT if joint else problem.form.name,
+        rank=rank,
+        joint=group[0] if joint else None,
+        shape=spectrum.shape,
+        parameters=joint_cost(problem, group, name, rank) if joint and rank else cost(problem, name, rank),
+        loss=loss if name == group[0] else 0.0,
+        relative=relative(loss, losses[0].item()),
+    )
+
+
 def searched_losses(session: Session, ranks: Ranks) -> dict[str, float]:
     """The losses that the form finds by search, dealt out to the processes; what it found is kept for the build."""
     names = [name for name, rank in ranks.items() if rank is not None]
     with session.world.apart():
-        mine = session.world.dealt(names, [session.work(name) for name in names])
+        mine = session.world.dealt(names, [session.work((name,)) for name in names])
         losses = {name: session.form.loss(session.target(name), ranks[name] or 0) for name in mine}
     session.found |= session.world.gathered({name: session.found[name] for name in mine})
     return session.world.gathered(losses)
@@ -129,7 +148,7 @@ def searched_losses(session: Session, ranks: Ranks) -> dict[str, float]:
 def warnings(session: Session) -> list[str]:
     """What the user should know of the calibration, a sentence each."""
     short = session.moments.short_of_tokens()
-    damped = [name for name, d in session.curves.items() if d.damping]
+    damped = [name for name in session.dense if session.curves[name,].damping]
     outside = session.decoder.outside_linears()
     notes = []
     if outside:
@@ -139,7 +158,7 @@ def warnings(session: Session) -> list[str]:
     if short:
         notes.append(f"Fewer calibration tokens than input channels at {session.told(short)}: use more --samples.")
     if damped:
-        worst = max(session.curves[name].damping for name in damped)
+        worst = max(session.curves[name,].damping for name in damped)
         notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {session.told(damped)}.")
     if session.choices:
         counts = Counter(session.choices.values()).most_common()
@@ -155,12 +174,13 @@ def factorize(session: Session, plan: Plan, *, build: bool = True) -> Plan:
     """
     session.stages.forget_unfinished([stage for stage, refiner in stages(plan) if refiner.whole_model])
     session.stages.begin("factorise", later=[stage for stage, _ in stages(plan)])
+    session.joint = joint_groups(session, plan)
     chosen = {name: measured(session, name, linear) for name, linear in plan.linears.items() if linear.rank is not None}
     if not build:
         return accounted(plan, plan.linears | chosen)
     blocks, made = range(len(session.linears)), dict[int, Facts | None]()
     with session.world.apart():
-        costs = [sum(session.work(name) for name in block) for block in session.linears]
+        costs = [sum(map(session.work, session.units(block))) for block in session.linears]
         mine = session.world.dealt(blocks, costs)
         for index in session.track(mine, "factorising", len(mine)):
             made[index] = session.finished(index) or factorize_block(session, chosen, index)
@@ -172,45 +192,70 @@ def factorize(session: Session, plan: Plan, *, build: bool = True) -> Plan:
     return accounted(plan, planned)
 
 
+def joint_groups(session: Session, plan: Plan) -> tuple[Group, ...]:
+    """The groups that the plan factorises as one; a UsageError if one does not share an input."""
+    for leader, names in plan.joint().items():
+        if not any(group[0] == leader and set(group) == names for group in session.groups):
+            raise UsageError(
+                f"The plan joins {', '.join(names)}, which can't share their pivots: set their joint to null."
+            )
+    return tuple(group for group in session.groups if group[0] in plan.joint())
+
+
 def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int) -> Facts:
     """Put the factors of a block's chosen linears in their places; returns the linears' plans."""
-    block = [name for name in session.linears[index] if name in chosen]
-    facts = {"linears": {name: built(session, name, chosen[name]).model_dump(mode="json") for name in block}}
+    units = session.units(name for name in session.linears[index] if name in chosen)
+    made = [
+        built(session, *unit, chosen) if len(unit) == 1 else built_together(session, unit, chosen) for unit in units
+    ]
+    facts = {"linears": {name: one.model_dump(mode="json") for found in made for name, one in found.items()}}
     session.finish(index, facts)
     return facts
 
 
 def measured(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
     """The linear's plan with what the curve says of its rank, which a person may have changed."""
-    shares, rank, losses = session.curves[name].measured, planned.rank or 0, losses_of(session, name, planned)
+    (group,) = session.units([name])
+    shares, rank, losses = session.curves[group].measured, planned.rank or 0, losses_of(session, group)
     return planned.model_copy(
         update={
-            "loss": losses[rank].item(),
+            "loss": losses[rank].item() if name == group[0] else 0.0,
             "relative": relative(losses[rank].item(), losses[0].item()),
             "measured": None if shares is None else shares[rank].item(),
         }
     )
 
 
-def losses_of(session: Session, name: str, planned: LinearPlan) -> Tensor:
-    """The linear's loss at every rank, as its curve has it."""
-    return LinearSpectrum(session.curves[name].values, planned.shape, planned.block, planned.role).losses()
+def losses_of(session: Session, group: Group) -> Tensor:
+    """The group's loss at every rank, as its curve has it."""
+    return LinearSpectrum(session.curves[group].values, session.shape(group), 0, "").losses()
 
 
-def built(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
+def built(session: Session, name: str, chosen: dict[str, LinearPlan]) -> dict[str, LinearPlan]:
     """Put a linear's factors in its place; returns its plan with what was built and measured."""
-    rank, losses = planned.rank or 0, losses_of(session, name, planned)
-    with session.decoder.weights.hold(planned.block):
+    plan = chosen[name]
+    rank, losses = plan.rank or 0, losses_of(session, (name,))
+    with session.decoder.weights.hold(plan.block):
         target = session.target(name, None if session.form.searches else rank)
         layer = session.form.build(target, rank)
         loss, entry = session.form.loss(target, rank), layer.entry()
         update = {"form": layer.form, "layer": entry, "loss": loss, "relative": relative(loss, losses[0].item())}
-        update["parameters"] = layer.count_parameters(*planned.shape, entry)
+        update["parameters"] = layer.count_parameters(*plan.shape, entry)
         held_out = session.metric.held_out_grams(session.site(name)) if session.form.searches else None
         if held_out is not None:
             update["measured"] = relative_error(target.weight, layer.dense_weight(), held_out)
     set_module(session.decoder.model, name, layer)
-    return planned.model_copy(update=update)
+    return {name: plan.model_copy(update=update)}
+
+
+def built_together(session: Session, group: Group, chosen: dict[str, LinearPlan]) -> dict[str, LinearPlan]:
+    """Put a group's factors in the places of its linears; returns their plans with what was built."""
+    rank, dense = chosen[group[0]].rank or 0, [session.dense[name] for name in group]
+    with session.decoder.weights.hold(chosen[group[0]].block):
+        layers = session.form.build_joint(dense, session.decomposed(group, rank), rank, group[0].rpartition(".")[2])
+    for name, layer in zip(group, layers, strict=True):
+        set_module(session.decoder.model, name, layer)
+    return {name: with_entry(chosen[name], layer.entry()) for name, layer in zip(group, layers, strict=True)}
 
 
 def refine(session: Session, plan: Plan) -> Plan:

@@ -10,6 +10,7 @@ from torch import nn
 
 from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError
+from slimrank.forms import Joint
 from slimrank.linear import shape_of
 from slimrank.model import Decoder, fingerprint
 from slimrank.recipe import Recipe
@@ -17,14 +18,17 @@ from slimrank.recipe import Recipe
 __all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]
 
 VERSION = 1
+JOINT = Joint.form
 
 
 class LinearPlan(BaseModel):
     """One linear: which block it is in, its role (its name inside the block), and what it becomes.
 
-    rank None leaves it dense. loss: the squared error in the metric; relative: the error's share of the output's norm
-    there. Known only after compression, measured: the same share on held-out windows; layer: the entry of what was
-    built, such as {"form": "columns", "rank": 20, "columns": 7}, which may cost less than `rank`.
+    rank None leaves it dense. joint: the first linear of those that become one factorisation with it; they all have
+    its rank, and the first one counts what they share and has the loss of all. loss: the squared error in the metric;
+    relative: the error's share of the output's norm there. Known only after compression, measured: the same share on
+    held-out windows; layer: the entry of what was built, such as {"form": "columns", "rank": 20, "columns": 7}, which
+    may cost less than `rank`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,6 +37,7 @@ class LinearPlan(BaseModel):
     role: str
     form: str
     rank: int | None = None
+    joint: str | None = None
     shape: tuple[int, int]
     parameters: int
     loss: float = 0.0
@@ -71,6 +76,14 @@ class Plan(BaseModel):
         for linear in self.linears.values():
             blocks.setdefault(linear.block, {})[linear.role] = linear
         return blocks
+
+    def joint(self) -> dict[str, set[str]]:
+        """The linears that become one factorisation, by the first one's name."""
+        groups: dict[str, set[str]] = {}
+        for name, linear in self.linears.items():
+            if linear.joint is not None and linear.rank is not None:
+                groups.setdefault(linear.joint, set()).add(name)
+        return groups
 
     def to_json(self) -> str:
         """The plan's file."""
@@ -120,8 +133,8 @@ def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> P
                 f"The plan puts {name} into block {linear.block} as {linear.role!r}, where the model has it in block "
                 f"{block} as {role!r}: make it again."
             )
-        if linear.rank is not None and not 1 <= linear.rank <= min(shape):
-            raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {min(shape)}, or null for dense.")
+        if linear.rank is not None and not 1 <= linear.rank <= (most := highest_rank(plan, name)):
+            raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {most}, or null for dense.")
         checked[name] = _checked(plan, name, linear)
     dense = sum(rows * columns for rows, columns in (linear.shape for linear in checked.values()))
     if dense != plan.budget.dense:
@@ -140,17 +153,41 @@ def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> P
     return plan.model_copy(update={"linears": checked, "budget": budget, "notes": [] if built else plan.notes})
 
 
+def highest_rank(plan: Plan, name: str) -> int:
+    """That of a linear, or of those that the plan joins with it."""
+    rows, columns = plan.linears[name].shape
+    members = plan.joint().get(plan.linears[name].joint or "")
+    return min(sum(plan.linears[member].shape[0] for member in members) if members else rows, columns)
+
+
 def _checked(plan: Plan, name: str, linear: LinearPlan) -> LinearPlan:
     """A linear's plan without what an earlier run made and measured of it."""
     rows, columns = linear.shape
     update: dict[str, Any] = {"measured": None, "layer": None}
     if linear.rank is None:
-        nothing = {"form": "dense", "parameters": rows * columns, "loss": 0.0, "relative": 0.0}
+        nothing = {"form": "dense", "joint": None, "parameters": rows * columns, "loss": 0.0, "relative": 0.0}
         return linear.model_copy(update=update | nothing)
     form = plan.recipe.form
+    if linear.joint is not None:
+        return linear.model_copy(update=update | {"form": JOINT, "parameters": _joint_share(plan, name, linear)})
     if linear.form not in (form.name, (linear.layer or {}).get("form")):
         raise UsageError(
             f"The plan gives {name} the form {linear.form!r}, and its recipe builds {form.name!r}: give that, or "
             "rank null for dense."
         )
     return linear.model_copy(update=update | {"form": form.name, "parameters": form.cost(linear.shape, linear.rank)})
+
+
+def _joint_share(plan: Plan, name: str, linear: LinearPlan) -> int:
+    """What a linear of a group stores, as planned."""
+    if not plan.recipe.form.joins:
+        raise UsageError(f"The plan joins {name} to {linear.joint}, and its recipe's form doesn't: set joint to null.")
+    members = sorted(plan.joint()[str(linear.joint)], key=lambda member: member != linear.joint)
+    if members[0] != linear.joint or len(members) < 2:
+        raise UsageError(
+            f"The plan joins {name} to {linear.joint}, which isn't joined to itself and others: set joint to null."
+        )
+    if {plan.linears[member].rank for member in members} != {linear.rank}:
+        raise UsageError(f"The plan joins {', '.join(members)} and gives them several ranks: choose one for all.")
+    shapes = [plan.linears[member].shape for member in members]
+    return plan.recipe.form.joint_costs(shapes, linear.rank or 0)[members.index(name)]

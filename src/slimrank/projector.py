@@ -59,8 +59,9 @@ class Small:
     def weighted(self) -> Tensor:
         """G W (m, n), with m > n."""
         left = self.grams.left
-        if self.rough and left is not None and _even(left if left.ndim == 1 else left.diagonal()):
-            return times(left.float(), self.weight.float()).double()
+        if self.rough and left is not None and _even(left):
+            rounded = tuple(one.float() for one in left) if isinstance(left, tuple) else left.float()
+            return times(rounded, self.weight.float()).double()
         return times(left, self.weight)
 
     @cached_property
@@ -123,7 +124,10 @@ class Small:
         return torch.cat([tails, tails.new_zeros(1)])
 
 
-def _even(diagonal: Tensor) -> bool:
+def _even(left: Tensor | tuple[Tensor, ...]) -> bool:
+    if isinstance(left, tuple):
+        return all(_even(one) for one in left)
+    diagonal = left if left.ndim == 1 else left.diagonal()
     return bool(diagonal.max() <= EVEN * diagonal.mean())
 
 

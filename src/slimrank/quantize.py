@@ -10,7 +10,7 @@ from slimrank.account import FILE as ACCOUNT
 from slimrank.account import Account
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import MissingLibrary, UsageError
-from slimrank.forms import Form, compressed_layers, form_of
+from slimrank.forms import Form, compressed_layers, form_of, link
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.load import Loaded
 from slimrank.model import set_module
@@ -37,6 +37,7 @@ def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = Fals
         form = loaded.model.get_submodule(name)
         assert isinstance(form, kind)
         set_module(loaded.model, name, quantized(form, bits))
+    link(loaded.model)
     write_checkpoint(
         loaded.model, out, layers=compressed_layers(loaded.model), dtype=loaded.dtype, source=loaded.directory,
         tokenizer=loaded.tokenizer, extras=records(loaded, bits, out.name), overwrite=overwrite,

@@ -8,7 +8,15 @@ from reprlib import repr as shortly
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from slimrank.allocate import ALLOCATORS, Allocator
@@ -46,6 +54,14 @@ class Recipe(BaseModel):
         if not isinstance(value, list | tuple):
             raise UsageError("Recipe key refine must be a list of refiners, [] for none.")
         return [_chosen(item, f"refine.{index}", REFINERS) for index, item in enumerate(value)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if self.form.joins and not self.allocate.joins:
+            raise UsageError(
+                "Recipe key form.joint needs an allocator that chooses what to join: take allocate nats or drop it."
+            )
+        return self
 
     @property
     def gradients(self) -> bool:

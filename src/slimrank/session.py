@@ -2,12 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import gt
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from slimrank.calibrate import Moments, Windows
 from slimrank.calibrate.stream import Stream, final_states
@@ -15,13 +18,17 @@ from slimrank.clock import Clock
 from slimrank.distributed import World
 from slimrank.factorize import Factorizer, Target
 from slimrank.linear import shape_of, weight_of
-from slimrank.metric import Metric, Site
+from slimrank.metric import Grams, Metric, Site
+from slimrank.metric.grams import stacked
 from slimrank.model import Decoder, set_module
 from slimrank.progress import Track, no_track
 from slimrank.spectrum import Curve, Decomposition, LinearSpectrum, Spectrum, decompose_again
 from slimrank.store.pieces import Facts, MemoryPieces, Pieces
 from slimrank.store.stages import Stages
 from slimrank.store.weights import Part
+
+Group = tuple[str, ...]
+"""Linears that are factorised as one, in the order in which they run; mostly one alone."""
 
 
 class Decompositions(dict[str, Decomposition]):
@@ -43,7 +50,8 @@ class Session:
 
     choices: by linear, what the metric settled by measuring; found: by linear, what the form searched for; pieces:
     where what is finished is kept; bases: whether the decompositions will be asked for, and not the curves alone;
-    curves: by linear; clock: by which steps inside a stage count their time apart.
+    curves: by the names of a group; joint: the groups of several linears that the plan factorises as one; clock: by
+    which steps inside a stage count their time apart.
     """
 
     decoder: Decoder
@@ -59,11 +67,12 @@ class Session:
     track: Track = no_track
     pieces: Pieces = field(default_factory=MemoryPieces)
     bases: bool = True
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[Group, Curve] = field(default_factory=dict)
+    joint: tuple[Group, ...] = ()
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.decompositions = Decompositions(self._decompose, not self.pieces.lasting)
+        self.decompositions = Decompositions(lambda name: self.decomposed((name,)), not self.pieces.lasting)
         self._dense_held_out: dict[int, Stream] = {}
         self.stages = Stages(self.decoder.weights, self.pieces, self.world)
 
@@ -76,6 +85,25 @@ class Session:
     def dense(self) -> dict[str, nn.Module]:
         """Every dense linear by name."""
         return {name: module for block in self.linears for name, module in block.items()}
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The linears of one module that share an input and that the form may join: together taller than wide."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, leader in self.moments.leader.items() if self.form.joins else ():
+            found.setdefault((name.rpartition(".")[0], leader), []).append(name)
+        groups = [tuple(names) for names in found.values() if len(names) > 1]
+        return tuple(group for group in groups if gt(*self.shape(group)))
+
+    def shape(self, group: Group) -> tuple[int, int]:
+        """Of a group's weights on each other (sum of m_i, n)."""
+        shapes = [shape_of(self.dense[name]) for name in group]
+        return sum(rows for rows, _ in shapes), shapes[0][1]
+
+    def units(self, names: Iterable[str]) -> list[Group]:
+        """What the plan factorises as one, of these linears, in their order."""
+        found = {name: group for group in self.joint for name in group}
+        return list(dict.fromkeys(found.get(name, (name,)) for name in names))
 
     def site(self, name: str) -> Site:
         """A linear as a metric sees it."""
@@ -96,9 +124,26 @@ class Session:
         """A linear as a factorizer sees it; rank: the largest it will be cut to, all by default."""
         site, found = self.site(name), self.found.setdefault(name, {})
         known = (
-            self.decompositions[name] if rank is None or name in self.decompositions else self._decompose(name, rank)
+            self.decompositions[name] if rank is None or name in self.decompositions else self.decomposed((name,), rank)
         )
         return Target(self.dense[name], site.weight, self.metric.grams(site), known, found)
+
+    def stack(self, group: Group) -> tuple[Tensor, Grams]:
+        """The weights of a group's linears on each other (sum of m_i, n), and their metric, the first one's inputs'."""
+        sites = [self.site(name) for name in group]
+        grams = self.metric.grams(sites[0])
+        if len(sites) == 1:
+            return sites[0].weight, grams
+        lefts = [grams.left, *(self.metric.left_gram(site) for site in sites[1:])]
+        return torch.cat([site.weight for site in sites]), Grams(stacked(lefts), grams.right)
+
+    def decomposed(self, group: Group, rank: int | None = None) -> Decomposition:
+        """A group's decomposition, to be cut to that rank at most."""
+        known, (weight, grams) = self.curves.get(group), self.stack(group)
+        pair = None
+        if known is not None and known.basis is not None:
+            pair = (known.values.to(weight.device), known.basis.to(weight.device))
+        return decompose_again(weight, grams, self.metric.route, pair, rank)
 
     def role(self, name: str) -> str:
         """A linear's name inside its block."""
@@ -111,24 +156,33 @@ class Session:
         counts = Counter(self.role(name) for name in names)
         return ", ".join(f"{role} of {count} block{'s' * (count > 1)}" for role, count in counts.items())
 
-    def block_of(self, name: str) -> int:
-        """The block that a linear is in."""
-        return next(index for index, block in enumerate(self.linears) if name in block)
+    def block_of(self, group: Group) -> int:
+        """The block that a group is in."""
+        return next(index for index, block in enumerate(self.linears) if group[0] in block)
 
-    def work(self, name: str) -> float:
-        """What decomposing a linear (m, n) costs, m n min(m, n), to deal out the work by."""
-        shape = shape_of(self.dense[name])
+    def work(self, group: Group) -> float:
+        """What decomposing a group, stacked to (m, n), costs, m n min(m, n), to deal out the work by."""
+        shape = self.shape(group)
         return math.prod(shape) * min(shape)
 
     def spectrum(self) -> Spectrum:
         """The spectra of all linears, in the model's order."""
         return Spectrum(
             {
-                name: LinearSpectrum(self.curves[name].values, shape_of(dense), index, self.role(name))
+                name: LinearSpectrum(self.curves[name,].values, shape_of(dense), index, self.role(name))
                 for index, block in enumerate(self.linears)
                 for name, dense in block.items()
             }
         )
+
+    def joint_spectra(self) -> dict[Group, LinearSpectrum]:
+        """Those of the stacked groups."""
+        return {
+            group: LinearSpectrum(
+                self.curves[group].values, self.shape(group), self.block_of(group), "+".join(map(self.role, group))
+            )
+            for group in self.groups
+        }
 
     def finished(self, block: Part) -> Facts | None:
         """What `finish` noted of the block in this stage, by an earlier process; None if it is still to be done.
@@ -167,11 +221,3 @@ class Session:
             with self.as_dense():
                 self._dense_held_out[len(ids)] = final_states(self.decoder, ids)
         return self._dense_held_out[len(ids)]
-
-    def _decompose(self, name: str, rank: int | None = None) -> Decomposition:
-        site, known = self.site(name), self.curves.get(name)
-        device = site.weight.device
-        pair = None
-        if known is not None and known.basis is not None:
-            pair = (known.values.to(device), known.basis.to(device))
-        return decompose_again(site.weight, self.metric.grams(site), self.metric.route, pair, rank)

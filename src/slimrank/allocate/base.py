@@ -1,25 +1,31 @@
 """What an allocator is: from spectra and a budget to a rank for every linear."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from slimrank.factorize.base import Factorizer
-from slimrank.session import Session
-from slimrank.spectrum import Spectrum
+from slimrank.session import Group, Session
+from slimrank.spectrum import LinearSpectrum, Spectrum
 
 Ranks = dict[str, int | None]  # None leaves a linear dense
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an allocator may look at. keep: the share of the linears' numbers that stays; session: for measuring."""
+    """What an allocator may look at.
+
+    keep: the share of the linears' numbers that stays; session: for measuring; joint: the spectra of the groups that
+    may be factorised as one.
+    """
 
     keep: float
     spectrum: Spectrum
     form: Factorizer
     session: Session
+    joint: Mapping[Group, LinearSpectrum] = field(default_factory=dict)
 
     @property
     def dense(self) -> int:
@@ -39,10 +45,14 @@ def allowed(keep: float, dense: int) -> int:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The ranks, and what the user should know of how they came about, a sentence each."""
+    """The ranks, and what the user should know of how they came about, a sentence each.
+
+    joint: the groups that become one factorisation, whose linears all have its rank.
+    """
 
     ranks: Ranks
     notes: tuple[str, ...] = ()
+    joint: tuple[Group, ...] = ()
 
 
 class Allocator(BaseModel):
@@ -51,6 +61,8 @@ class Allocator(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     gradients: ClassVar[bool] = False  # whether it needs OutputMoments
     weight_gradients: ClassVar[bool] = False  # whether it needs what they say of the gradients of the weights
+
+    joins: ClassVar[bool] = False  # whether it chooses which linears become one factorisation
 
     @property
     def whole_model(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from slimrank.allocate.base import Problem, Ranks, allowed
 from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
+from slimrank.session import Group
 
 
 def fit_ranks(problem: Problem, shares: dict[str, float]) -> Ranks:
@@ -45,6 +46,12 @@ def cost(problem: Problem, name: str, rank: int | None) -> int:
     """The numbers that one linear stores."""
     shape = problem.spectrum.linears[name].shape
     return shape[0] * shape[1] if rank is None else problem.form.cost(shape, rank)
+
+
+def joint_cost(problem: Problem, group: Group, name: str, rank: int) -> int:
+    """The numbers that one linear of a group stores, at the group's rank."""
+    shapes = [problem.spectrum.linears[member].shape for member in group]
+    return problem.form.joint_costs(shapes, rank)[group.index(name)]
 
 
 def within_budget(problem: Problem, ranks: Ranks) -> Ranks:

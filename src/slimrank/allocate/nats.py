@@ -1,26 +1,31 @@
 """One budget for the whole model: every rank of every linear is bought where it saves most loss per stored number."""
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
-from slimrank.allocate.hull import Curve, Floats, sweep
+from slimrank.allocate.hull import Floats, sweep
+from slimrank.allocate.joined import Choices, apart
 from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.errors import UsageError
+from slimrank.session import Group
 
 
 class Nats(Allocator):
     """Minimises the sum of all predicted losses within the budget, dense linears included.
 
-    The losses must be in one unit for all linears, such as the nats of the two-sided metric.
+    The losses must be in one unit for all linears, such as the nats of the two-sided metric. Where the form joins
+    linears that share an input, every such group is swept over with both ways, each linear by itself and all as one.
 
     calibrate: at how many ranks of each linear the true KL divergence is measured, all others being dense, to correct
     the scale and exponent of its predicted loss; 0 to trust the prediction. windows: how many it is measured on.
     """
 
     name: Literal["nats"] = "nats"
+    joins: ClassVar[bool] = True
 
     calibrate: Annotated[int, Field(ge=0)] = 0
     windows: Annotated[int, Field(ge=1)] = 16
@@ -33,39 +38,69 @@ class Nats(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """A sweep over the lower convex hulls of the linears' (cost, loss) curves."""
         losses = {name: spectrum.losses().cpu().numpy() for name, spectrum in problem.spectrum.linears.items()}
-        ranks = spend(problem, losses)
+        allocation = spend(problem, losses)
         if not self.calibrate:
-            return Allocation(ranks)
-        readings = measure(problem, losses, ranks, points=self.calibrate, windows=self.windows)
+            return allocation
+        if problem.joint:
+            raise UsageError(
+                "allocate.calibrate measures linears one by one, which form.joint joins: drop one of them."
+            )
+        readings = measure(problem, losses, allocation.ranks, points=self.calibrate, windows=self.windows)
         corrected = {name: corrected_losses(losses[name], *readings[name]) for name in losses}
-        return Allocation(spend(problem, corrected), (agreement(readings),))
+        return replace(spend(problem, corrected), notes=(agreement(readings),))
 
 
-def spend(problem: Problem, losses: dict[str, Floats]) -> Ranks:
-    """The ranks that minimise the summed losses, given by linear at every rank 0..q.
+def spend(problem: Problem, losses: dict[str, Floats]) -> Allocation:
+    """What minimises the summed losses, given by linear at every rank 0..q.
 
     Raises:
         UsageError: if the least ranks are over the budget.
     """
-    options = {name: choices(problem, name, curve) for name, curve in losses.items()}
-    curves = {name: Curve.of(costs, losses) for name, (_, costs, losses) in options.items()}
-    least = sum(curve.costs[0] for curve, _ in curves.values())
+    groups = {name: group for group in problem.joint for name in group}
+    found: dict[Group, Choices] = {}
+    for group in dict.fromkeys(groups.get(name, (name,)) for name in losses):
+        found[group] = apart_or_joined(problem, group, losses) if len(group) > 1 else alone(problem, group[0], losses)
+    curves, options = zip(*(choices.efficient() for choices in found.values()), strict=True)
+    least = sum(curve.costs[0] for curve in curves)
     if least > problem.budget:
         raise UsageError(
             f"--keep {problem.keep} leaves {problem.budget} parameters and the least ranks of all linears need "
             f"{least:.0f}: raise --keep above {least / problem.dense:.4f}."
         )
-    chosen = sweep([curve for curve, _ in curves.values()], problem.budget)
-    return {
-        name: options[name][0][places[choice]]
-        for (name, (_, places)), choice in zip(curves.items(), chosen, strict=True)
-    }
+    ranks: Ranks = {}
+    joined = []
+    for group, choices, place in zip(found, options, sweep(list(curves), problem.budget), strict=True):
+        ranks |= choices.ranks[place]
+        joined += [group] if choices.joined[place] else []
+    return Allocation({name: ranks[name] for name in losses}, joint=tuple(joined))
 
 
-def choices(problem: Problem, name: str, losses: Floats) -> tuple[list[int | None], Floats, Floats]:
+def alone(problem: Problem, name: str, losses: dict[str, Floats]) -> Choices:
     """A linear's ranks with their costs and losses, None for dense last; what costs as much as dense is left out."""
-    shape, unit = problem.spectrum.linears[name].shape, problem.form.multiple
-    dense, full = shape[0] * shape[1], min(shape)
-    costs = {rank: problem.form.cost(shape, rank) for rank in range(min(unit, full), full + 1, unit)}
+    shape = problem.spectrum.linears[name].shape
+    costs = {rank: problem.form.cost(shape, rank) for rank in ranks_of(problem, shape)}
+    choices = of(costs, losses[name], shape[0] * shape[1], (name,), joined=False)
+    dense = Choices(np.array([float(shape[0] * shape[1])]), np.zeros(1), [{name: None}], [False])
+    return choices.beside(dense)
+
+
+def apart_or_joined(problem: Problem, group: Group, losses: dict[str, Floats]) -> Choices:
+    """What a group's linears may become, each by itself or all as one."""
+    spectrum, shapes = problem.joint[group], [problem.spectrum.linears[name].shape for name in group]
+    costs = {rank: sum(problem.form.joint_costs(shapes, rank)) for rank in ranks_of(problem, spectrum.shape)}
+    dense = sum(rows * columns for rows, columns in shapes)
+    joined = of(costs, spectrum.losses().cpu().numpy(), dense, group, joined=True)
+    return apart([alone(problem, name, losses) for name in group]).beside(joined)
+
+
+def ranks_of(problem: Problem, shape: tuple[int, int]) -> range:
+    """The ranks that the form may give a matrix of this shape."""
+    unit, full = problem.form.multiple, min(shape)
+    return range(min(unit, full), full + 1, unit)
+
+
+def of(costs: dict[int, int], losses: Floats, dense: int, group: Group, *, joined: bool) -> Choices:
+    """A group's linears at the ranks that cost less than dense."""
     ranks = [rank for rank, cost in costs.items() if cost < dense]
-    return [*ranks, None], np.array([*(costs[rank] for rank in ranks), dense], float), np.array([*losses[ranks], 0.0])
+    numbers = np.array([costs[rank] for rank in ranks], float)
+    return Choices(numbers, losses[ranks], [dict.fromkeys(group, rank) for rank in ranks], [joined] * len(ranks))

@@ -1,5 +1,6 @@
 """What a factorizer is: how many numbers a rank costs in its form, and the layer that a linear becomes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,8 +44,17 @@ class Factorizer(BaseModel):
     name: str
     multiple: int = Field(default=1, ge=1)
 
+    @property
+    def joins(self) -> bool:
+        """Whether linears that share an input may become one factorisation of the stacked matrix."""
+        return False
+
     def cost(self, shape: Shape, rank: int) -> int:
         """Stored numbers of one matrix (m, n) at a rank, indices included."""
+        raise NotImplementedError
+
+    def joint_costs(self, shapes: Sequence[Shape], rank: int) -> list[int]:
+        """Stored numbers of matrices stacked to one of a rank; the first one's hold what they share."""
         raise NotImplementedError
 
     def rank_for(self, shape: Shape, budget: float) -> int:
@@ -61,4 +71,10 @@ class Factorizer(BaseModel):
 
     def build(self, target: Target, rank: int) -> Form:
         """The layer that replaces the dense linear, within cost(shape, rank)."""
+        raise NotImplementedError
+
+    def build_joint(
+        self, dense: Sequence[nn.Module], decomposition: Decomposition, rank: int, leader: str
+    ) -> Sequence[Form]:
+        """The layers that replace linears stacked, by the stack's decomposition; leader: the first one's own name."""
         raise NotImplementedError

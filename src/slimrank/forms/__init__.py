@@ -7,6 +7,7 @@ from torch import nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.joint import Joint, joint_layers, link
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
@@ -16,6 +17,7 @@ FORMS: dict[str, type[Form]] = {
     LowRank.form: LowRank,
     Pivoted.form: Pivoted,
     KeptColumns.form: KeptColumns,
+    Joint.form: Joint,
 }
 
 
@@ -35,4 +37,15 @@ def compressed_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: module.entry() for name, module in model.named_modules() if isinstance(module, Form)}
 
 
-__all__ = ["FORMS", "Form", "KeptColumns", "LowRank", "Pivoted", "compressed_layers", "form_of"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "Joint",
+    "KeptColumns",
+    "LowRank",
+    "Pivoted",
+    "compressed_layers",
+    "form_of",
+    "joint_layers",
+    "link",
+]

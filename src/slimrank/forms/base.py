@@ -27,7 +27,7 @@ class Form(nn.Module):
     """Of the factors' stored numbers, where they are quantized."""
 
     sizes: ClassVar[tuple[str, ...]] = ()
-    """What of its shape the entry says beside the rank; 0 where it doesn't."""
+    """What of its shape the entry says beside the rank, for __init__, which has a default where it doesn't."""
 
     weight: Tensor
 
@@ -74,7 +74,7 @@ class Form(nn.Module):
 
     @classmethod
     def empty(
-        cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype, **sizes: int
+        cls, in_features: int, out_features: int, rank: int, bias: bool, dtype: torch.dtype, **sizes: Any
     ) -> Self:
         """A module on the meta device: no memory, no random numbers drawn."""
         build: Any = cls  # each form's own __init__ takes its bias, and its `sizes`
@@ -94,6 +94,11 @@ class Form(nn.Module):
     def entry(self) -> dict[str, Any]:
         """The layer's JSON, from which `shell` builds the same module again."""
         return {"form": self.form, "rank": self.rank} | ({} if self.bits is None else {"bits": self.bits})
+
+    @property
+    def leads(self) -> bool:
+        """Whether `right` is this layer's own, and not that of a layer which it shares it with."""
+        return True
 
     @property
     def right(self) -> nn.Linear:

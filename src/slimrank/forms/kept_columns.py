@@ -20,6 +20,7 @@ class KeptColumns(Ordered):
     """
 
     form = "columns"
+    of_outputs = False
     sizes = ("columns",)
     kept: Tensor
 

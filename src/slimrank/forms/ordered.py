@@ -1,6 +1,6 @@
 """An order of a form's inputs or outputs that follows from what it stores."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from slimrank.forms.base import Form
 
 class Ordered(Form):
     """A form with an order (n,) int64 that isn't stored: `order` is None until the first call makes it."""
+
+    of_outputs: ClassVar[bool]
+    """Whether it is an order of the outputs, and not of the inputs."""
 
     order: Tensor | None
     in_order: bool = False

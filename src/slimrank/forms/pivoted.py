@@ -22,6 +22,7 @@ class Pivoted(Ordered):
     """
 
     form = "pivoted"
+    of_outputs = True
     chosen: Tensor
 
     def __init__(

@@ -76,8 +76,8 @@ def check_bits(name: str, form: str, bits: Any) -> None:
     """Raise a SlimrankError for bits that can't be, in the layer `name` of this form."""
     if bits is not None and bits not in BITS:
         raise SlimrankError(f"The layer {name} has factors of {bits!r} bits; give 8 or 4.")
-    if bits == 4 and form == "pivoted":
+    if bits == 4 and form in ("pivoted", "joint"):
         raise SlimrankError(
-            f"The layer {name} is pivoted, which 4 bits don't serve: its coefficients multiply the pivots' rounding "
+            f"The layer {name} is {form}, which 4 bits don't serve: its coefficients multiply the pivots' rounding "
             "into every other row; take 8 bits, or compress with low_rank."
         )

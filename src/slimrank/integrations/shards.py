@@ -14,7 +14,8 @@ Tensors = dict[str, Tensor]
 class FusedParts(nn.Module):
     """The outputs of several linears with one input, some rows of each, side by side; `columns` of the input are here.
 
-    The parts' input factors are stacked into one matrix, but for those that gather their input first.
+    The parts' input factors are stacked into one matrix, but for those that gather their input first; joint parts share
+    the one of their leader, which stands before them.
     """
 
     def __init__(
@@ -22,7 +23,7 @@ class FusedParts(nn.Module):
     ) -> None:
         super().__init__()
         built = [_part(tensors, rows, columns) for tensors, rows in parts]
-        firsts = [part.give_first() for part in built if not part.gathers]
+        firsts = [part.give_first() for part in built if not part.gathers and not part.follows]
         self.parts = nn.ModuleList(built)
         self.sizes = [len(first) for first in firsts]
         self.first = _frozen(torch.cat(firsts)) if firsts else None
@@ -34,14 +35,24 @@ class FusedParts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         found = [] if self.first is None else list(nn.functional.linear(x, self.first).split(self.sizes, dim=-1))
-        outputs = [part(x) if part.gathers else part(found.pop(0)) for part in self.parts]
+        outputs, shared = [], x
+        for part in self.parts:
+            h = x if part.gathers else shared if part.follows else found.pop(0)
+            shared = h if part.leads else shared
+            outputs.append(part(h))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 class _Part(nn.Module):
-    """Some rows and columns of one linear. gathers: it picks from the input itself, and keeps its input factor."""
+    """Some rows and columns of one linear.
+
+    gathers: it picks from the input itself, and keeps its input factor; leads, follows: of joint parts the one that has
+    the input factor, and those that have none.
+    """
 
     gathers = False
+    leads = False
+    follows = False
     first: nn.Parameter | None
 
     def give_first(self) -> Tensor:
@@ -75,24 +86,29 @@ class _LowRank(_Part):
 
 
 class _Pivoted(_Part):
-    """h = all of W'[P] x, of which the rows here are taken, and C h for the others of them."""
+    """h = all of W'[P] x, of which the rows here are taken, and C h for the others of them.
+
+    A joint part has `first` beside the checkpoint's tensors: where in h its own pivots begin.
+    """
 
     def __init__(self, tensors: Tensors, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
-        pivots, others = tensors["pivots.weight"], tensors.get("others.weight")
-        others = pivots.new_empty(0, len(pivots)) if others is None else others
-        pivot = unpack(tensors["chosen"], len(pivots) + len(others))
+        pivots, others, begin = (tensors.get(name) for name in ("pivots.weight", "others.weight", "first"))
+        self.leads, self.follows = begin is not None and pivots is not None, pivots is None
+        pivot = unpack(tensors["chosen"], rows_of(tensors))
         place = places(pivot)
         here = (~pivot)[rows]
         needed = place[rows][here].sort().values
-        order = place[rows].clone()
-        order[here] = len(pivots) + torch.searchsorted(needed, place[rows][here])
-        self.first = _frozen(pivots[:, columns])
-        self.others = _frozen(others[needed])
+        order = place[rows] + (0 if begin is None else begin)
+        if others is not None:
+            order[here] = others.shape[1] + torch.searchsorted(needed, place[rows][here])
+        self.first = None if pivots is None else _frozen(pivots[:, columns])
+        self.others = None if others is None else _frozen(others[needed])
         self.order = _frozen(order)
 
     def forward(self, h: Tensor) -> Tensor:
-        return torch.cat([h, nn.functional.linear(h, self.others)], dim=-1).index_select(-1, self.order)
+        y = h if self.others is None else torch.cat([h, nn.functional.linear(h, self.others)], dim=-1)
+        return y.index_select(-1, self.order)
 
 
 class _KeptColumns(_Part):
@@ -118,11 +134,19 @@ class _KeptColumns(_Part):
 
 def _part(tensors: Tensors, rows: Tensor, columns: Tensor) -> _Part:
     """The form is told by which tensors there are."""
-    if "pivots.weight" in tensors:
+    if "chosen" in tensors:
         return _Pivoted(tensors, rows, columns)
     if "kept" in tensors:
         return _KeptColumns(tensors, rows, columns)
     return (_LowRank if "down.weight" in tensors else _Dense)(tensors, rows, columns)
+
+
+def rows_of(tensors: Tensors) -> int:
+    """How many outputs a part has."""
+    if "chosen" in tensors:
+        own, others = unpack(tensors["chosen"], 8 * len(tensors["chosen"])).sum(), tensors.get("others.weight")
+        return int(own) + (0 if others is None else len(others))
+    return len(tensors["up.weight"] if "up.weight" in tensors else tensors["weight"])
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from slimrank.checkpoint.schema import METHOD, VERSION, check_layers
 from slimrank.errors import SlimrankError
-from slimrank.forms import form_of
+from slimrank.forms import form_of, link
 from slimrank.linear import is_linear
 
 
@@ -42,6 +42,7 @@ class SlimrankQuantizer(HfQuantizer):
             path = _path_in(model, name)
             dense = model.get_submodule(path)
             model.set_submodule(path, form_of(name, entry).shell(dense, entry))
+        link(model)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

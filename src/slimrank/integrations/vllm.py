@@ -16,8 +16,9 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from slimrank.checkpoint.schema import METHOD, check_layers
 from slimrank.errors import SlimrankError
+from slimrank.forms import Joint
 from slimrank.forms.quantized import dequantize
-from slimrank.integrations.shards import FusedParts
+from slimrank.integrations.shards import FusedParts, rows_of
 
 _FACTORS = ("down", "up", "pivots", "others")
 _TENSORS = (
@@ -71,13 +72,18 @@ class SlimrankConfig(QuantizationConfig):
             return None
         parent, _, own = prefix.rpartition(".")
         parts = self.packed_modules_mapping.get(own, [own])
-        if any(f"{parent}.{part}" in self.layers for part in parts):
-            return SlimrankLinearMethod()
+        entries = {part: self.layers.get(f"{parent}.{part}") for part in parts}
+        if any(entries.values()):
+            return SlimrankLinearMethod(entries)
         return UnquantizedLinearMethod()
 
 
 class SlimrankLinearMethod(LinearMethodBase):
     """Gathers the tensors of a layer's parts as vLLM reads them, then builds what this device computes."""
+
+    def __init__(self, entries: dict[str, dict[str, Any] | None]) -> None:
+        """entries: of the parts in order, by their own names; None of a dense one."""
+        self.entries = entries
 
     def create_weights(
         self,
@@ -106,12 +112,12 @@ class SlimrankLinearMethod(LinearMethodBase):
         """Build the products from what was read, and let go of it."""
         device, dtype = layer.weight.device, layer.weight.dtype
         layer.stored = {shard: _floats(tensors, layer.input_size) for shard, tensors in layer.stored.items()}
-        total = {shard: _rows_of(tensors) for shard, tensors in layer.stored.items()}
+        total = {shard: rows_of(tensors) for shard, tensors in layer.stored.items()}
         for number, (shard, rows) in enumerate(total.items()):
             where = () if shard is None else (shard,)
             layer.weight_loader(layer.rows, torch.arange(rows), *where)
             layer.weight_loader(layer.owners, torch.full((rows,), number), *where)
-        columns = next(_columns_of(tensors) for tensors in layer.stored.values())
+        columns = next(filter(None, map(_columns_of, layer.stored.values())))
         if hasattr(layer, "input_is_parallel"):
             layer.weight_loader(layer.columns, torch.arange(columns))
         else:
@@ -120,10 +126,28 @@ class SlimrankLinearMethod(LinearMethodBase):
             raise SlimrankError(f"vLLM read no weights for a part of {layer.prefix}; fetch the checkpoint again.")
         parts = [(tensors, layer.rows[layer.owners == number]) for number, tensors in enumerate(layer.stored.values())]
         order = layer.owners.unique_consecutive().tolist()
+        self._place_joint([parts[number][0] for number in order], layer.prefix)
         layer.fused = FusedParts([parts[number] for number in order], layer.columns.data, device, dtype)
         for name in {name.partition(".")[0] for name in _TENSORS} - {"weight"}:
             delattr(layer, name)
         del layer.stored, layer.rows, layer.owners, layer.columns
+
+    def _place_joint(self, parts: list[dict[str, Tensor]], prefix: str) -> None:
+        """Let the joint parts, in the layer's order, know where their pivots begin.
+
+        Raises:
+            SlimrankError: if their leader is not in this layer, before them.
+        """
+        seen = set[str]()
+        for (name, entry), tensors in zip(self.entries.items(), parts, strict=False):
+            if entry and entry["form"] == Joint.form:
+                if entry.get("leader", name) not in {*seen, name}:
+                    raise SlimrankError(
+                        f"vLLM doesn't fuse {name} of {prefix} behind {entry['leader']}, whose pivots it shares: "
+                        "compress with form.joint=false."
+                    )
+                tensors["first"] = torch.tensor(entry["first"])
+                seen.add(name)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map x (..., in here) to y (..., out here)."""
@@ -157,23 +181,15 @@ def _floats(tensors: dict[str, Tensor], inputs: int) -> dict[str, Tensor]:
     found = {name: tensor for name, tensor in tensors.items() if not name.endswith(".scale")}
     for name in _FACTORS:
         if f"{name}.scale" in tensors:
-            first = name in ("down", "pivots")
-            width = inputs - kept if first else kept + len(tensors["down.weight" if name == "up" else "pivots.weight"])
+            width = kept + len(tensors["down.weight"]) if name == "up" else inputs - kept  # matters in 4 bits alone
             found[f"{name}.weight"] = dequantize(tensors[f"{name}.weight"], tensors[f"{name}.scale"], width)
     return found
 
 
-def _rows_of(tensors: dict[str, Tensor]) -> int:
-    if "pivots.weight" in tensors:
-        others = tensors.get("others.weight")
-        return len(tensors["pivots.weight"]) + (0 if others is None else len(others))
-    return len(tensors["up.weight"] if "up.weight" in tensors else tensors["weight"])
-
-
-def _columns_of(tensors: dict[str, Tensor]) -> int:
-    name = next(name for name in ("pivots.weight", "down.weight", "weight") if name in tensors)
-    kept = tensors.get("kept")
-    return tensors[name].shape[1] + (0 if kept is None else len(kept))
+def _columns_of(tensors: dict[str, Tensor]) -> int | None:
+    """How many inputs a part has; None of one without an input factor of its own."""
+    name = next((name for name in ("pivots.weight", "down.weight", "weight") if name in tensors), None)
+    return None if name is None else tensors[name].shape[1] + len(tensors.get("kept", ()))
 
 
 def register() -> None:

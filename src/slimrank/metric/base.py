@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import InputMoments, OutputMoments
-from slimrank.metric.grams import Grams
+from slimrank.metric.grams import Grams, Left
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Metric(BaseModel):
         """The Grams of the metric at one linear."""
         raise NotImplementedError
 
-    def left_gram(self, site: Site) -> Tensor | None:
+    def left_gram(self, site: Site) -> Left:
         """The left one of `grams`, which gradients alone give; the inputs' Gram may be gone when it is asked for."""
         return self.grams(site).left if self.gradients else None
 

@@ -1,5 +1,6 @@
 """The pair (L, R) of a weighted error |L^T (W - W') R|_F, held as the Grams L L^T and R R^T."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,18 +9,35 @@ from torch import Tensor
 SUPPORT = 1e-12  # eigenvalues below this share of the largest are rounding
 
 
+Left = Tensor | tuple[Tensor, ...] | None
+
+
 @dataclass(frozen=True)
 class Grams:
-    """left = L L^T (m, m), right = R R^T (n, n), float64; a vector stands for a diagonal, None for the identity."""
+    """left = L L^T (m, m), right = R R^T (n, n), float64; a vector stands for a diagonal, None for the identity.
 
-    left: Tensor | None = None
+    Of weights stacked on each other, left may be the tuple of their own ones: block-diagonal.
+    """
+
+    left: Left = None
     right: Tensor | None = None
 
 
-def times(gram: Tensor | None, x: Tensor) -> Tensor:
+def stacked(lefts: Sequence[Left]) -> Left:
+    """The left Gram of weights stacked on each other, whose errors add up; theirs are matrices, vectors or None."""
+    given = tuple(left for left in lefts if isinstance(left, Tensor))
+    if len(given) < 2:
+        return given[0] if given else None
+    return torch.cat(given) if given[0].ndim == 1 else given
+
+
+def times(gram: Left, x: Tensor) -> Tensor:
     """gram @ x, for x with as many rows as the Gram is wide."""
     if gram is None:
         return x
+    if isinstance(gram, tuple):
+        parts = x.split([len(one) for one in gram])
+        return torch.cat([times(one, part) for one, part in zip(gram, parts, strict=True)])
     return gram[:, None] * x if gram.ndim == 1 else gram @ x
 
 
@@ -53,8 +71,10 @@ class Root:
     inverse: Tensor | None = None
 
     @classmethod
-    def of(cls, gram: Tensor | None) -> "Root":
+    def of(cls, gram: Left) -> "Root":
         """The root of a Gram (see Grams)."""
+        if isinstance(gram, tuple):
+            return cls.of(torch.block_diag(*gram))
         if gram is None or gram.ndim == 1:
             return cls(*square_root(gram))
         factor, failed = torch.linalg.cholesky_ex(gram)

@@ -1,6 +1,6 @@
 """Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -13,15 +13,16 @@ from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
 from slimrank.factorize import Target
-from slimrank.forms import Form
+from slimrank.forms import Form, link
 from slimrank.linear import weight_of
 from slimrank.metric import Grams
+from slimrank.metric.grams import Left, stacked
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_, solved
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
-from slimrank.session import Session
+from slimrank.session import Group, Session
 from slimrank.spectrum import decompose
 
 Outputs = Mapping[str, OutputMoments]
@@ -135,19 +136,27 @@ class Anchored(Refiner):
     def _build(
         self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        def layer(name: str) -> Form:
-            dense, rank = session.dense[name], group[name]
-            weight = weight_of(dense).detach()
+        def target(name: str) -> Tensor:
+            weight = weight_of(session.dense[name]).detach()
             cross = moments.cross[name] if isinstance(self.mix, tuple) else moments.cross.pop(name)
-            target = anchored_target(weight, moments.gram, cross, mix, self.damping)
-            del cross
-            left = session.metric.left_gram(replace(session.site(name), outputs=outputs.get(name)))
-            grams = Grams(left, moments.gram)
-            decomposition = decompose(target, grams, session.metric.route, rank)
-            return session.form.build(Target(dense, target.to(weight.dtype), grams, decomposition), rank)
+            return anchored_target(weight, moments.gram, cross, mix, self.damping)
 
-        for name, made in dealt_layers(session, list(group), layer).items():
+        def left(name: str) -> Left:
+            return session.metric.left_gram(replace(session.site(name), outputs=outputs.get(name)))
+
+        def layers(unit: Group) -> Sequence[Form]:
+            rank, dense, alone = group[unit[0]], [session.dense[name] for name in unit], len(unit) == 1
+            weight = target(unit[0]) if alone else torch.cat([target(name) for name in unit])
+            grams = Grams(stacked([left(name) for name in unit]), moments.gram)
+            decomposition = decompose(weight, grams, session.metric.route, rank)
+            if alone:
+                weight = weight.to(weight_of(dense[0]).dtype)
+                return [session.form.build(Target(dense[0], weight, grams, decomposition), rank)]
+            return session.form.build_joint(dense, decomposition, rank, unit[0].rpartition(".")[2])
+
+        for name, made in dealt_layers(session, session.units(group), layers).items():
             set_module(session.decoder.model, name, made)
+        link(session.decoder.model)
 
 
 def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:

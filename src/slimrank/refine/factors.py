@@ -6,7 +6,7 @@ from slimrank.errors import UsageError
 from slimrank.forms import form_of
 from slimrank.forms.base import Form
 from slimrank.forms.low_rank import LowRank
-from slimrank.session import Session
+from slimrank.session import Group, Session
 
 
 def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
@@ -25,11 +25,15 @@ def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
     return layers
 
 
-def dealt_layers(session: Session, names: Sequence[str], make: Callable[[str], Form]) -> dict[str, Form]:
-    """The new layers of some linears, each made by the process that it is dealt to, and the same in all."""
-    world = session.world
+def dealt_layers(session: Session, groups: Sequence[Group], make: Callable[[Group], Sequence[Form]]) -> dict[str, Form]:
+    """The new layers of some groups, each made by the process that it is dealt to, and the same in all.
+
+    They are to be linked (see forms.link) once they are in the model.
+    """
+    world, mine = session.world, dict[str, Form]()
     with world.apart():
-        mine = {name: make(name) for name in world.dealt(names, [session.work(name) for name in names])}
+        for group in world.dealt(groups, [session.work(group) for group in groups]):
+            mine |= zip(group, make(group), strict=True)
     if world.size == 1:
         return mine
     layers = {}

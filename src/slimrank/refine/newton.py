@@ -123,11 +123,15 @@ class Newton(Refiner):
         return steps
 
     def _outer_factor(self, session: Session, name: str) -> Tensor:
-        """Of U^T G U (r, r); G is the identity where the metric has no left Gram."""
+        """Of U^T G U (r, r), U over all linears that share V; G is the identity where the metric has no left Gram."""
+        (group,) = session.units([name])
+        return factor_(torch.stack([self._outer(session, member) for member in group]).sum(0), self.damping)
+
+    def _outer(self, session: Session, name: str) -> Tensor:
         layer, gram = session.decoder.model.get_submodule(name), session.metric.left_gram(session.site(name))
         assert isinstance(layer, Form)
         left = layer.left()
-        return factor_(left.T @ (left if gram is None else times(gram, left).mul_(2)), self.damping)
+        return left.T @ (left if gram is None else times(gram, left).mul_(2))
 
     def _losses(self, session: Session) -> list[float]:
         """L on the held-out windows at every one of LENGTHS, which go through the blocks side by side."""
@@ -163,9 +167,9 @@ def newton_step(outer: Tensor, gradient: Tensor, inner: Tensor) -> Tensor:
 
 
 def right_factors(session: Session, index: int) -> dict[str, nn.Linear]:
-    """The right factors of a block's compressed linears, by the linears' names."""
+    """The right factors of a block's compressed linears, by the linears' names, a shared one by its leader's."""
     modules = {name: session.decoder.model.get_submodule(name) for name in session.linears[index]}
-    return {name: module.right for name, module in modules.items() if isinstance(module, Form)}
+    return {name: module.right for name, module in modules.items() if isinstance(module, Form) and module.leads}
 
 
 @contextmanager

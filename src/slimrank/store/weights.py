@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrank.forms import Form, form_of
+from slimrank.forms import Form, form_of, link
 from slimrank.store.pieces import Pieces
 
 Part = int | None
@@ -94,6 +94,7 @@ class Weights:
         for name, entry in facts["forms"].items():
             form = form_of(name, entry)
             self.model.set_submodule(name, form.shell(self._matrices[f"{name}.weight"], entry, device="meta"))
+        link(self.model)
         for name, tensor in tensors.items():
             put(self.model, name, tensor.to(self.device))
         return facts

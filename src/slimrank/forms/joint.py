@@ -1,0 +1,215 @@
+"""One pivoted factorisation for several linears that read one input: they share the product with the input factor."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.errors import SlimrankError
+from slimrank.forms.bits import pack, packed_bytes, places, unpack
+from slimrank.forms.ordered import Ordered
+from slimrank.forms.pivoted import permute_last
+from slimrank.forms.pivots import pivot_rows
+from slimrank.forms.quantized import matrix_of
+from slimrank.linear import permute_inputs, permute_outputs
+
+
+class Joint(Ordered):
+    """A member of a group whose stacked weight W' (sum of out_i, in) has rank r: y = scatter(z_own, C z) + b.
+
+    z = W'[P] x holds r rows of the stack, the first member's pivots first. That member, the leader, stores W'[P] as
+    `pivots` (r, in) and computes z once for all; z_own = z[first : first + own] are this member's own pivots. `others`
+    holds C (out - own, r) or is None where all rows are pivots, `chosen` is as Pivoted's. Over the group that is
+    r (sum of out_i + in) - r^2 numbers. leader: the name of the leader beside this module, None in the leader itself.
+    """
+
+    form = "joint"
+    of_outputs = True
+    sizes = ("first", "own", "leader")
+    chosen: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        *,
+        first: int = 0,
+        own: int | None = None,
+        leader: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        own = rank if own is None else own
+        whole = type(first) is int and type(own) is int and isinstance(leader, str | None)
+        if not whole or first < 0 or not 0 <= own <= min(out_features, rank - first):
+            raise SlimrankError(
+                f"A joint layer of {out_features} outputs and rank {rank} can't have {own!r} pivots from {first!r} on "
+                f"beside {leader or 'itself'!r}."
+            )
+        super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
+        self.first, self.own, self.leader = first, own, leader
+        rest = out_features - own
+        if leader is None:
+            self.pivots = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("chosen", torch.zeros(packed_bytes(out_features), device=device, dtype=torch.uint8))
+        self.group: tuple[Joint, ...] = (self,) if leader is None else ()
+        self.held: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether the right factor is stored here."""
+        return self.leader is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to y (..., out)."""
+        z = self.shared(x)
+        y = z[..., self.first : self.first + self.own]
+        if self.others is not None:
+            y = torch.cat([y, self.others(z)], dim=-1)
+        if not self.in_order:
+            y = permute_last(y, self.known_order())
+        return y if self.bias is None else y + self.bias
+
+    def shared(self, x: Tensor) -> Tensor:
+        """z (..., r), held between the leader's call and the last member's with the very same x."""
+        lead = self.lead
+        held = lead.held  # read once: another thread may call in between
+        if lead is self or held is None or held[0] is not x:
+            held = x, lead.right(x)
+        keep = self is not lead.group[-1] and not torch.compiler.is_exporting()
+        lead.held = held if keep else None
+        return held[1]
+
+    @property
+    def lead(self) -> "Joint":
+        """The leader."""
+        if not self.group:
+            raise SlimrankError(f"A joint layer wasn't linked to its leader, {self.leader}: call slimrank.forms.link.")
+        return self.group[0]
+
+    @classmethod
+    def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
+        """A group of one."""
+        (layer,) = joint_layers(left, right, [len(left)], [bias])
+        assert isinstance(layer, cls)
+        return layer
+
+    def entry(self) -> dict[str, Any]:
+        """With the place of its pivots in z."""
+        named = {} if self.leader is None else {"leader": self.leader}
+        return super().entry() | {"first": self.first, "own": self.own} | named
+
+    def make_order(self) -> Tensor:
+        """For every row (out,) int64 its place in [z_own, C z], both ascending."""
+        pivot = unpack(self.chosen, self.out_features)
+        return places(pivot) + self.own * ~pivot
+
+    @staticmethod
+    def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
+        """(out - own) r, a byte for every eight rows, and in the leader r in."""
+        rank = entry["rank"]
+        shared = 0 if "leader" in entry else rank * in_features
+        return shared + (out_features - entry["own"]) * rank + packed_bytes(out_features)
+
+    @torch.no_grad()
+    def permute_outputs(self, order: Tensor) -> None:
+        """Reorder its pivots among themselves, in z too, and its others likewise, and the bias."""
+        pivot = unpack(self.chosen, self.out_features)
+        place, now = places(pivot)[order], pivot[order]
+        shared = torch.arange(self.rank, device=order.device)
+        shared[self.first : self.first + self.own] = self.first + place[now]
+        permute_outputs(self.right, shared)
+        for member in self.group:
+            if member.others is not None:
+                permute_inputs(member.others, shared)
+        if self.others is not None:
+            permute_outputs(self.others, place[~now])
+        if self.bias is not None:
+            self.bias.copy_(self.bias[order])
+        self.chosen.copy_(pack(now))
+        self.forget_order()
+
+    def permute_inputs(self, order: Tensor) -> None:
+        """Reorder the shared pivots' columns, once for the group: at the leader."""
+        if self.leads:
+            permute_inputs(self.right, order)
+
+    @property
+    def right(self) -> nn.Linear:
+        """W'[P] of the whole group, which the leader stores."""
+        return self.pivots if self.leads else self.lead.pivots
+
+    @torch.no_grad()
+    def left(self) -> Tensor:
+        """[I at its own pivots, C] (out, r) in the layer's row order, in float64."""
+        unit = torch.eye(self.rank, dtype=torch.float64, device=self.chosen.device)
+        rows = unit[self.first : self.first + self.own]
+        if self.others is not None:
+            rows = torch.cat([rows, matrix_of(self.others)])
+        return rows.index_select(0, self.make_order())
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """W' (out, in) in float64."""
+        return self.left() @ matrix_of(self.right)
+
+
+@torch.no_grad()
+def joint_layers(
+    left: Tensor, right: Tensor, sizes: Sequence[int], biases: Sequence[Tensor | None], leader: str | None = None
+) -> list[Joint]:
+    """A group with the stacked W' = left (sum of sizes, r) @ right (r, in), linked; it takes left's dtype and device.
+
+    leader: the first one's name in the module that holds them all, needed where there are others.
+    """
+    rank = left.shape[1]
+    rows, combinations = pivot_rows(left)
+    chosen = torch.zeros(len(left), dtype=torch.bool, device=left.device).index_fill(0, rows[:rank], True).split(sizes)
+    others = combinations.split([int((~part).sum()) for part in chosen])
+    layers, first = list[Joint](), 0
+    for part, coefficients, bias in zip(chosen, others, biases, strict=True):
+        own, name = int(part.sum()), leader if layers else None
+        place: dict[str, Any] = {"first": first, "own": own, "leader": name}
+        layer = Joint.empty(right.shape[1], len(part), rank, bias is not None, left.dtype, **place)
+        layer.to_empty(device=left.device)
+        if layer.leads:
+            layer.pivots.weight.copy_(left[rows[:rank]].double() @ right.double())
+        if layer.others is not None:
+            layer.others.weight.copy_(coefficients)
+        if layer.bias is not None and bias is not None:
+            layer.bias.copy_(bias)
+        layer.chosen.copy_(pack(part))
+        layers.append(layer)
+        first += own
+    _link(layers)
+    return layers
+
+
+def link(model: nn.Module) -> None:
+    """Let the members of every group in the model know each other.
+
+    Raises:
+        SlimrankError: naming a layer whose group is not whole.
+    """
+    groups: dict[str, list[Joint]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Joint):
+            parent, dot, own = name.rpartition(".")
+            groups.setdefault(parent + dot + (module.leader or own), []).append(module)
+    for name, members in groups.items():
+        members.sort(key=lambda member: (not member.leads, member.first))
+        ends = [0, *(member.first + member.own for member in members)]
+        fits = [member.first for member in members] == ends[:-1] and {m.rank for m in members} == {ends[-1]}
+        if not (fits and members[0].leads):
+            raise SlimrankError(f"The layers that share the pivots of {name} are not all there, or don't fit together.")
+        _link(members)
+
+
+def _link(members: Sequence[Joint]) -> None:
+    for member in members:
+        member.group = tuple(members)

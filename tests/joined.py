@@ -1,0 +1,34 @@
+"""Models whose linears are joined where they may be, without loss or at a rank."""
+
+import torch
+from transformers import PreTrainedModel
+
+from slimrank.forms import joint_layers
+from slimrank.linear import bias_of
+from slimrank.model import set_module
+from slimrank.optimize import shared_inputs
+
+
+def groups(model: PreTrainedModel) -> list[list[str]]:
+    """The linears of one module that share an input and are taller than wide together."""
+    found = []
+    for names in shared_inputs(model):
+        parents = {name.rpartition(".")[0] for name in names}
+        linears = [model.get_submodule(name) for name in names]
+        if len(parents) == 1 and sum(one.out_features for one in linears) > linears[0].in_features:
+            found.append(names)
+    return found
+
+
+def join(model: PreTrainedModel, rank: int | None = None) -> PreTrainedModel:
+    """Every group in the form joint, of full rank by default."""
+    for names in groups(model):
+        dense = [model.get_submodule(name) for name in names]
+        stack = torch.cat([linear.weight.detach() for linear in dense]).double()
+        left, values, right = torch.linalg.svd(stack, full_matrices=False)
+        left, values, right = left[:, :rank], values[:rank], right[:rank]
+        sizes, biases = [linear.out_features for linear in dense], [bias_of(linear) for linear in dense]
+        layers = joint_layers(left * values, right, sizes, biases, names[0].rpartition(".")[2])
+        for name, layer in zip(names, layers, strict=True):
+            set_module(model, name, layer.float())
+    return model
