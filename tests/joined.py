@@ -7,6 +7,7 @@ from slimrank.forms import joint_layers
 from slimrank.linear import bias_of
 from slimrank.model import set_module
 from slimrank.optimize import shared_inputs
+from slimrank.plan import Plan
 
 
 def groups(model: PreTrainedModel) -> list[list[str]]:
@@ -32,3 +33,17 @@ def join(model: PreTrainedModel, rank: int | None = None) -> PreTrainedModel:
         for name, layer in zip(names, layers, strict=True):
             set_module(model, name, layer.float())
     return model
+
+
+def joined(plan: Plan, rank: int) -> Plan:
+    """The plan with q, k and v joined at this rank, and gate and up, all others at rank 1."""
+    linears = {}
+    for name, linear in plan.linears.items():
+        parent, _, own = name.rpartition(".")
+        leader = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
+        first = (leader | {"up_proj": "gate_proj"}).get(own)
+        joint = None if first is None else f"{parent}.{first}"
+        form = plan.recipe.form.name if first is None else "joint"
+        update = {"joint": joint, "rank": 1 if first is None else rank, "form": form}
+        linears[name] = linear.model_copy(update=update)
+    return plan.model_copy(update={"linears": linears})

@@ -194,12 +194,13 @@ def factorize(session: Session, plan: Plan, *, build: bool = True) -> Plan:
 
 def joint_groups(session: Session, plan: Plan) -> tuple[Group, ...]:
     """The groups that the plan factorises as one; a UsageError if one does not share an input."""
-    for leader, names in plan.joint().items():
-        if not any(group[0] == leader and set(group) == names for group in session.groups):
+    groups, planned = {group[0]: group for group in session.groups}, plan.joint()
+    for leader, names in planned.items():
+        if set(groups.get(leader, ())) != set(names):
             raise UsageError(
                 f"The plan joins {', '.join(names)}, which can't share their pivots: set their joint to null."
             )
-    return tuple(group for group in session.groups if group[0] in plan.joint())
+    return tuple(group for leader, group in groups.items() if leader in planned)
 
 
 def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int) -> Facts:

@@ -77,12 +77,12 @@ class Plan(BaseModel):
             blocks.setdefault(linear.block, {})[linear.role] = linear
         return blocks
 
-    def joint(self) -> dict[str, set[str]]:
+    def joint(self) -> dict[str, list[str]]:
         """The linears that become one factorisation, by the first one's name."""
-        groups: dict[str, set[str]] = {}
+        groups: dict[str, list[str]] = {}
         for name, linear in self.linears.items():
             if linear.joint is not None and linear.rank is not None:
-                groups.setdefault(linear.joint, set()).add(name)
+                groups.setdefault(linear.joint, []).append(name)
         return groups
 
     def to_json(self) -> str:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from operator import gt
 from typing import Any
 
@@ -86,7 +85,7 @@ class Session:
         """Every dense linear by name."""
         return {name: module for block in self.linears for name, module in block.items()}
 
-    @cached_property
+    @property
     def groups(self) -> tuple[Group, ...]:
         """The linears of one module that share an input and that the form may join: together taller than wide."""
         found: dict[tuple[str, str], list[str]] = {}

@@ -3,8 +3,8 @@ import torch
 from lossless import factors
 from torch import Tensor, nn
 
-from slimrank.forms import KeptColumns, LowRank, Pivoted
-from slimrank.integrations.shards import FusedParts
+from slimrank.forms import KeptColumns, LowRank, Pivoted, joint_layers
+from slimrank.integrations.shards import FusedParts, rows_of
 
 IN, OUT = 12, 16
 
@@ -24,6 +24,30 @@ def layers() -> dict[str, nn.Module]:
         "square": Pivoted.from_low_rank(*factors(torch.randn(8, IN))),
         "columns": KeptColumns.from_columns(torch.randn(OUT, 4), left, right[:, :8], kept),
     }
+
+
+@torch.no_grad()
+def test_joint_parts_share_their_leaders_factor_also_in_pieces():
+    torch.manual_seed(0)
+    sizes, x = (16, 4, 9), torch.randn(3, IN)
+    parts = joint_layers(torch.randn(29, 7), torch.randn(7, IN), sizes, [None] * 3, "q")
+    stored = [tensors(part) | {"first": torch.tensor(part.first)} for part in parts]
+    assert [rows_of(one) for one in stored] == list(sizes)
+    dense = nn.Linear(IN, 5, bias=False)
+    for own in (
+        [torch.arange(size) for size in sizes],
+        [torch.tensor([5, 0, 3]), torch.tensor([2]), torch.arange(4, 9)],
+    ):
+        named = [*zip(stored, own, strict=True), (tensors(dense), torch.arange(5))]
+        whole = FusedParts(named, torch.arange(IN), torch.device("cpu"), torch.float32)
+        expected = torch.cat([part(x)[:, rows] for part, rows in zip(parts, own, strict=True)] + [dense(x)], -1)
+        torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
+        assert whole.first is not None and len(whole.first) == 7 + 5
+        halves = [
+            FusedParts(named, columns, torch.device("cpu"), torch.float32)(x[:, columns])
+            for columns in torch.arange(IN).split(6)
+        ]
+        torch.testing.assert_close(sum(halves), expected, rtol=1e-5, atol=1e-5)
 
 
 def fused(parts: list[nn.Module], rows: list[Tensor], columns: Tensor) -> FusedParts:

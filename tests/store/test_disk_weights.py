@@ -40,3 +40,14 @@ def test_with_room_every_part_is_read_once(parts):
             pass
     assert sorted(part for part, _ in seen if part is not None) == [0, 1, 2]
     assert len(seen) == 4
+
+
+def test_a_vector_changed_in_place_is_the_dense_models_again_inside(parts):
+    weights, _ = parts(2**30)
+    norm = weights.model.model.norm
+    with weights.hold(None):
+        was = norm.weight.detach().clone()
+        norm.weight.data.mul_(2)
+        with weights.dense_vectors():
+            assert torch.equal(norm.weight, was)
+        assert torch.equal(norm.weight, 2 * was)

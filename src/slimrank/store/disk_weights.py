@@ -232,6 +232,8 @@ class DiskWeights(Weights):
 
     def _read(self, part: Part) -> list[Tensor]:
         tensors = [self._cast(self.source.get(slot.key)) for slot in self._slots[part]]
+        # refiners change vectors in place, and what the file maps to is the dense model's too
+        tensors = [tensor.clone() if tensor.ndim == 1 else tensor for tensor in tensors]
         return [t.pin_memory() for t in tensors] if self._device.type == "cuda" else tensors
 
     def _take_ahead(self, part: Part) -> list[Tensor]:
