@@ -21,9 +21,11 @@ def groups(model: PreTrainedModel) -> list[list[str]]:
     return found
 
 
-def join(model: PreTrainedModel, rank: int | None = None) -> PreTrainedModel:
-    """Every group in the form joint, of full rank by default."""
+def join(model: PreTrainedModel, rank: int | None = None, inside: str = "") -> PreTrainedModel:
+    """Every group in the form joint, of full rank by default; inside: the start of their names."""
     for names in groups(model):
+        if not names[0].startswith(inside):
+            continue
         dense = [model.get_submodule(name) for name in names]
         stack = torch.cat([linear.weight.detach() for linear in dense]).double()
         left, values, right = torch.linalg.svd(stack, full_matrices=False)

@@ -125,6 +125,7 @@ def compress(
                 expected = estimate(
                     decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine,
                     whole=chosen.allocate.whole_model, bases=bases and chosen.metric.route == "projector",
+                    joins=chosen.form.joins,
                 )  # fmt: skip
                 announce(expected)
                 expected.check(limits, out.resolve().parent, memory is not None, size_of(progress_folder(out)))

@@ -72,6 +72,7 @@ def estimate(
     refine: Sequence[Refiner],
     whole: bool = False,
     bases: bool = False,
+    joins: bool = False,
 ) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
@@ -79,6 +80,7 @@ def estimate(
     and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take, or of
     the whole model where a refiner or, with `whole`, the allocator runs it, whichever is most. Disk: half of each Gram
     in float32, and the held-out ones or what the finished blocks hold and, with `bases`, what they are cut from.
+    joins: whether linears that share an input are decomposed stacked too.
     """
     tokens = windows.numel()
     sizes = _part_bytes(decoder)
@@ -86,11 +88,15 @@ def estimate(
     closed = any(not refiner.whole_model for refiner in refine)
     shapes = [[shape_of(module) for module in block.values()] for block in linears]
     flat = [shape for block in shapes for shape in block]
+    stacks = [stack for block in linears for stack in stacks_of(block)] if joins else []
     block = max(size for part, size in sizes.items() if part is not None)
     in_flight = default_batch(decoder, windows.shape[1]) * windows.shape[1]
     sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
     activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
     solving = max(8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat)
+    solving = max(
+        [solving, *(8 * (sum(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks)]
+    )
     memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + solving)
     inputs = 2 * sum(n * n for _, n in flat)
     disk = sum(2 * m * m for m, _ in flat) if gradients else 0
@@ -99,13 +105,32 @@ def estimate(
     passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if closed else 0)
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
-    solved = sum(EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape) for shape in flat)
     rounds = 1 + sum(refiner.work for refiner in refine)
-    seconds = work / speed(decoder.device, dtype) + 2 * rounds * solved / speed(decoder.device, torch.float64)
+    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(one)) for one in stacks)
+    seconds = work / speed(decoder.device, dtype) + 2 * solved / speed(decoder.device, torch.float64)
     total = _whole_bytes(sum(sizes.values()), dtype.itemsize, refine, whole)
     if total > memory:
         return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
     return Estimate(memory, disk, seconds)
+
+
+def stacks_of(block: dict[str, nn.Module]) -> list[list[tuple[int, int]]]:
+    """The shapes of a block's linears by module and width: where there are several, they may share their input."""
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for name, module in block.items():
+        shape = shape_of(module)
+        found.setdefault((name.rpartition(".")[0], shape[1]), []).append(shape)
+    return [shapes for shapes in found.values() if len(shapes) > 1]
+
+
+def stacked(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of matrices on each other."""
+    return sum(rows for rows, _ in shapes), shapes[0][1]
+
+
+def solution(shape: tuple[int, int]) -> int:
+    """Multiplications and additions of a matrix's decomposition."""
+    return EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape)
 
 
 def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bool) -> int:

@@ -45,6 +45,11 @@ class LinearPlan(BaseModel):
     measured: float | None = None
     layer: dict[str, Any] | None = None
 
+    @property
+    def own_rank(self) -> int | None:
+        """The rank at which this linear's own spectrum is cut, if it is."""
+        return None if self.joint else self.rank
+
 
 class Budget(BaseModel):
     """Numbers in the compressed linears: when dense, allowed, and used by the plan."""

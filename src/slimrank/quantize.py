@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from slimrank.account import FILE as ACCOUNT
 from slimrank.account import Account
+from slimrank.build import with_entry
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import MissingLibrary, UsageError
 from slimrank.forms import Form, compressed_layers, form_of, link
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.load import Loaded
 from slimrank.model import set_module
-from slimrank.pipeline import with_entry
 from slimrank.plan import Plan
 from slimrank.result import PLAN, card
 

@@ -80,7 +80,7 @@ class Result:
             seconds=self.seconds,
             memory=peak_memory(),
             versions=versions(),
-            curves=curves_of(self.spectrum, {name: linear.rank for name, linear in self.plan.linears.items()}),
+            curves=curves_of(self.spectrum, {name: one.own_rank for name, one in self.plan.linears.items()}),
         )
 
     def card(self, name: str) -> str:

@@ -178,7 +178,10 @@ class Session:
         """Those of the stacked groups."""
         return {
             group: LinearSpectrum(
-                self.curves[group].values, self.shape(group), self.block_of(group), "+".join(map(self.role, group))
+                self.curves[group].values,
+                self.shape(group),
+                self.block_of(group),
+                "+".join([self.role(group[0]), *(name.rpartition(".")[2] for name in group[1:])]),
             )
             for group in self.groups
         }

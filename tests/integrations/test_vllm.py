@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from joined import join
 from lossless import factors
 from transformers import AutoModelForCausalLM
 
@@ -28,10 +29,12 @@ TOKENS = 64
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model at six tenths of its ranks, dense layers and every form taking turns inside fused groups."""
+    """The demo model at six tenths of its ranks, dense layers and every form taking turns inside fused groups, one block joint."""
     loaded = load("demo")
     model, out = loaded.model, tmp_path_factory.mktemp("checkpoints") / "mixed"
     linears = [(name, module) for name, module in model.named_modules() if is_linear(module) and name != "lm_head"]
+    join(model, rank=200, inside="model.layers.1.")
+    linears = [(name, dense) for name, dense in linears if model.get_submodule(name) is dense]
     for number, (name, dense) in enumerate(linears):
         left, right = factors(weight_of(dense))
         rank = len(right) * 6 // 10

@@ -1,5 +1,7 @@
 """One budget for the whole model: every rank of every linear is bought where it saves most loss per stored number."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -68,11 +70,18 @@ def spend(problem: Problem, losses: dict[str, Floats]) -> Allocation:
             f"{least:.0f}: raise --keep above {least / problem.dense:.4f}."
         )
     ranks: Ranks = {}
-    joined = []
+    joined: list[Group] = []
     for group, choices, place in zip(found, options, sweep(list(curves), problem.budget), strict=True):
         ranks |= choices.ranks[place]
         joined += [group] if choices.joined[place] else []
-    return Allocation({name: ranks[name] for name in losses}, joint=tuple(joined))
+    return Allocation({name: ranks[name] for name in losses}, notes(problem, joined), tuple(joined))
+
+
+def notes(problem: Problem, joined: Sequence[Group]) -> tuple[str, ...]:
+    """A sentence on what became one factorisation."""
+    counts = Counter(problem.joint[group].role for group in joined)
+    told = ", ".join(f"{role} of {count} block{'s' * (count > 1)}" for role, count in counts.items())
+    return (f"Factorised as one, which loses less there: {told}.",) if joined else ()
 
 
 def alone(problem: Problem, name: str, losses: dict[str, Floats]) -> Choices:

@@ -54,7 +54,7 @@ def curve_columns(plan: Plan, curves: Mapping[str, Curve]) -> Columns:
             "rank": rank,
             "singular": singular,
             "error": error,
-            "cut": rank == linear.rank,
+            "cut": rank == linear.own_rank,
         }
         for name, linear in plan.linears.items()
         for rank, singular, error in zip(curves[name].ranks, curves[name].singular, curves[name].error, strict=True)
