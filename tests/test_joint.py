@@ -14,7 +14,7 @@ from slimrank.errors import UsageError
 from slimrank.export.dense import multiplied_out
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import Joint, compressed_layers
-from slimrank.metric.grams import Grams, stacked
+from slimrank.metric.grams import Blocks, Grams
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 from slimrank.pipeline import decompose_all, factorize, make_plan
@@ -67,7 +67,7 @@ def test_a_block_diagonal_gram_is_its_blocks(bases, route):
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(20, 9, generator=generator), torch.randn(9, 40, generator=generator).double()
     lefts = [g @ g.T for g in (torch.randn(n, 2 * n, generator=generator).double() for n in (7, 13))]
-    blocks, whole = Grams(stacked(lefts), x @ x.T), Grams(torch.block_diag(*lefts), x @ x.T)
+    blocks, whole = Grams(Blocks((7, 13), lefts.__getitem__), x @ x.T), Grams(torch.block_diag(*lefts), x @ x.T)
     for rank in (1, 4, 9):
         ours, theirs = (decompose(weight, grams, route, rank).cut(rank) for grams in (blocks, whole))
         torch.testing.assert_close(ours[0] @ ours[1], theirs[0] @ theirs[1], rtol=1e-8, atol=1e-8)

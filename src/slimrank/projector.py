@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from slimrank.metric.grams import SUPPORT, Grams, Root, times
+from slimrank.metric.grams import SUPPORT, Blocks, Grams, Root, times
 from slimrank.panels import congruence, product
 
 Pair = tuple[Tensor, Tensor]
@@ -59,17 +59,26 @@ class Small:
     def weighted(self) -> Tensor:
         """G W (m, n), with m > n."""
         left = self.grams.left
-        if self.rough and left is not None and _even(left):
-            rounded = tuple(one.float() for one in left) if isinstance(left, tuple) else left.float()
-            return times(rounded, self.weight.float()).double()
-        return times(left, self.weight)
+        return times(left, self.weight) if isinstance(left, Blocks) else self._weighed(left, self.weight)
 
     @cached_property
     def inner(self) -> Tensor:
         """W H W^T (m, m), or W^T G W (n, n) if m > n."""
+        left = self.grams.left
+        if self.tall and isinstance(left, Blocks):
+            parts = zip(left, self.weight.split(left.sizes), strict=True)
+            found = torch.zeros(self.weight.shape[1], self.weight.shape[1]).to(self.weight)
+            for gram, part in parts:
+                found += product(part.T, self._weighed(gram, part))
+            return found
         if self.tall:
             return product(self.weight.T, self.weighted)
         return product(self.weight, times(self.grams.right, self.weight.T))
+
+    def _weighed(self, left: Tensor | None, weight: Tensor) -> Tensor:
+        if self.rough and left is not None and _even(left if left.ndim == 1 else left.diagonal()):
+            return times(left.float(), weight.float()).double()
+        return times(left, weight)
 
     def square(self) -> Tensor:
         """(L^T W R) (L^T W R)^T, or (L^T W R)^T (L^T W R)."""
@@ -124,10 +133,7 @@ class Small:
         return torch.cat([tails, tails.new_zeros(1)])
 
 
-def _even(left: Tensor | tuple[Tensor, ...]) -> bool:
-    if isinstance(left, tuple):
-        return all(_even(one) for one in left)
-    diagonal = left if left.ndim == 1 else left.diagonal()
+def _even(diagonal: Tensor) -> bool:
     return bool(diagonal.max() <= EVEN * diagonal.mean())
 
 

@@ -18,7 +18,6 @@ from slimrank.distributed import World
 from slimrank.factorize import Factorizer, Target
 from slimrank.linear import shape_of, weight_of
 from slimrank.metric import Grams, Metric, Site
-from slimrank.metric.grams import stacked
 from slimrank.model import Decoder, set_module
 from slimrank.progress import Track, no_track
 from slimrank.spectrum import Curve, Decomposition, LinearSpectrum, Spectrum, decompose_again
@@ -133,8 +132,7 @@ class Session:
         grams = self.metric.grams(sites[0])
         if len(sites) == 1:
             return sites[0].weight, grams
-        lefts = [grams.left, *(self.metric.left_gram(site) for site in sites[1:])]
-        return torch.cat([site.weight for site in sites]), Grams(stacked(lefts), grams.right)
+        return torch.cat([site.weight for site in sites]), Grams(self.metric.stacked_gram(sites), grams.right)
 
     def decomposed(self, group: Group, rank: int | None = None) -> Decomposition:
         """A group's decomposition, to be cut to that rank at most."""

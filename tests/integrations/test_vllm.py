@@ -29,7 +29,7 @@ TOKENS = 64
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model at six tenths of its ranks, dense layers and every form taking turns inside fused groups, one block joint."""
+    """The demo at six tenths of its ranks: dense layers and all forms take turns in fused groups, one block joint."""
     loaded = load("demo")
     model, out = loaded.model, tmp_path_factory.mktemp("checkpoints") / "mixed"
     linears = [(name, module) for name, module in model.named_modules() if is_linear(module) and name != "lm_head"]

@@ -1,5 +1,6 @@
 """What a metric is: from what calibration saw at a linear to the Grams that weigh its error."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import InputMoments, OutputMoments
-from slimrank.metric.grams import Grams, Left
+from slimrank.metric.grams import Blocks, Grams, Left
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,23 @@ class Metric(BaseModel):
         """The Grams of the metric at one linear."""
         raise NotImplementedError
 
-    def left_gram(self, site: Site) -> Left:
+    def left_gram(self, site: Site) -> Tensor | None:
         """The left one of `grams`, which gradients alone give; the inputs' Gram may be gone when it is asked for."""
-        return self.grams(site).left if self.gradients else None
+        left = self.grams(site).left if self.gradients else None
+        assert not isinstance(left, Blocks), "a linear's own is whole"
+        return left
+
+    def stacked_gram(self, sites: Sequence[Site]) -> Left:
+        """The left one of linears stacked on each other, of one alone its own."""
+        if len(sites) == 1 or not self.gradients:
+            return self.left_gram(sites[0])
+
+        def make(index: int) -> Tensor:
+            left = self.left_gram(sites[index])
+            assert left is not None, "a metric with gradients has a left Gram"
+            return left
+
+        return Blocks(tuple(len(site.weight) for site in sites), make)
 
     def held_out_inputs(self, site: Site) -> Grams | None:
         """As held_out_grams, of which the right one alone is of interest."""

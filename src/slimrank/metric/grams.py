@@ -1,6 +1,6 @@
 """The pair (L, R) of a weighted error |L^T (W - W') R|_F, held as the Grams L L^T and R R^T."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,35 +9,41 @@ from torch import Tensor
 SUPPORT = 1e-12  # eigenvalues below this share of the largest are rounding
 
 
-Left = Tensor | tuple[Tensor, ...] | None
+@dataclass(frozen=True)
+class Blocks:
+    """A block-diagonal Gram, of weights stacked on each other whose errors add up.
+
+    sizes: of the blocks; make: gives one of them, a matrix or its diagonal, whenever it is asked for: all are large.
+    """
+
+    sizes: tuple[int, ...]
+    make: Callable[[int], Tensor]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.make, range(len(self.sizes)))
+
+    def whole(self) -> Tensor:
+        """The matrix."""
+        return torch.block_diag(*(block.diag() if block.ndim == 1 else block for block in self))
+
+
+Left = Tensor | Blocks | None
 
 
 @dataclass(frozen=True)
 class Grams:
-    """left = L L^T (m, m), right = R R^T (n, n), float64; a vector stands for a diagonal, None for the identity.
-
-    Of weights stacked on each other, left may be the tuple of their own ones: block-diagonal.
-    """
+    """left = L L^T (m, m), right = R R^T (n, n), float64; a vector stands for a diagonal, None for the identity."""
 
     left: Left = None
     right: Tensor | None = None
-
-
-def stacked(lefts: Sequence[Left]) -> Left:
-    """The left Gram of weights stacked on each other, whose errors add up; theirs are matrices, vectors or None."""
-    given = tuple(left for left in lefts if isinstance(left, Tensor))
-    if len(given) < 2:
-        return given[0] if given else None
-    return torch.cat(given) if given[0].ndim == 1 else given
 
 
 def times(gram: Left, x: Tensor) -> Tensor:
     """gram @ x, for x with as many rows as the Gram is wide."""
     if gram is None:
         return x
-    if isinstance(gram, tuple):
-        parts = x.split([len(one) for one in gram])
-        return torch.cat([times(one, part) for one, part in zip(gram, parts, strict=True)])
+    if isinstance(gram, Blocks):
+        return torch.cat([times(one, part) for one, part in zip(gram, x.split(gram.sizes), strict=True)])
     return gram[:, None] * x if gram.ndim == 1 else gram @ x
 
 
@@ -73,8 +79,8 @@ class Root:
     @classmethod
     def of(cls, gram: Left) -> "Root":
         """The root of a Gram (see Grams)."""
-        if isinstance(gram, tuple):
-            return cls.of(torch.block_diag(*gram))
+        if isinstance(gram, Blocks):
+            return cls.of(gram.whole())
         if gram is None or gram.ndim == 1:
             return cls(*square_root(gram))
         factor, failed = torch.linalg.cholesky_ex(gram)

@@ -16,7 +16,6 @@ from slimrank.factorize import Target
 from slimrank.forms import Form, link
 from slimrank.linear import weight_of
 from slimrank.metric import Grams
-from slimrank.metric.grams import Left, stacked
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_, solved
@@ -141,15 +140,13 @@ class Anchored(Refiner):
             cross = moments.cross[name] if isinstance(self.mix, tuple) else moments.cross.pop(name)
             return anchored_target(weight, moments.gram, cross, mix, self.damping)
 
-        def left(name: str) -> Left:
-            return session.metric.left_gram(replace(session.site(name), outputs=outputs.get(name)))
-
         def layers(unit: Group) -> Sequence[Form]:
-            rank, dense, alone = group[unit[0]], [session.dense[name] for name in unit], len(unit) == 1
-            weight = target(unit[0]) if alone else torch.cat([target(name) for name in unit])
-            grams = Grams(stacked([left(name) for name in unit]), moments.gram)
+            rank, dense = group[unit[0]], [session.dense[name] for name in unit]
+            sites = [replace(session.site(name), outputs=outputs.get(name)) for name in unit]
+            weight = target(unit[0]) if len(unit) == 1 else torch.cat([target(name) for name in unit])
+            grams = Grams(session.metric.stacked_gram(sites), moments.gram)
             decomposition = decompose(weight, grams, session.metric.route, rank)
-            if alone:
+            if len(unit) == 1:
                 weight = weight.to(weight_of(dense[0]).dtype)
                 return [session.form.build(Target(dense[0], weight, grams, decomposition), rank)]
             return session.form.build_joint(dense, decomposition, rank, unit[0].rpartition(".")[2])
