@@ -5,7 +5,7 @@ import torch
 
 from slimrank.allocate import Problem
 from slimrank.allocate.hull import lower_hull
-from slimrank.allocate.joined import Choices, apart
+from slimrank.allocate.joined import Choices, sums
 from slimrank.allocate.nats import Nats
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.spectrum import LinearSpectrum, Spectrum
@@ -22,11 +22,11 @@ def choices(name, costs, losses):
 def test_apart_is_the_hull_of_all_sums():
     a = choices("a", [1, 2, 3, 4], [9.0, 5.0, 4.5, 1.0])
     b = choices("b", [2, 3, 5], [7.0, 3.0, 0.5])
-    found = apart([a, b])
-    sums = [(a.costs[i] + b.costs[j], a.losses[i] + b.losses[j]) for i, j in itertools.product(range(4), range(3))]
+    found = sums([a, b])
+    pairs = [(a.costs[i] + b.costs[j], a.losses[i] + b.losses[j]) for i, j in itertools.product(range(4), range(3))]
     for cost, loss in zip(found.costs, found.losses, strict=True):
-        assert (cost, loss) in sums
-    for cost, loss in sums:  # none is below the line between neighbours
+        assert (cost, loss) in pairs
+    for cost, loss in pairs:  # none is below the line between neighbours
         assert loss >= np.interp(cost, found.costs, found.losses) - 1e-12
     for ranks, cost in zip(found.ranks, found.costs, strict=True):
         assert a.costs[ranks["a"] - 1] + b.costs[ranks["b"] - 1] == cost
@@ -85,7 +85,7 @@ def test_the_sweep_reaches_the_hull_of_all_assignments():
     for seed, scale, keep in itertools.product(range(4), (0.5, 1.2, 2.0), (0.5, 0.7, 0.9)):
         values = torch.rand(8, generator=torch.Generator().manual_seed(9), dtype=torch.float64).sort(descending=True)
         p = problem(keep, scale * values.values, seed)
-        allocation = Nats().allocate(p)
+        allocation = Nats(gain=0).allocate(p)
         cost, loss = spent(p, allocation)
         least, all_of_them = {}, every(p)
         for c, one in all_of_them:
@@ -97,6 +97,17 @@ def test_the_sweep_reaches_the_hull_of_all_assignments():
         assert loss >= min(one for c, one in all_of_them if c <= p.budget) - 1e-9
         joins.add(bool(allocation.joint))
     assert joins == {True, False}
+
+
+def test_joining_has_to_gain_what_is_asked():
+    values = torch.linspace(1.3, 0.1, 8, dtype=torch.float64)
+    for seed in range(20):
+        p, none = problem(0.6, values, seed), Nats(gain=0).allocate(problem(0.6, torch.full((8,), 9.0), seed))
+        free = Nats(gain=0).allocate(p)
+        if free.joint and spent(p, free)[1] > 0.9 * spent(p, none)[1]:
+            assert Nats(gain=0.5).allocate(p).joint == ()
+            return
+    raise AssertionError("no seed where joining gains little")
 
 
 def test_a_group_that_loses_nothing_jointly_is_joined_and_one_that_loses_much_is_not():

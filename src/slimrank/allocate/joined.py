@@ -31,7 +31,7 @@ class Choices:
         return Choices(costs, losses, [*self.ranks, *other.ranks], [*self.joined, *other.joined])
 
 
-def apart(members: Sequence[Choices]) -> Choices:
+def sums(members: Sequence[Choices]) -> Choices:
     """What several linears may become, each by itself: the hull of the sums of their choices."""
     curves, kept = zip(*(member.efficient() for member in members), strict=True)
     hulls = [lower_hull(curve.costs, curve.losses) for curve in curves]

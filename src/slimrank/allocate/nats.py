@@ -10,7 +10,7 @@ from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.hull import Floats, sweep
-from slimrank.allocate.joined import Choices, apart
+from slimrank.allocate.joined import Choices, sums
 from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.errors import UsageError
 from slimrank.session import Group
@@ -22,12 +22,17 @@ class Nats(Allocator):
     The losses must be in one unit for all linears, such as the nats of the two-sided metric. Where the form joins
     linears that share an input, every such group is swept over with both ways, each linear by itself and all as one.
 
+    gain: the share by which joining must lower a group's loss, since refiners that move right factors alone have fewer
+    numbers to move in a group.
+
     calibrate: at how many ranks of each linear the true KL divergence is measured, all others being dense, to correct
     the scale and exponent of its predicted loss; 0 to trust the prediction. windows: how many it is measured on.
     """
 
     name: Literal["nats"] = "nats"
     joins: ClassVar[bool] = True
+
+    gain: float = Field(0.05, ge=0, lt=1)
 
     calibrate: Annotated[int, Field(ge=0)] = 0
     windows: Annotated[int, Field(ge=1)] = 16
@@ -40,7 +45,7 @@ class Nats(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """A sweep over the lower convex hulls of the linears' (cost, loss) curves."""
         losses = {name: spectrum.losses().cpu().numpy() for name, spectrum in problem.spectrum.linears.items()}
-        allocation = spend(problem, losses)
+        allocation = spend(problem, losses, self.gain)
         if not self.calibrate:
             return allocation
         if problem.joint:
@@ -49,11 +54,11 @@ class Nats(Allocator):
             )
         readings = measure(problem, losses, allocation.ranks, points=self.calibrate, windows=self.windows)
         corrected = {name: corrected_losses(losses[name], *readings[name]) for name in losses}
-        return replace(spend(problem, corrected), notes=(agreement(readings),))
+        return replace(spend(problem, corrected, self.gain), notes=(agreement(readings),))
 
 
-def spend(problem: Problem, losses: dict[str, Floats]) -> Allocation:
-    """What minimises the summed losses, given by linear at every rank 0..q.
+def spend(problem: Problem, losses: dict[str, Floats], gain: float) -> Allocation:
+    """What minimises the summed losses, given by linear at every rank 0..q, with that of a joined group / (1 - gain).
 
     Raises:
         UsageError: if the least ranks are over the budget.
@@ -61,7 +66,8 @@ def spend(problem: Problem, losses: dict[str, Floats]) -> Allocation:
     groups = {name: group for group in problem.joint for name in group}
     found: dict[Group, Choices] = {}
     for group in dict.fromkeys(groups.get(name, (name,)) for name in losses):
-        found[group] = apart_or_joined(problem, group, losses) if len(group) > 1 else alone(problem, group[0], losses)
+        apart = [alone(problem, name, losses) for name in group]
+        found[group] = sums(apart).beside(joined(problem, group, gain)) if len(group) > 1 else apart[0]
     curves, options = zip(*(choices.efficient() for choices in found.values()), strict=True)
     least = sum(curve.costs[0] for curve in curves)
     if least > problem.budget:
@@ -70,11 +76,11 @@ def spend(problem: Problem, losses: dict[str, Floats]) -> Allocation:
             f"{least:.0f}: raise --keep above {least / problem.dense:.4f}."
         )
     ranks: Ranks = {}
-    joined: list[Group] = []
+    chosen: list[Group] = []
     for group, choices, place in zip(found, options, sweep(list(curves), problem.budget), strict=True):
         ranks |= choices.ranks[place]
-        joined += [group] if choices.joined[place] else []
-    return Allocation({name: ranks[name] for name in losses}, notes(problem, joined), tuple(joined))
+        chosen += [group] if choices.joined[place] else []
+    return Allocation({name: ranks[name] for name in losses}, notes(problem, chosen), tuple(chosen))
 
 
 def notes(problem: Problem, joined: Sequence[Group]) -> tuple[str, ...]:
@@ -93,13 +99,12 @@ def alone(problem: Problem, name: str, losses: dict[str, Floats]) -> Choices:
     return choices.beside(dense)
 
 
-def apart_or_joined(problem: Problem, group: Group, losses: dict[str, Floats]) -> Choices:
-    """What a group's linears may become, each by itself or all as one."""
+def joined(problem: Problem, group: Group, gain: float) -> Choices:
+    """A group's ranks as one factorisation, its losses made larger by what it has to gain."""
     spectrum, shapes = problem.joint[group], [problem.spectrum.linears[name].shape for name in group]
     costs = {rank: sum(problem.form.joint_costs(shapes, rank)) for rank in ranks_of(problem, spectrum.shape)}
     dense = sum(rows * columns for rows, columns in shapes)
-    joined = of(costs, spectrum.losses().cpu().numpy(), dense, group, joined=True)
-    return apart([alone(problem, name, losses) for name in group]).beside(joined)
+    return of(costs, spectrum.losses().cpu().numpy() / (1 - gain), dense, group, joined=True)
 
 
 def ranks_of(problem: Problem, shape: tuple[int, int]) -> range:
