@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slimrank.forms import KeptColumns, LowRank, Pivoted
+from slimrank.forms import Joint, KeptColumns, LowRank, Pivoted, link
 from slimrank.forms.bits import pack
 from slimrank.linear import is_linear
 from slimrank.load import DTYPES
@@ -39,7 +39,7 @@ def rank_for(form: str, out: int, inp: int, keep: float) -> int:
     budget, both = keep * out * inp, out + inp
     kept = inp // 16 if form == "columns" else 0
     rank = (budget - kept * out) / (both - kept)
-    if form == "pivoted":
+    if form in ("pivoted", "joint"):
         rank = (both - math.sqrt(both * both - 4 * budget)) / 2
     return int(rank) // ALIGN * ALIGN
 
@@ -60,15 +60,50 @@ def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype) 
     return module.eval()
 
 
+def random_group(sizes: tuple[int, ...], inp: int, keep: float, dtype: torch.dtype) -> list[nn.Module]:
+    """Joint layers with random factors and pivots; the first one's name is to be told by the caller."""
+    rank = rank_for("joint", sum(sizes), inp, keep)
+    chosen = torch.zeros(sum(sizes), dtype=torch.bool).index_fill(0, torch.randperm(sum(sizes))[:rank], True)
+    layers, first = [], 0
+    for part in chosen.split(sizes):
+        place = {"first": first, "own": int(part.sum()), "leader": "leader" if layers else None}
+        layer = Joint.empty(inp, len(part), rank, False, dtype, **place).to_empty(device="cpu")
+        layer.chosen.copy_(pack(part))
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        layers.append(layer.eval())
+        first += place["own"]
+    return layers
+
+
+def join(model: LlamaForCausalLM, keep: float, dtype: torch.dtype) -> None:
+    """Put joint layers in the places of q, k and v, and of gate and up."""
+    for block in model.model.layers:
+        for parent, names in ((block.self_attn, "q_proj k_proj v_proj"), (block.mlp, "gate_proj up_proj")):
+            linears = [parent.get_submodule(name) for name in names.split()]
+            sizes = tuple(linear.out_features for linear in linears)
+            group = random_group(sizes, linears[0].in_features, keep, dtype)
+            for name, layer in zip(names.split(), group, strict=True):
+                layer.leader = layer.leader and names.split()[0]
+                parent.set_submodule(name, layer)
+    link(model)
+
+
 def random_llama(form: str, keep: float, dtype: torch.dtype, **config: int) -> LlamaForCausalLM:
-    """A random Llama whose blocks' linears all have this form; `dense` leaves them as they are."""
+    """A random Llama whose blocks' linears all have this form; `dense` leaves them as they are.
+
+    joint: those that share an input are joined, the others pivoted.
+    """
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False)).to(dtype)
     rotary = LlamaForCausalLM(LlamaConfig(**{**config, "num_hidden_layers": 1, "vocab_size": 8})).model.rotary_emb
     model.model.rotary_emb = rotary
+    if form == "joint":
+        join(model, keep, dtype)
     for name, linear in list(model.model.layers.named_modules(prefix="model.layers")):
-        if form != "dense" and is_linear(linear):
-            model.set_submodule(name, random_form(form, *linear.weight.shape, keep, dtype))
+        if form != "dense" and is_linear(linear) and linear.weight.is_meta:
+            alone = "pivoted" if form == "joint" else form
+            model.set_submodule(name, random_form(alone, *linear.weight.shape, keep, dtype))
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
