@@ -2,7 +2,8 @@
 
     python benchmarks/ablation.py MODEL --calibration TRAIN --text TEST [--keep 0.8,0.6] [--json FILE] [--only NAME ...]
 
-A row is a list of --set overrides of the recipe; `--row "name: key=value key=value"` adds one.
+A row is a list of --set overrides of the recipe, which joins nothing where the allocator or form can't;
+`--row "name: key=value key=value"` adds one.
 """
 
 import argparse
@@ -36,8 +37,8 @@ ROWS: dict[str, list[str]] = {
     "input metric only, uniform ranks": ["metric=whitened", "allocate=uniform", "form=pivoted"],
     "uniform ranks": ["allocate=uniform", "form=pivoted"],
     "nothing joined": ["form=pivoted"],
-    "nothing joined, prices measured": ["allocate={name: nats, calibrate: 3}", "form=pivoted"],
-    "no pivots, nothing joined": ["form=low_rank"],
+    "prices measured": ["allocate={name: nats, calibrate: 3}", "form=pivoted"],
+    "no pivots": ["form=low_rank"],
     "no anchored targets": refiners(anchored=None),
     "no temperature": refiners(temperature=False),
     "no Newton steps": refiners(newton=""),
