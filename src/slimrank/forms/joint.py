@@ -7,27 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms.bits import pack, packed_bytes, places, unpack
-from slimrank.forms.ordered import Ordered
-from slimrank.forms.pivoted import permute_last
+from slimrank.forms.bits import pack, packed_bytes
+from slimrank.forms.pivoted import Pivoted
 from slimrank.forms.pivots import pivot_rows
-from slimrank.forms.quantized import matrix_of
-from slimrank.linear import permute_inputs, permute_outputs
 
 
-class Joint(Ordered):
+class Joint(Pivoted):
     """A member of a group whose stacked weight W' (sum of out_i, in) has rank r: y = scatter(z_own, C z) + b.
 
     z = W'[P] x holds r rows of the stack, the first member's pivots first. That member, the leader, stores W'[P] as
-    `pivots` (r, in) and computes z once for all; z_own = z[first : first + own] are this member's own pivots. `others`
-    holds C (out - own, r) or is None where all rows are pivots, `chosen` is as Pivoted's. Over the group that is
-    r (sum of out_i + in) - r^2 numbers. leader: the name of the leader beside this module, None in the leader itself.
+    `pivots` (r, in) and computes z once for all; z_own = z[first : first + own] are this member's own pivots, `others`
+    holds C (out - own, r). Over the group that is r (sum of out_i + in) - r^2 numbers and a bit for every row.
+    leader: the name of the leader beside this module, None in the leader itself.
     """
 
     form = "joint"
-    of_outputs = True
     sizes = ("first", "own", "leader")
-    chosen: Tensor
 
     def __init__(
         self,
@@ -49,65 +44,43 @@ class Joint(Ordered):
                 f"A joint layer of {out_features} outputs and rank {rank} can't have {own!r} pivots from {first!r} on "
                 f"beside {leader or 'itself'!r}."
             )
-        super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
-        self.first, self.own, self.leader = first, own, leader
-        rest = out_features - own
-        if leader is None:
-            self.pivots = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.register_buffer("chosen", torch.zeros(packed_bytes(out_features), device=device, dtype=torch.uint8))
-        self.group: tuple[Joint, ...] = (self,) if leader is None else ()
+        leads = leader is None
+        super().__init__(in_features, out_features, rank, bias, own=own, leads=leads, device=device, dtype=dtype)
+        self.first, self.leader = first, leader
+        self.members: tuple[Joint, ...] = (self,) if leads else ()
         self.held: tuple[Tensor, Tensor] | None = None
 
     @property
     def leads(self) -> bool:
-        """Whether the right factor is stored here."""
+        """Whether the pivots are stored here."""
         return self.leader is None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., in) to y (..., out)."""
-        z = self.shared(x)
-        y = z[..., self.first : self.first + self.own]
-        if self.others is not None:
-            y = torch.cat([y, self.others(z)], dim=-1)
-        if not self.in_order:
-            y = permute_last(y, self.known_order())
-        return y if self.bias is None else y + self.bias
-
-    def shared(self, x: Tensor) -> Tensor:
-        """z (..., r), held between the leader's call and the last member's with the very same x."""
-        lead = self.lead
-        held = lead.held  # read once: another thread may call in between
-        if lead is self or held is None or held[0] is not x:
-            held = x, lead.right(x)
-        keep = self is not lead.group[-1] and not torch.compiler.is_exporting()
-        lead.held = held if keep else None
-        return held[1]
+    @property
+    def group(self) -> "tuple[Joint, ...]":
+        """The layers that share the pivots, the leader first."""
+        if not self.members:
+            raise SlimrankError(f"A joint layer wasn't linked to its leader, {self.leader}: call slimrank.forms.link.")
+        return self.members
 
     @property
-    def lead(self) -> "Joint":
-        """The leader."""
-        if not self.group:
-            raise SlimrankError(f"A joint layer wasn't linked to its leader, {self.leader}: call slimrank.forms.link.")
-        return self.group[0]
+    def right(self) -> nn.Linear:
+        """W'[P] of the whole group, which the leader stores."""
+        return self.group[0].pivots
 
-    @classmethod
-    def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
-        """A group of one."""
-        (layer,) = joint_layers(left, right, [len(left)], [bias])
-        assert isinstance(layer, cls)
-        return layer
+    def pivoted(self, x: Tensor) -> Tensor:
+        """z (..., r), held between the leader's call and the last member's with the very same x."""
+        lead = self.group[0]
+        held = lead.held  # read once: another thread may call in between
+        if lead is self or held is None or held[0] is not x:
+            held = x, lead.pivots(x)
+        keep = self is not self.group[-1] and not torch.compiler.is_exporting()
+        lead.held = held if keep else None
+        return held[1]
 
     def entry(self) -> dict[str, Any]:
         """With the place of its pivots in z."""
         named = {} if self.leader is None else {"leader": self.leader}
         return super().entry() | {"first": self.first, "own": self.own} | named
-
-    def make_order(self) -> Tensor:
-        """For every row (out,) int64 its place in [z_own, C z], both ascending."""
-        pivot = unpack(self.chosen, self.out_features)
-        return places(pivot) + self.own * ~pivot
 
     @staticmethod
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
@@ -116,47 +89,12 @@ class Joint(Ordered):
         shared = 0 if "leader" in entry else rank * in_features
         return shared + (out_features - entry["own"]) * rank + packed_bytes(out_features)
 
-    @torch.no_grad()
-    def permute_outputs(self, order: Tensor) -> None:
-        """Reorder its pivots among themselves, in z too, and its others likewise, and the bias."""
-        pivot = unpack(self.chosen, self.out_features)
-        place, now = places(pivot)[order], pivot[order]
-        shared = torch.arange(self.rank, device=order.device)
-        shared[self.first : self.first + self.own] = self.first + place[now]
-        permute_outputs(self.right, shared)
-        for member in self.group:
-            if member.others is not None:
-                permute_inputs(member.others, shared)
-        if self.others is not None:
-            permute_outputs(self.others, place[~now])
-        if self.bias is not None:
-            self.bias.copy_(self.bias[order])
-        self.chosen.copy_(pack(now))
-        self.forget_order()
-
-    def permute_inputs(self, order: Tensor) -> None:
-        """Reorder the shared pivots' columns, once for the group: at the leader."""
-        if self.leads:
-            permute_inputs(self.right, order)
-
-    @property
-    def right(self) -> nn.Linear:
-        """W'[P] of the whole group, which the leader stores."""
-        return self.pivots if self.leads else self.lead.pivots
-
-    @torch.no_grad()
-    def left(self) -> Tensor:
-        """[I at its own pivots, C] (out, r) in the layer's row order, in float64."""
-        unit = torch.eye(self.rank, dtype=torch.float64, device=self.chosen.device)
-        rows = unit[self.first : self.first + self.own]
-        if self.others is not None:
-            rows = torch.cat([rows, matrix_of(self.others)])
-        return rows.index_select(0, self.make_order())
-
-    @torch.no_grad()
-    def dense_weight(self) -> Tensor:
-        """W' (out, in) in float64."""
-        return self.left() @ matrix_of(self.right)
+    @classmethod
+    def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
+        """A group of one."""
+        (layer,) = joint_layers(left, right, [len(left)], [bias])
+        assert isinstance(layer, cls)
+        return layer
 
 
 @torch.no_grad()
@@ -212,4 +150,4 @@ def link(model: nn.Module) -> None:
 
 def _link(members: Sequence[Joint]) -> None:
     for member in members:
-        member.group = tuple(members)
+        member.members = tuple(members)

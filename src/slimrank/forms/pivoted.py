@@ -19,11 +19,15 @@ class Pivoted(Ordered):
     `pivots` holds W'[P] (r, in), `others` holds C (out - r, r) or is None at full rank, and `chosen` (ceil(out / 8),)
     uint8 has a bit for every row that is a pivot. `order` (out,), which sends [y_P, y_N] to the layer's own row order,
     follows from `chosen` and isn't stored: it is made at the first call.
+
+    own: of a layer that shares its pivots (see Joint), how many are rows of its own, from `first` on; leads: whether it
+    stores them all.
     """
 
     form = "pivoted"
     of_outputs = True
     chosen: Tensor
+    first: int = 0
 
     def __init__(
         self,
@@ -32,31 +36,46 @@ class Pivoted(Ordered):
         rank: int,
         bias: bool = True,
         *,
+        own: int | None = None,
+        leads: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if rank > out_features:
+        own = rank if own is None else own
+        if own > out_features:
             raise SlimrankError(f"A pivoted layer of {out_features} outputs can't have rank {rank}; lower the rank.")
         super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
-        rest = out_features - rank
-        self.pivots = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.own, rest = own, out_features - own
+        if leads:
+            self.pivots = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("chosen", torch.zeros(packed_bytes(out_features), device=device, dtype=torch.uint8))
 
+    @property
+    def group(self) -> "tuple[Pivoted, ...]":
+        """The layers that share the pivots."""
+        return (self,)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
-        y = self.pivots(x)
+        z = self.pivoted(x)
+        y = z if self.own == self.rank else z[..., self.first : self.first + self.own]
         if self.others is not None:
-            y = torch.cat([y, self.others(y)], dim=-1)
+            y = torch.cat([y, self.others(z)], dim=-1)
         if not self.in_order:
             y = permute_last(y, self.known_order())
         return y if self.bias is None else y + self.bias
 
+    def pivoted(self, x: Tensor) -> Tensor:
+        """W'[P] x (..., r)."""
+        y: Tensor = self.pivots(x)
+        return y
+
     def make_order(self) -> Tensor:
         """For every row (out,) int64 its place in [y_P, y_N], both ascending."""
         pivot = unpack(self.chosen, self.out_features)
-        return places(pivot) + self.rank * ~pivot
+        return places(pivot) + self.own * ~pivot
 
     @classmethod
     @torch.no_grad()
@@ -82,12 +101,16 @@ class Pivoted(Ordered):
 
     @torch.no_grad()
     def permute_outputs(self, order: Tensor) -> None:
-        """Reorder the pivots among themselves and the others likewise, and the bias."""
+        """Reorder the pivots among themselves, for all who share them, and the others likewise, and the bias."""
         pivot = unpack(self.chosen, self.out_features)
         place, now = places(pivot)[order], pivot[order]
-        permute_outputs(self.pivots, place[now])
+        shared = torch.arange(self.rank, device=order.device)
+        shared[self.first : self.first + self.own] = self.first + place[now]
+        permute_outputs(self.right, shared)
+        for member in self.group:
+            if member.others is not None:
+                permute_inputs(member.others, shared)
         if self.others is not None:
-            permute_inputs(self.others, place[now])
             permute_outputs(self.others, place[~now])
         if self.bias is not None:
             self.bias.copy_(self.bias[order])
@@ -95,8 +118,9 @@ class Pivoted(Ordered):
         self.forget_order()
 
     def permute_inputs(self, order: Tensor) -> None:
-        """Reorder the pivots' columns."""
-        permute_inputs(self.pivots, order)
+        """Reorder the pivots' columns, of a group once."""
+        if self.leads:
+            permute_inputs(self.right, order)
 
     @property
     def right(self) -> nn.Linear:
@@ -105,8 +129,9 @@ class Pivoted(Ordered):
 
     @torch.no_grad()
     def left(self) -> Tensor:
-        """[I, C] (out, r) in the layer's row order, in float64."""
-        rows = torch.eye(self.rank, dtype=torch.float64, device=self.chosen.device)
+        """[I, C] (out, r) in the layer's row order, in float64; of I the rows of its own pivots."""
+        unit = torch.eye(self.rank, dtype=torch.float64, device=self.chosen.device)
+        rows = unit[self.first : self.first + self.own]
         if self.others is not None:
             rows = torch.cat([rows, matrix_of(self.others)])
         return rows.index_select(0, self.make_order())
@@ -114,7 +139,7 @@ class Pivoted(Ordered):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""
-        return self.left() @ matrix_of(self.pivots)
+        return self.left() @ matrix_of(self.right)
 
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:
