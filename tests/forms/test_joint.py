@@ -102,6 +102,20 @@ def test_a_model_with_joined_linears_is_the_same_also_copied_folded_and_packed(n
     torch.testing.assert_close(model(tokens).logits, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_are_the_same_with_checkpointed_activations(reentrant):
+    tokens, found = torch.arange(3, 23)[None], []
+    for checkpointed in (False, True):
+        model = join(llama(), rank=12).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_fold_frees_a_joined_maker_and_optimize_packs_what_reads_the_shared_product():
     model = join(llama(num_hidden_layers=1), rank=16)
     assert fold_orders(model) >= 1 and model.model.layers[0].mlp.gate_proj.in_order
