@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from sessions import session
 from transformers import AutoModelForCausalLM
 
-from slimrank import compress, load
+from slimrank import compress
+from slimrank.allocate import Problem
+from slimrank.allocate.prices import measure, rank_joined
 from slimrank.errors import UsageError
 from slimrank.export.dense import multiplied_out
 from slimrank.factorize.pivoted import PivotedFactorizer
@@ -118,6 +120,36 @@ def test_newtons_outer_gram_is_that_of_all_who_share_the_factor(tiny_llama):
     torch.testing.assert_close(Newton()._outer_factor(made, GROUP[0]), factor_(whole, 0.01))
 
 
+def test_the_price_of_a_group_is_corrected_by_the_divergence_of_its_joint_cut(tiny_llama):
+    made = ready(tiny_llama())
+    problem = Problem(0.6, made.spectrum(), made.form, made, made.joint_spectra())
+    ranks = dict.fromkeys(made.dense, 5)
+    losses = {group: spectrum.losses().numpy() for group, spectrum in problem.joint.items()}
+    readings = measure(problem, losses, ranks, points=2, windows=8)
+    shapes = [problem.spectrum.linears[name].shape for name in GROUP]
+    top = rank_joined(problem, GROUP, ranks)
+    budget = sum(made.form.cost(shape, 5) for shape in shapes)
+    costs = [sum(made.form.joint_costs(shapes, rank)) for rank in (top, top + 1)]
+    assert costs[0] <= budget < costs[1]
+    assert readings[GROUP][0] == pytest.approx(losses[GROUP][[round(top / 2), top]])
+    model, ids = made.decoder.model, made.windows.calibration[:8]
+    weight, grams = made.stack(GROUP)
+    left, right = decompose(weight, grams).cut(top)
+    with torch.no_grad():
+        dense = model(ids).logits.log_softmax(-1)
+        for name, part in zip(GROUP, (left @ right).split([m for m, _ in shapes]), strict=True):
+            model.get_submodule(name).weight.copy_(part)
+        changed = model(ids).logits.log_softmax(-1)
+    expected = (dense.exp() * (dense - changed)).sum(-1).mean().item()
+    assert readings[GROUP][1][1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_measured_prices_and_joining_go_together(tiny_llama):
+    made = ready(tiny_llama())
+    plan = make_plan(made, load_recipe("slimrank", ["allocate.calibrate=2", "allocate.windows=8", PLAIN]))
+    assert "linears and groups of them: Spearman" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
+
+
 @pytest.fixture
 def directory(tiny_llama, tiny_tokenizer, make_text, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "dense")
@@ -203,5 +235,3 @@ def test_a_recipe_that_does_not_join_refuses_a_plan_that_does(directory, plan):
 def test_only_an_allocator_that_chooses_may_be_asked_to_join():
     with pytest.raises(UsageError, match=r"form\.joint needs an allocator that chooses what to join"):
         load_recipe("slimrank", ["allocate=uniform"])
-    with pytest.raises(UsageError, match=r"calibrate measures linears one by one, which form\.joint joins"):
-        compress(load("demo"), "slimrank", samples=16, window=32, settings=["allocate.calibrate=2"])

@@ -31,18 +31,19 @@ def test_corrections_are_bounded_monotone_and_need_sound_readings():
 
 
 def test_the_note_states_the_rank_correlation():
-    readings = {"a": (np.array([1.0, 2.0]), np.array([2.0, 3.0])), "b": (np.array([3.0, 4.0]), np.array([5.0, 4.0]))}
-    assert "of 4 cuts in 2 linears: Spearman rank correlation 0.800." in agreement(readings)
+    a, b = (np.array([1.0, 2.0]), np.array([2.0, 3.0])), (np.array([3.0, 4.0]), np.array([5.0, 4.0]))
+    readings = {("a",): a, ("b", "c"): b}
+    assert "of 4 cuts in 2 linears and groups of them: Spearman rank correlation 0.800." in agreement(readings)
 
 
 def test_readings_are_the_divergence_of_single_cuts(tiny_llama):
     session = start(tiny_llama(), TwoSided())
     decompose_all(session)
     problem = Problem(0.6, session.spectrum(), PivotedFactorizer(), session)
-    losses = {name: s.losses().numpy() for name, s in problem.spectrum.linears.items()}
-    readings = measure(problem, losses, dict.fromkeys(losses, 9), points=3, windows=8)
-    name = list(losses)[3]
-    assert readings[name][0] == pytest.approx(losses[name][[3, 6, 9]])
+    losses = {(name,): s.losses().numpy() for name, s in problem.spectrum.linears.items()}
+    readings = measure(problem, losses, dict.fromkeys(session.dense, 9), points=3, windows=8)
+    name = list(session.dense)[3]
+    assert readings[name,][0] == pytest.approx(losses[name,][[3, 6, 9]])
     model, ids = session.decoder.model, session.windows.calibration[:8]
     site = session.site(name)
     left, right = decompose(site.weight, session.metric.grams(site)).cut(6)
@@ -53,7 +54,7 @@ def test_readings_are_the_divergence_of_single_cuts(tiny_llama):
         set_module(model, name, cut)
         changed = model(ids).logits.log_softmax(-1)
     expected = (dense.exp() * (dense - changed)).sum(-1).mean().item()
-    assert readings[name][1][1] == pytest.approx(expected, rel=1e-3)
+    assert readings[name,][1][1] == pytest.approx(expected, rel=1e-3)
     set_module(model, name, session.dense[name])
     allocation = Nats(calibrate=2, windows=8).allocate(problem)
     assert "Spearman" in allocation.notes[0]

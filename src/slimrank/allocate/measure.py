@@ -1,6 +1,6 @@
 """What cutting ranks really costs: the model runs on calibration windows with cuts in the place of its linears."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -11,10 +11,11 @@ from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
-from slimrank.linear import bias_of, weight_of
-from slimrank.session import Session
+from slimrank.linear import bias_of, shape_of, weight_of
+from slimrank.session import Group, Session
 
 ROWS = 32
+Compare = Callable[[int, Tensor, Tensor], float]  # of a batch's number, ids and logits
 
 
 class Damage:
@@ -53,6 +54,11 @@ class Damage:
         """KL(dense || base with `ranks` in it) in nats: the sum over a window's tokens, the mean over windows."""
         return self._measured("kl", ranks) / self.windows
 
+    def kl_joined(self, group: Group, rank: int) -> float:
+        """As kl, of the base with a group cut as one."""
+        layers = zip(group, cut_together(self.session, group, rank), strict=True)
+        return self._compared(self._divergence, dict(layers)) / self.windows
+
     def nats(self, ranks: Ranks) -> float:
         """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
         return self._measured("nats", ranks) / (self.windows * (self._ids.shape[1] - 1))
@@ -67,10 +73,16 @@ class Damage:
         key = (kind, frozenset(changes.items()))
         if key not in self._known:
             compare = self._divergence if kind == "kl" else likelihood
-            logits = enumerate(self._logits(changes))
-            mine = sum(compare(batch, self._stream.ids[batch], scores) for batch, scores in logits)
-            self._known[key] = self._world.total(mine)
+            self._known[key] = self._compared(compare, self._cuts(changes))
         return self._known[key]
+
+    def _cuts(self, ranks: Ranks) -> dict[str, nn.Module]:
+        return {name: cut(self.session, name, rank) for name, rank in ranks.items()}
+
+    def _compared(self, compare: Compare, layers: dict[str, nn.Module]) -> float:
+        """The sum over the windows, with these layers in the base."""
+        logits = enumerate(self._logits(layers))
+        return self._world.total(sum(compare(batch, self._stream.ids[batch], scores) for batch, scores in logits))
 
     def _divergence(self, batch: int, ids: Tensor, logits: Tensor) -> float:
         probabilities, negentropy = self._dense[batch]
@@ -79,7 +91,8 @@ class Damage:
     @cached_property
     def _dense(self) -> list[tuple[Tensor, float]]:
         """By batch the dense model's probabilities (batch, tokens, vocabulary) float32, and the sum of p log p."""
-        pairs = ((logits.softmax(-1), logits) for logits in self._logits(dict.fromkeys(self.base)))
+        dense = self._logits(self._cuts(dict.fromkeys(name for name, rank in self.base.items() if rank is not None)))
+        pairs = ((logits.softmax(-1), logits) for logits in dense)
         return [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
 
     @torch.no_grad()
@@ -95,13 +108,11 @@ class Damage:
         return stream, hidden
 
     @torch.no_grad()
-    def _logits(self, changes: Ranks) -> Iterator[Tensor]:
-        """The float32 logits of each batch, only the blocks from the first change on being run."""
-        first = min((self._block[name] for name in changes if changes[name] != self.base[name]), default=None)
-        first = len(self.decoder) if first is None else first
+    def _logits(self, layers: dict[str, nn.Module]) -> Iterator[Tensor]:
+        """The float32 logits of each batch with these in the base, only the blocks from the first one on being run."""
+        first = min((self._block[name] for name in layers), default=len(self.decoder))
         self.passes += len(self.decoder) - first
-        layers = self._layers | {name: cut(self.session, name, rank) for name, rank in changes.items()}
-        with self.session.replaced(layers):
+        with self.session.replaced(self._layers | layers):
             for batch, hidden in enumerate(self._hidden[first]):
                 for index in range(first, len(self.decoder)):
                     hidden = self.decoder.run(index, hidden, self._stream.calls[batch][index])
@@ -117,6 +128,17 @@ def cross_nats(probabilities: Tensor, logits: Tensor) -> float:
 def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:
     """Summed negative log-likelihood in nats of ids (windows, tokens) by logits (windows, tokens, vocabulary)."""
     return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+
+
+def cut_together(session: Session, group: Group, rank: int) -> list[nn.Module]:
+    """A group's linears, factorised as one at a rank, each as two thin linears."""
+    dense = [session.dense[name] for name in group]
+    left, right = session.decomposed(group, rank).cut(rank)
+    parts = zip(dense, left.split([shape_of(linear)[0] for linear in dense]), strict=True)
+    return [
+        LowRank.from_low_rank(part.to(weight_of(linear).dtype), right.to(weight_of(linear).dtype), bias_of(linear))
+        for linear, part in parts
+    ]
 
 
 def cut(session: Session, name: str, rank: int | None) -> nn.Module:

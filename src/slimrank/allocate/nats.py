@@ -15,6 +15,8 @@ from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.errors import UsageError
 from slimrank.session import Group
 
+Losses = dict[Group, Floats]  # by linear, and by group as one, at every rank
+
 
 class Nats(Allocator):
     """Minimises the sum of all predicted losses within the budget, dense linears included.
@@ -44,30 +46,29 @@ class Nats(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """A sweep over the lower convex hulls of the linears' (cost, loss) curves."""
-        losses = {name: spectrum.losses().cpu().numpy() for name, spectrum in problem.spectrum.linears.items()}
+        spectra = {(name,): spectrum for name, spectrum in problem.spectrum.linears.items()} | dict(problem.joint)
+        losses = {group: spectrum.losses().cpu().numpy() for group, spectrum in spectra.items()}
         allocation = spend(problem, losses, self.gain)
         if not self.calibrate:
             return allocation
-        if problem.joint:
-            raise UsageError(
-                "allocate.calibrate measures linears one by one, which form.joint joins: drop one of them."
-            )
         readings = measure(problem, losses, allocation.ranks, points=self.calibrate, windows=self.windows)
-        corrected = {name: corrected_losses(losses[name], *readings[name]) for name in losses}
-        return replace(spend(problem, corrected, self.gain), notes=(agreement(readings),))
+        corrected = {group: corrected_losses(losses[group], *readings[group]) for group in losses}
+        allocation = spend(problem, corrected, self.gain)
+        return replace(allocation, notes=(agreement(readings), *allocation.notes))
 
 
-def spend(problem: Problem, losses: dict[str, Floats], gain: float) -> Allocation:
-    """What minimises the summed losses, given by linear at every rank 0..q, with that of a joined group / (1 - gain).
+def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
+    """What minimises the summed losses, given at every rank 0..q, with that of a joined group / (1 - gain).
 
     Raises:
         UsageError: if the least ranks are over the budget.
     """
     groups = {name: group for group in problem.joint for name in group}
     found: dict[Group, Choices] = {}
-    for group in dict.fromkeys(groups.get(name, (name,)) for name in losses):
+    names = list(problem.spectrum.linears)
+    for group in dict.fromkeys(groups.get(name, (name,)) for name in names):
         apart = [alone(problem, name, losses) for name in group]
-        found[group] = sums(apart).beside(joined(problem, group, gain)) if len(group) > 1 else apart[0]
+        found[group] = sums(apart).beside(joined(problem, group, losses, gain)) if len(group) > 1 else apart[0]
     curves, options = zip(*(choices.efficient() for choices in found.values()), strict=True)
     least = sum(curve.costs[0] for curve in curves)
     if least > problem.budget:
@@ -80,7 +81,7 @@ def spend(problem: Problem, losses: dict[str, Floats], gain: float) -> Allocatio
     for group, choices, place in zip(found, options, sweep(list(curves), problem.budget), strict=True):
         ranks |= choices.ranks[place]
         chosen += [group] if choices.joined[place] else []
-    return Allocation({name: ranks[name] for name in losses}, notes(problem, chosen), tuple(chosen))
+    return Allocation({name: ranks[name] for name in names}, notes(problem, chosen), tuple(chosen))
 
 
 def notes(problem: Problem, joined: Sequence[Group]) -> tuple[str, ...]:
@@ -90,21 +91,23 @@ def notes(problem: Problem, joined: Sequence[Group]) -> tuple[str, ...]:
     return (f"Factorised as one, which loses less there: {told}.",) if joined else ()
 
 
-def alone(problem: Problem, name: str, losses: dict[str, Floats]) -> Choices:
+def alone(problem: Problem, name: str, losses: Losses) -> Choices:
     """A linear's ranks with their costs and losses, None for dense last; what costs as much as dense is left out."""
     shape = problem.spectrum.linears[name].shape
     costs = {rank: problem.form.cost(shape, rank) for rank in ranks_of(problem, shape)}
-    choices = of(costs, losses[name], shape[0] * shape[1], (name,), joined=False)
+    choices = of(costs, losses[name,], shape[0] * shape[1], (name,), joined=False)
     dense = Choices(np.array([float(shape[0] * shape[1])]), np.zeros(1), [{name: None}], [False])
     return choices.beside(dense)
 
 
-def joined(problem: Problem, group: Group, gain: float) -> Choices:
+def joined(problem: Problem, group: Group, losses: Losses, gain: float) -> Choices:
     """A group's ranks as one factorisation, its losses made larger by what it has to gain."""
-    spectrum, shapes = problem.joint[group], [problem.spectrum.linears[name].shape for name in group]
-    costs = {rank: sum(problem.form.joint_costs(shapes, rank)) for rank in ranks_of(problem, spectrum.shape)}
+    shapes = [problem.spectrum.linears[name].shape for name in group]
+    costs = {
+        rank: sum(problem.form.joint_costs(shapes, rank)) for rank in ranks_of(problem, problem.joint[group].shape)
+    }
     dense = sum(rows * columns for rows, columns in shapes)
-    return of(costs, spectrum.losses().cpu().numpy() / (1 - gain), dense, group, joined=True)
+    return of(costs, losses[group] / (1 - gain), dense, group, joined=True)
 
 
 def ranks_of(problem: Problem, shape: tuple[int, int]) -> range:

@@ -4,29 +4,43 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from slimrank.allocate.base import Problem, Ranks
+from slimrank.allocate.budget import cost
 from slimrank.allocate.hull import Floats
 from slimrank.allocate.measure import Damage
+from slimrank.session import Group
 
 LIMIT = 4.0  # a correction beyond this factor either way says more of the few windows than of the linear
 EXPONENTS = (0.5, 2.0)
 
-Readings = dict[str, tuple[Floats, Floats]]
+Readings = dict[Group, tuple[Floats, Floats]]
 
 
-def measure(problem: Problem, losses: dict[str, Floats], ranks: Ranks, *, points: int, windows: int) -> Readings:
-    """Predicted loss and measured KL divergence, in nats per token, of each linear cut alone at up to `points` ranks.
+def measure(problem: Problem, losses: dict[Group, Floats], ranks: Ranks, *, points: int, windows: int) -> Readings:
+    """Predicted loss and measured KL divergence, in nats per token, of each group cut alone at up to `points` ranks.
 
-    The ranks go down from the one given (the full rank for dense) in equal steps.
+    The ranks go down from the one given (the full rank for dense), or of several linears as one from that which costs as
+    much as theirs, in equal steps.
     """
     damage = Damage(problem.session, windows=windows)
     tokens = problem.session.windows.calibration.shape[1]
     readings = {}
-    for name, curve in losses.items():
-        top = min(ranks[name] or len(curve), len(curve) - 2)
+    for group, curve in losses.items():
+        alone = len(group) == 1
+        top = min((ranks[group[0]] if alone else rank_joined(problem, group, ranks)) or len(curve), len(curve) - 2)
         tried = sorted({max(1, round(top * (points - i) / points)) for i in range(points)})
-        measured = [damage.kl({name: rank}) / tokens for rank in tried]
-        readings[name] = (curve[tried], np.array(measured))
+        nats = [damage.kl({group[0]: rank}) if alone else damage.kl_joined(group, rank) for rank in tried]
+        readings[group] = (curve[tried], np.array(nats) / tokens)
     return readings
+
+
+def rank_joined(problem: Problem, group: Group, ranks: Ranks) -> int:
+    """The largest rank of the group as one that costs no more than these ranks of its linears."""
+    shapes = [problem.spectrum.linears[name].shape for name in group]
+    budget = sum(cost(problem, name, ranks[name]) for name in group)
+    fitting = (
+        r for r in range(min(problem.joint[group].shape), 0, -1) if sum(problem.form.joint_costs(shapes, r)) <= budget
+    )
+    return next(fitting, 1)
 
 
 def corrected_losses(losses: Floats, predicted: Floats, measured: Floats) -> Floats:
@@ -50,6 +64,6 @@ def agreement(readings: Readings) -> str:
     predicted, measured = (np.concatenate(values) for values in zip(*readings.values(), strict=True))
     correlation = spearmanr(predicted, measured).statistic
     return (
-        f"Predicted against measured KL of {len(measured)} cuts in {len(readings)} linears: "
+        f"Predicted against measured KL of {len(measured)} cuts in {len(readings)} linears and groups of them: "
         f"Spearman rank correlation {correlation:.3f}."
     )
