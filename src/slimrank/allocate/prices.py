@@ -18,8 +18,8 @@ Readings = dict[Group, tuple[Floats, Floats]]
 def measure(problem: Problem, losses: dict[Group, Floats], ranks: Ranks, *, points: int, windows: int) -> Readings:
     """Predicted loss and measured KL divergence, in nats per token, of each group cut alone at up to `points` ranks.
 
-    The ranks go down from the one given (the full rank for dense), or of several linears as one from that which costs as
-    much as theirs, in equal steps.
+    The ranks go down from the one given (the full rank for dense), or for several linears as one from that which costs
+    as much as theirs, in equal steps.
     """
     damage = Damage(problem.session, windows=windows)
     tokens = problem.session.windows.calibration.shape[1]
@@ -37,10 +37,8 @@ def rank_joined(problem: Problem, group: Group, ranks: Ranks) -> int:
     """The largest rank of the group as one that costs no more than these ranks of its linears."""
     shapes = [problem.spectrum.linears[name].shape for name in group]
     budget = sum(cost(problem, name, ranks[name]) for name in group)
-    fitting = (
-        r for r in range(min(problem.joint[group].shape), 0, -1) if sum(problem.form.joint_costs(shapes, r)) <= budget
-    )
-    return next(fitting, 1)
+    falling = range(min(problem.joint[group].shape), 0, -1)
+    return next((rank for rank in falling if sum(problem.form.joint_costs(shapes, rank)) <= budget), 1)
 
 
 def corrected_losses(losses: Floats, predicted: Floats, measured: Floats) -> Floats:
