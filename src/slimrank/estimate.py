@@ -95,7 +95,7 @@ def estimate(
     activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
     solving = max(8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat)
     solving = max(
-        [solving, *(8 * (sum(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks)]
+        [solving, *(8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks)]
     )
     memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + solving)
     inputs = 2 * sum(n * n for _, n in flat)
