@@ -59,7 +59,8 @@ class Recipe(BaseModel):
     def _fits(self) -> "Recipe":
         if self.form.joins and not self.allocate.joins:
             raise UsageError(
-                "Recipe key form.joint needs an allocator that chooses what to join: take allocate nats or drop it."
+                "Recipe key form.joint needs an allocator that chooses what to join: take allocate nats, or set "
+                "form.joint to false."
             )
         return self
 
