@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from architectures import llama
+from joined import join
 from lossless import compress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -45,7 +46,7 @@ def test_rounds_to_the_nearest_number_of_the_largest_ones_scale(bits):
 
 
 @pytest.mark.parametrize(
-    ("bits", "forms", "bound"), [(8, ("low_rank", "pivoted", "columns"), 0.1), (4, ("low_rank",), 1)]
+    ("bits", "forms", "bound"), [(8, ("low_rank", "pivoted", "columns", "joint"), 0.1), (4, ("low_rank",), 1)]
 )
 @torch.no_grad()
 def test_the_same_loader_reads_the_smaller_checkpoint(bits, forms, bound, write, tmp_path):
@@ -63,6 +64,19 @@ def test_the_same_loader_reads_the_smaller_checkpoint(bits, forms, bound, write,
     model.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.bfloat16).eval()
     assert (again(tokens).logits.float() - logits).abs().max() < bound + 0.2
+
+
+@torch.no_grad()
+def test_joined_layers_share_their_rounded_factor(tmp_path, tiny_tokenizer):
+    model, tokens = join(llama(hidden_size=64, intermediate_size=96)), torch.arange(12)[None]
+    logits, options = model(tokens).logits, {"dtype": torch.float32, "tokenizer": tiny_tokenizer}
+    write_checkpoint(model, tmp_path / "small", layers=compressed_layers(model), **options)
+    quantize(load(str(tmp_path / "small")), tmp_path / "out")
+    rounded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert (rounded(tokens).logits - logits).norm() < 0.03 * logits.norm()
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    block = "model.layers.0.self_attn"
+    assert stored[f"{block}.q_proj.pivots.weight"].dtype == torch.int8 and f"{block}.k_proj.pivots.weight" not in stored
 
 
 def test_what_cannot_be_quantized_is_one_sentence(write, tmp_path):
