@@ -30,7 +30,7 @@ def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int)
     """Put the factors of a block's chosen linears in their places; returns the linears' plans."""
     units = session.units(name for name in session.linears[index] if name in chosen)
     made = [
-        built(session, *unit, chosen) if len(unit) == 1 else built_together(session, unit, chosen) for unit in units
+        built(session, unit[0], chosen) if len(unit) == 1 else built_together(session, unit, chosen) for unit in units
     ]
     facts = {"linears": {name: one.model_dump(mode="json") for found in made for name, one in found.items()}}
     session.finish(index, facts)

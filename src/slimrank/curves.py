@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from functools import partial
-from operator import le
 
 from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
@@ -28,7 +27,7 @@ def measured_curve(session: Session, group: Group) -> Curve:
 
 def _rough(session: Session, group: Group) -> bool:
     """Whether the held-out windows are measured in float32 (see Small.left_out)."""
-    return session.metric.route == "projector" and not session.bases and le(*session.shape(group))
+    return session.metric.route == "projector" and not session.bases and not session.tall(group)
 
 
 def have_curves(pieces: Pieces, groups: Iterable[Group]) -> bool:

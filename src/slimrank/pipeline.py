@@ -8,16 +8,16 @@ from functools import partial
 from torch import Tensor, nn
 
 from slimrank.allocate import Problem, Ranks
-from slimrank.allocate.budget import cost, joint_cost
+from slimrank.allocate.budget import cost, joint_costs
 from slimrank.build import factorize_block, joint_groups, measured, relative, with_entry
 from slimrank.calibrate import Moments, Windows
 from slimrank.calibrate.collect import each_block
 from slimrank.calibrate.gradients import Labels, each_gradient
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
 from slimrank.curves import have_curves, let_go, load_curve, measured_curve, save_curve
-from slimrank.forms import compressed_layers
+from slimrank.forms import Joint, compressed_layers
 from slimrank.model import Decoder
-from slimrank.plan import JOINT, Budget, LinearPlan, Plan, fingerprint
+from slimrank.plan import Budget, LinearPlan, Plan, fingerprint
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
@@ -121,11 +121,13 @@ def planned(problem: Problem, group: Group, name: str, rank: int | None, searche
     return LinearPlan(
         block=spectrum.block,
         role=spectrum.role,
-        form="dense" if rank is None else JOINT if joint else problem.form.name,
+        form="dense" if rank is None else Joint.form if joint else problem.form.name,
         rank=rank,
         joint=group[0] if joint else None,
         shape=spectrum.shape,
-        parameters=joint_cost(problem, group, name, rank) if joint and rank else cost(problem, name, rank),
+        parameters=joint_costs(problem, group, rank)[group.index(name)]
+        if joint and rank
+        else cost(problem, name, rank),
         loss=loss if name == group[0] else 0.0,
         relative=relative(loss, losses[0].item()),
     )

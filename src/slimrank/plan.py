@@ -18,7 +18,6 @@ from slimrank.recipe import Recipe
 __all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]
 
 VERSION = 1
-JOINT = Joint.form
 
 
 class LinearPlan(BaseModel):
@@ -174,7 +173,7 @@ def _checked(plan: Plan, name: str, linear: LinearPlan) -> LinearPlan:
         return linear.model_copy(update=update | nothing)
     form = plan.recipe.form
     if linear.joint is not None:
-        return linear.model_copy(update=update | {"form": JOINT, "parameters": _joint_share(plan, name, linear)})
+        return linear.model_copy(update=update | {"form": Joint.form, "parameters": _joint_share(plan, name, linear)})
     if linear.form not in (form.name, (linear.layer or {}).get("form")):
         raise UsageError(
             f"The plan gives {name} the form {linear.form!r}, and its recipe builds {form.name!r}: give that, or "

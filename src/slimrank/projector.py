@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from slimrank.metric.grams import SUPPORT, Blocks, Grams, Root, times
+from slimrank.metric.grams import SUPPORT, Blocks, Grams, Left, Root, times
 from slimrank.panels import congruence, product
 
 Pair = tuple[Tensor, Tensor]
@@ -58,25 +58,23 @@ class Small:
     @cached_property
     def weighted(self) -> Tensor:
         """G W (m, n), with m > n."""
-        left = self.grams.left
-        return times(left, self.weight) if isinstance(left, Blocks) else self._weighed(left, self.weight)
+        return self._weighed(self.grams.left, self.weight)
 
     @cached_property
     def inner(self) -> Tensor:
         """W H W^T (m, m), or W^T G W (n, n) if m > n."""
         left = self.grams.left
         if self.tall and isinstance(left, Blocks):
-            parts = zip(left, self.weight.split(left.sizes), strict=True)
-            found = torch.zeros(self.weight.shape[1], self.weight.shape[1]).to(self.weight)
-            for gram, part in parts:
+            found = self.weight.new_zeros(self.weight.shape[1], self.weight.shape[1])
+            for gram, part in zip(left, self.weight.split(left.sizes), strict=True):
                 found += product(part.T, self._weighed(gram, part))
             return found
         if self.tall:
             return product(self.weight.T, self.weighted)
         return product(self.weight, times(self.grams.right, self.weight.T))
 
-    def _weighed(self, left: Tensor | None, weight: Tensor) -> Tensor:
-        if self.rough and left is not None and _even(left if left.ndim == 1 else left.diagonal()):
+    def _weighed(self, left: Left, weight: Tensor) -> Tensor:
+        if self.rough and isinstance(left, Tensor) and _even(left if left.ndim == 1 else left.diagonal()):
             return times(left.float(), weight.float()).double()
         return times(left, weight)
 

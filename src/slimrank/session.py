@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import gt
 from typing import Any
 
 import torch
@@ -91,12 +90,17 @@ class Session:
         for name, leader in self.moments.leader.items() if self.form.joins else ():
             found.setdefault((name.rpartition(".")[0], leader), []).append(name)
         groups = [tuple(names) for names in found.values() if len(names) > 1]
-        return tuple(group for group in groups if gt(*self.shape(group)))
+        return tuple(group for group in groups if self.tall(group))
 
     def shape(self, group: Group) -> tuple[int, int]:
         """Of a group's weights on each other (sum of m_i, n)."""
         shapes = [shape_of(self.dense[name]) for name in group]
         return sum(rows for rows, _ in shapes), shapes[0][1]
+
+    def tall(self, group: Group) -> bool:
+        """Whether a group's weights on each other have more rows than columns."""
+        rows, columns = self.shape(group)
+        return rows > columns
 
     def units(self, names: Iterable[str]) -> list[Group]:
         """What the plan factorises as one, of these linears, in their order."""
@@ -129,10 +133,10 @@ class Session:
     def stack(self, group: Group) -> tuple[Tensor, Grams]:
         """The weights of a group's linears on each other (sum of m_i, n), and their metric, the first one's inputs'."""
         sites = [self.site(name) for name in group]
-        grams = self.metric.grams(sites[0])
         if len(sites) == 1:
-            return sites[0].weight, grams
-        return torch.cat([site.weight for site in sites]), Grams(self.metric.stacked_gram(sites), grams.right)
+            return sites[0].weight, self.metric.grams(sites[0])
+        grams = Grams(self.metric.stacked_gram(sites), self.metric.right_gram(sites[0]))
+        return torch.cat([site.weight for site in sites]), grams
 
     def decomposed(self, group: Group, rank: int | None = None) -> Decomposition:
         """A group's decomposition, to be cut to that rank at most."""

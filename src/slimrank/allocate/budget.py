@@ -48,10 +48,9 @@ def cost(problem: Problem, name: str, rank: int | None) -> int:
     return shape[0] * shape[1] if rank is None else problem.form.cost(shape, rank)
 
 
-def joint_cost(problem: Problem, group: Group, name: str, rank: int) -> int:
-    """The numbers that one linear of a group stores, at the group's rank."""
-    shapes = [problem.spectrum.linears[member].shape for member in group]
-    return problem.form.joint_costs(shapes, rank)[group.index(name)]
+def joint_costs(problem: Problem, group: Group, rank: int) -> list[int]:
+    """The numbers that each linear of a group stores, at the group's rank."""
+    return problem.form.joint_costs([problem.spectrum.linears[name].shape for name in group], rank)
 
 
 def within_budget(problem: Problem, ranks: Ranks) -> Ranks:

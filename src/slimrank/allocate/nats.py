@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
+from slimrank.allocate.budget import cost, joint_costs
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.joined import Choices, sums
 from slimrank.allocate.prices import agreement, corrected_losses, measure
@@ -102,11 +103,8 @@ def alone(problem: Problem, name: str, losses: Losses) -> Choices:
 
 def joined(problem: Problem, group: Group, losses: Losses, gain: float) -> Choices:
     """A group's ranks as one factorisation, its losses made larger by what it has to gain."""
-    shapes = [problem.spectrum.linears[name].shape for name in group]
-    costs = {
-        rank: sum(problem.form.joint_costs(shapes, rank)) for rank in ranks_of(problem, problem.joint[group].shape)
-    }
-    dense = sum(rows * columns for rows, columns in shapes)
+    ranks, dense = ranks_of(problem, problem.joint[group].shape), sum(cost(problem, name, None) for name in group)
+    costs = {rank: sum(joint_costs(problem, group, rank)) for rank in ranks}
     return of(costs, losses[group] / (1 - gain), dense, group, joined=True)
 
 

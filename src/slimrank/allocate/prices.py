@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from slimrank.allocate.base import Problem, Ranks
-from slimrank.allocate.budget import cost
+from slimrank.allocate.budget import cost, joint_costs
 from slimrank.allocate.hull import Floats
 from slimrank.allocate.measure import Damage
 from slimrank.session import Group
@@ -35,10 +35,9 @@ def measure(problem: Problem, losses: dict[Group, Floats], ranks: Ranks, *, poin
 
 def rank_joined(problem: Problem, group: Group, ranks: Ranks) -> int:
     """The largest rank of the group as one that costs no more than these ranks of its linears."""
-    shapes = [problem.spectrum.linears[name].shape for name in group]
     budget = sum(cost(problem, name, ranks[name]) for name in group)
     falling = range(min(problem.joint[group].shape), 0, -1)
-    return next((rank for rank in falling if sum(problem.form.joint_costs(shapes, rank)) <= budget), 1)
+    return next((rank for rank in falling if sum(joint_costs(problem, group, rank)) <= budget), 1)
 
 
 def corrected_losses(losses: Floats, predicted: Floats, measured: Floats) -> Floats:

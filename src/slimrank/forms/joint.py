@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms.bits import pack, packed_bytes
+from slimrank.forms.bits import packed_bytes
 from slimrank.forms.pivoted import Pivoted
 from slimrank.forms.pivots import pivot_rows
 
@@ -117,11 +117,7 @@ def joint_layers(
         layer.to_empty(device=left.device)
         if layer.leads:
             layer.pivots.weight.copy_(left[rows[:rank]].double() @ right.double())
-        if layer.others is not None:
-            layer.others.weight.copy_(coefficients)
-        if layer.bias is not None and bias is not None:
-            layer.bias.copy_(bias)
-        layer.chosen.copy_(pack(part))
+        layer.fill(part, coefficients, bias)
         layers.append(layer)
         first += own
     _link(layers)

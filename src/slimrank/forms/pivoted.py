@@ -85,13 +85,18 @@ class Pivoted(Ordered):
         module = cls.empty(in_features, out_features, rank, bias is not None, left.dtype).to_empty(device=left.device)
         rows, combinations = pivot_rows(left)
         module.pivots.weight.copy_(left[rows[: module.rank]].double() @ right.double())
-        if module.others is not None:
-            module.others.weight.copy_(combinations)
-        if module.bias is not None and bias is not None:
-            module.bias.copy_(bias)
         pivot = torch.zeros(out_features, dtype=torch.bool, device=left.device)
-        module.chosen.copy_(pack(pivot.index_fill(0, rows[: module.rank], True)))
+        module.fill(pivot.index_fill(0, rows[: module.rank], True), combinations, bias)
         return module
+
+    @torch.no_grad()
+    def fill(self, chosen: Tensor, combinations: Tensor, bias: Tensor | None) -> None:
+        """Take which rows are pivots (out,), C (out - own, r) and the bias."""
+        if self.others is not None:
+            self.others.weight.copy_(combinations)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        self.chosen.copy_(pack(chosen))
 
     @staticmethod
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:

@@ -60,6 +60,10 @@ class Metric(BaseModel):
         assert not isinstance(left, Blocks), "a linear's own is whole"
         return left
 
+    def right_gram(self, site: Site) -> Tensor | None:
+        """The right one of `grams`."""
+        return self.grams(site).right
+
     def stacked_gram(self, sites: Sequence[Site]) -> Left:
         """The left one of linears stacked on each other, of one alone its own."""
         if len(sites) == 1 or not self.gradients:

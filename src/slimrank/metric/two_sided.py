@@ -43,7 +43,11 @@ class TwoSided(Metric):
 
     def grams(self, site: Site) -> Grams:
         """Both Grams per token, the factor 1/2 in the left one."""
-        return Grams(self.left_gram(site), site.inputs.mean())
+        return Grams(self.left_gram(site), self.right_gram(site))
+
+    def right_gram(self, site: Site) -> Tensor:
+        """H / T, without the left one."""
+        return site.inputs.mean()
 
     def left_gram(self, site: Site) -> Tensor:
         """G / 2, shrunk."""
