@@ -55,7 +55,7 @@ def compress(
     """Compress a causal LM; the model in memory is changed in place.
 
     Args:
-        model: hub id, directory, `demo`, or what slimrank.load gave.
+        model: hub id, directory, GGUF file, `demo`, or what slimrank.load gave.
         recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
         keep: share of the compressed linears' parameters that stays, in (0, 1].
         calibration: SPEC of the text (see read_text); needed unless the model is the demo.
@@ -146,7 +146,7 @@ def compress(
         with clock("decompose"):
             decompose_all(session)
         with clock("allocate"):
-            plan = plan or allocated(session, chosen)
+            plan = with_notes(plan or allocated(session, chosen), loaded.notes)
         if not plan_only:
             with clock("factorise"):
                 plan = factorize(session, plan, build=build)
@@ -160,6 +160,11 @@ def compress(
                     note(pieces, result, account)
                     result.save(out, overwrite=overwrite, tensors=tensors, account=account)
         return result
+
+
+def with_notes(plan: Plan, notes: Sequence[str]) -> Plan:
+    """The plan with these notes before its own, those that it has already left out."""
+    return plan.model_copy(update={"notes": [*(one for one in notes if one not in plan.notes), *plan.notes]})
 
 
 def allocated(session: Session, recipe: Recipe) -> Plan:

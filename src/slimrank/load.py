@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer by hub id, directory or the word demo."""
+"""Load a model and its tokenizer by hub id, directory, GGUF file or the word demo."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from slimrank import demo
 from slimrank.checkpoint import find, verify
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
+from slimrank.gguf import load_gguf, said, stored_dtype
 from slimrank.optimize import Packed
 from slimrank.skeleton import in_parts
 from slimrank.store.weights import Weights
@@ -26,8 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Loaded:
     """A model and where it came from.
 
-    name: as the user gave it; dtype: of its stored weights; directory: None for a hub model; weights: where they are,
-    None for all in memory.
+    name: as the user gave it; dtype: of its stored weights; directory: None for a hub model and a GGUF file; weights:
+    where they are, None for all in memory; notes: what the user should know of it, a sentence each.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Loaded:
     dtype: torch.dtype
     directory: Path | None
     weights: Weights | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hub(self) -> str | None:
+        """The model's id on the hub, None for one that came from elsewhere."""
+        return None if self.directory or is_gguf(self.name) else self.name
 
 
 def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | None = None) -> Loaded:
@@ -53,6 +60,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
     place = str(demo.MODEL) if name == "demo" else name
     directory = Path(place) if find(Path(place)).is_dir() else None
     disable_progress_bar()
+    if directory is None and is_gguf(name):
+        return _from_gguf(name, dtype, _device(device))
     with _unreadable(name):
         if directory:
             verify(directory)
@@ -63,11 +72,28 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
                 return Loaded(name, found[0], tokenizer, found[2], directory, found[1])
         model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False, use_safetensors=True)
     stored = model.dtype
+    return Loaded(name, _placed(model, DTYPES[dtype], _device(device)), tokenizer, stored, directory)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether MODEL names a GGUF file, there or not."""
+    return name.lower().endswith(".gguf")
+
+
+def _from_gguf(name: str, dtype: str, device: torch.device) -> Loaded:
+    """As load, from a GGUF file: all of it in memory, since its weights are nowhere on disk as the model has them."""
+    model, tokenizer, header = load_gguf(Path(name), DTYPES[dtype])
+    model = _placed(model, DTYPES[dtype], device)
+    return Loaded(name, model, tokenizer, stored_dtype(header), None, notes=said(header))
+
+
+def _placed(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model on `device`, its weights in `dtype`."""
     buffers = {id(m): {k: m._buffers[k] for k in m._non_persistent_buffers_set} for m in model.modules()}
-    torch.nn.Module.to(model, device=_device(device), dtype=DTYPES[dtype])
+    torch.nn.Module.to(model, device=device, dtype=dtype)
     for module in model.modules():  # such as rotary frequencies, which are not to be rounded
         module._buffers |= {k: b if b is None else b.to(device) for k, b in buffers[id(module)].items()}
-    return Loaded(name, model.eval(), tokenizer, stored, directory)
+    return model.eval()
 
 
 def hub_folder(name: str) -> Path:

@@ -14,7 +14,7 @@ def _named(calibration: str | None) -> str | None:
     return calibration
 
 
-Model = Annotated[str, typer.Argument(help="Hub id, local directory, or `demo`, the embedded model.")]
+Model = Annotated[str, typer.Argument(help="Hub id, local directory, .gguf file, or `demo`, the embedded model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
 Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
 Calibration = Annotated[

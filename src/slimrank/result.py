@@ -85,8 +85,7 @@ class Result:
 
     def card(self, name: str) -> str:
         """The model card."""
-        hub = None if self.loaded.directory else self.loaded.name
-        return card(name, self.plan, self.parameters, hub)
+        return card(name, self.plan, self.parameters, self.loaded.hub)
 
     def summary(self) -> dict[str, str]:
         """The totals, for people."""

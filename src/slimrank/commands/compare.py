@@ -54,6 +54,8 @@ def compare(
     texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
     reading = Reading(calibration, samples, window, seed)
     loaded = load(model, dtype=dtype, device=device)
+    for sentence in loaded.notes:
+        console.note(sentence)
     asked = {
         "model": model,
         "recipes": [recipe.name for recipe in chosen],

@@ -75,7 +75,7 @@ def compress(
         refuse_settled(context)
     whole = chosen.recipe if chosen else load_recipe(recipe, settings or (), refine)
     keep = chosen.keep if chosen else keep
-    out = out or Path(f"{Path(model).resolve().name}-{whole.name}-{keep:g}")
+    out = out or Path(f"{Path(model).resolve().name.removesuffix('.gguf')}-{whole.name}-{keep:g}")
     with joined(device) as world:
         result = compress(
             model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
