@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from slimrank import load
+from slimrank import evaluate_models, load
 from slimrank.calibrate import read_text
 from slimrank.calibrate.reading import Reading
 from slimrank.cli import app
@@ -15,7 +15,6 @@ from slimrank.commands.compare import parse_keeps
 from slimrank.compare import compare
 from slimrank.compression import compress
 from slimrank.errors import UsageError
-from slimrank.evaluate import perplexity
 from slimrank.recipe import load_recipe
 
 
@@ -40,8 +39,11 @@ def test_every_row_is_what_a_run_of_its_own_gives_and_the_model_ends_as_it_began
     assert [(row.recipe, row.keep) for row in rows[1:3]] == [("svd-llm", 0.6), ("svd-llm", 0.4)]
     for row, recipe in zip(rows[1:], [r for r in recipes for _ in range(2)], strict=True):
         own = compress("dense", recipe, keep=row.keep, calibration="text.txt", samples=16, window=32)
-        found = perplexity(own.model, own.loaded.tokenizer, text, window=32, max_windows=8)
-        assert row.texts["text.txt"].nats == pytest.approx(found.nats, abs=1e-6)
+        dense, found = evaluate_models([load("dense"), own.loaded], [text], window=32, max_windows=8)
+        measured, expected = row.texts["text.txt"], found.texts["text.txt"]
+        assert measured.nats == pytest.approx(expected.nats, abs=1e-6)
+        assert measured.kl == pytest.approx(expected.kl, abs=1e-6)
+        assert measured.lost(rows[0].texts["text.txt"]) == pytest.approx(found.lost(dense)["text.txt"], abs=1e-6)
         assert row.linears == own.plan.budget.used and row.plan.linears.keys() == own.plan.linears.keys()
 
 
@@ -53,6 +55,9 @@ def test_the_command_writes_json_and_its_page(place):
     rows = json.loads((place / "out" / "compare.json").read_text())["rows"]
     assert [row["recipe"] for row in rows] == ["dense", "svd", "svd", "svd-llm", "svd-llm"]
     assert rows[0]["nats_lost"]["text.txt"] == 0 and rows[1]["plan"]["budget"]["used"] == rows[1]["linears"]
+    assert rows[1]["texts"]["text.txt"]["kl"] > 0 == rows[0]["texts"]["text.txt"]["kl"]
+    assert {"perplexity_stderr", "nats_lost_stderr", "kl_stderr"} <= rows[1]["texts"]["text.txt"].keys()
+    assert "KL" in result.output and max(map(len, result.stdout.splitlines())) <= 80
     assert "Report: out/report.html" in result.output and (place / "out" / "report.html").is_file()
     assert sorted(file.name for file in (place / "out").iterdir()) == ["compare.json", "report.html"]
 

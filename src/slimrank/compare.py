@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from slimrank.calibrate import Moments, Text, Windows, collect_gradients
 from slimrank.calibrate.reading import Reading, read_windows
-from slimrank.evaluate import Perplexity, count_parameters, perplexities
+from slimrank.evaluate import Perplexity, Reference, count_parameters, perplexities, stored_bytes, text_json
+from slimrank.limits import Limits
 from slimrank.linear import weight_of
 from slimrank.load import Loaded, require_dense
 from slimrank.model import Decoder, require_finite_weights, set_module
@@ -96,12 +96,14 @@ def compare(
     require_finite_weights(loaded.model)
     decoder = Decoder(loaded.model)
     linears, windows = decoder.linears(), read_windows(loaded, reading)
-    window = windows.calibration.shape[1]
+    options: dict[str, Any] = {"max_windows": max_windows, "special_tokens": special_tokens, "track": track}
+    options |= {
+        "window": windows.calibration.shape[1],
+        "first": Reference(decoder, Limits.of(None, str(decoder.device)).states),
+    }
 
     def row(recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
-        measured = perplexities(
-            loaded, texts, window=window, max_windows=max_windows, special_tokens=special_tokens, track=track
-        )
+        measured = perplexities(loaded, texts, is_first=plan is None, **options)
         size = stored_bytes(loaded.model, loaded.dtype)
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
@@ -138,19 +140,16 @@ def dense_afterwards(session: Session) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def stored_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """The bytes of the weights on disk, floats in `dtype`."""
-    indices = sum(t.nbytes for t in model.state_dict().values() if not t.is_floating_point())
-    return count_parameters(model) * dtype.itemsize + indices
-
-
 def to_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:
-    """{"version", "settings", "rows": [{"recipe", "keep", "texts", "nats_lost", "linears", ..., "plan"}]}."""
+    """{"version", "settings", "rows": [{"recipe", "keep", "texts", "nats_lost", "linears", ..., "plan"}]}.
+
+    texts: as in the JSON of evaluate, the dense model being the first one.
+    """
     dense = rows[0].texts
-    plain = [
-        asdict(replace(row, plan=None))
-        | {"nats_lost": {text: found.nats - dense[text].nats for text, found in row.texts.items()}}
-        | {"plan": row.plan.model_dump(mode="json") if row.plan else None}
-        for row in rows
-    ]
+    plain = []
+    for row in rows:
+        texts = {text: text_json(found, dense[text]) for text, found in row.texts.items()}
+        lost = {"nats_lost": {text: found["nats_lost"] for text, found in texts.items()}}
+        plan = {"plan": row.plan.model_dump(mode="json") if row.plan else None}
+        plain.append(asdict(replace(row, texts={}, plan=None)) | {"texts": texts} | lost | plan)
     return json.dumps({"version": JSON_VERSION, "settings": settings, "rows": plain}, indent=1) + "\n"
