@@ -11,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from slimrank.compare import Row
 from slimrank.errors import MissingLibrary
 from slimrank.estimate import Estimate, gib
 from slimrank.evaluate import Mean, ModelResult, Perplexity
@@ -21,6 +20,7 @@ from slimrank.plan import LinearPlan, Plan
 from slimrank.progress import Description
 from slimrank.report import write_report as write_page
 from slimrank.result import Result, memory_for_people, peak_memory
+from slimrank.rows import Row
 
 T = TypeVar("T")
 LONGEST = 2000

@@ -1,7 +1,6 @@
 """Evaluate several models on several texts, side by side."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +66,11 @@ def evaluate_models(
         tokenizer = tokenizer or loaded.tokenizer
         window = window or min(context_length(loaded.model.config) or 2048, 2048)
         check_window(window, loaded.model.config)
-        with loaded.weights.whole() if loaded.weights else nullcontext():
-            if not results:
-                first, why = followed(loaded) if read and len(named) > 1 else (None, None)
-            found = perplexities(loaded, read, window=window, first=first, is_first=not results, **options)
-            scores = chosen.measure(loaded) if chosen else {}
-            result = ModelResult(name or loaded.name, found, *sizes(loaded, model), scores)
+        if not results:
+            first, why = followed(loaded) if read and len(named) > 1 else (None, None)
+        found = perplexities(loaded, read, window=window, first=first, is_first=not results, **options)
+        scores = chosen.measure(loaded) if chosen else {}
+        result = ModelResult(name or loaded.name, found, *sizes(loaded, model), scores)
         results.append(replace(result, notes=apart(result, results[0], why) if results else ()))
         if first and len(results) == 1 and isinstance(model, str | Path):
             first.let_go()
@@ -83,8 +81,10 @@ def evaluate_models(
 def opened(
     model: Model, name: str | None, tokenizer: PreTrainedTokenizerBase | None, *, dtype: str, device: str
 ) -> Loaded:
-    """The model, loaded if it is not in memory; a UsageError for one that comes without a tokenizer."""
+    """The model, loaded if it is not in memory; a UsageError for one without a tokenizer or in parts."""
     if isinstance(model, Loaded):
+        if model.weights:
+            raise UsageError(f"MODEL {model.name} was loaded in parts: load it without room=.")
         return model
     if not isinstance(model, PreTrainedModel):
         return load(str(model), dtype=dtype, device=device)

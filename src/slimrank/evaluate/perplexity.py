@@ -2,29 +2,27 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from slimrank.calibrate.texts import Text
 from slimrank.calibrate.tokens import encode, require_embedded
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.mean import Mean
+from slimrank.evaluate.predictions import at_once, blockwise
+from slimrank.evaluate.predictions import batch_size as batch_of
 from slimrank.evaluate.reference import Reference
 from slimrank.losses import next_token_losses
-from slimrank.model import evaluating
+from slimrank.model import Decoder, evaluating
 from slimrank.progress import Track, no_track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BATCH_TOKENS = 4096
-BATCH_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,12 @@ class Perplexity:
     by_window: Sequence[float] = field(default=(), repr=False)
     kl_by_window: Sequence[float] | None = field(default=None, repr=False)
     read: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Perplexity":
+        """From its fields, as JSON has them."""
+        kl = facts["kl_by_window"]
+        return cls(**facts | {"by_window": tuple(facts["by_window"]), "kl_by_window": kl if kl is None else tuple(kl)})
 
     @property
     def nats_stderr(self) -> float | None:
@@ -81,37 +85,46 @@ def perplexity(
     batch_size: int | None = None,
     first: Reference | None = None,
     is_first: bool = False,
+    decoder: Decoder | None = None,
     track: Track = no_track,
 ) -> Perplexity:
     """Measure the perplexity of a text: one tokenizer call, windows without overlap, the remainder dropped.
 
     `max_windows` keeps the first ones only; `batch_size` (windows) changes speed and memory, not the measure. `first`:
-    the model that the predictions are compared with, or where `is_first` says so, that this one is. Raises
-    SlimrankError when the text yields no window, the tokenizer knows more than the model, or a logit is not finite;
-    UsageError for a window below 2.
+    the model that the predictions are compared with, or where `is_first` says so, that this one is. `decoder`: its
+    own, by which it runs a block at a time. Raises SlimrankError when the text yields no window, the tokenizer knows
+    more than the model, or a logit is not finite; UsageError for a window below 2.
     """
     windows = text_windows(tokenizer, text, window, max_windows, special_tokens)
     require_embedded(windows, model)
-    against = None if is_first else first
-    if against and against.has_read(text.source, windows, _vocabulary(model)):
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    against = None if is_first or first is None or not first.has_read(text.source, windows, vocabulary) else first
+    if against:
         batch_size = against.batch_size(text.source)  # so that equal models predict the same to the bit
-    else:
-        against = None
-    batches = windows.split(batch_size or _batch_size(window, _vocabulary(model)))
+    batches = windows.split(batch_size or batch_of(window, vocabulary, decoder))
     reading = first.reading(text.source, batches) if first and is_first else nullcontext()
-    losses, kl, done = [], [], 0
-    with evaluating(model), torch.inference_mode(), reading:
-        for number, batch in enumerate(track(batches, f"Perplexity on {text.source}", len(batches))):
-            logits = model(input_ids=batch.to(_device(model)), use_cache=False).logits
-            losses.append(_checked(_losses(logits, batch), done, text.source))
-            done += len(batch)
-            if against:
-                kl += against.divergences(text.source, number, logits).tolist()
+    what = f"Perplexity on {text.source}"
+    with evaluating(model), torch.no_grad(), reading:
+        found = blockwise(decoder, batches, track, what) if decoder else at_once(model, batches, track, what)
+        losses, kl = _read(batches, found, text.source, against)
     tokens = windows.shape[0] * (window - 1)
     nats = float(sum(batch.sum() for batch in losses)) / tokens
     by_window = tuple((torch.cat(losses) / (window - 1)).tolist())
     read = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
-    return Perplexity(_exp(nats), nats, tokens, len(windows), window, by_window, tuple(kl) if against else None, read)
+    return Perplexity(_exp(nats), nats, tokens, len(windows), window, by_window, kl, read)
+
+
+def _read(
+    batches: Sequence[Tensor], found: Iterable[Tensor], source: str, against: Reference | None
+) -> tuple[list[Tensor], tuple[float, ...] | None]:
+    """By batch, each window's summed loss (windows,) float64; and each window's KL(first || model) in nats a token."""
+    losses: list[Tensor] = []
+    kl: list[float] = []
+    for number, (batch, logits) in enumerate(zip(batches, found, strict=True)):
+        losses.append(_checked(_losses(logits, batch), sum(map(len, losses)), source))
+        if against:
+            kl += against.divergences(source, number, logits).tolist()
+    return losses, tuple(kl) if against else None
 
 
 def text_windows(
@@ -148,19 +161,6 @@ def _checked(losses: Tensor, first: int, source: str) -> Tensor:
             " check its weights or load it in a wider dtype"
         )
     return losses
-
-
-def _batch_size(window: int, vocabulary: int) -> int:
-    return max(1, min(BATCH_TOKENS // window, BATCH_LOGITS // (window * vocabulary)))
-
-
-def _vocabulary(model: "PreTrainedModel") -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _device(model: Module) -> torch.device:
-    """Where the inputs go: the first parameter that is not offloaded."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
 def _exp(nats: float) -> float:
