@@ -14,9 +14,8 @@ from pathlib import Path
 import recipes as recipe_rows
 
 import slimrank
-from slimrank.evaluate import perplexity
-from slimrank.evaluate.perplexity import text_windows
-from slimrank.refine.distill import held_out_divergence
+from slimrank.calibrate.reading import Reading
+from slimrank.compare import compare
 from slimrank.versions import versions
 
 
@@ -33,26 +32,26 @@ def main():
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    dense = slimrank.load(args.model)
-    texts = {recipe_rows.short(text): text for text in recipe_rows.read_texts(args.text)}
-    asked = {"window": args.window, "max_windows": args.max_windows, "special_tokens": False}
-    sets = {name: text_windows(dense.tokenizer, text, **asked) for name, text in texts.items()}
-
-    def nats(model):
-        return {name: perplexity(model, dense.tokenizer, text, **asked).nats for name, text in texts.items()}
-
-    before = nats(dense.model)
-    settings = vars(args) | {"text": list(texts), "out": args.out.name, "versions": versions()}
-    rows = []
-    for recipe in args.recipes:
-        for keep in args.keeps:
-            reading = {"samples": args.samples, "window": args.window, "seed": args.seed}
-            found = slimrank.compress(args.model, recipe, keep=keep, calibration=args.calibration, **reading).model
-            kl = {name: round(held_out_divergence(found, dense.model, ids), 5) for name, ids in sets.items()}
-            lost = {name: round(after - before[name], 5) for name, after in nats(found).items()}
-            rows.append({"recipe": recipe, "keep": keep, "divergence": kl, "nats_lost": lost})
-            print(rows[-1], flush=True)
-            args.out.write_text(json.dumps({"settings": settings, "dense_nats": before, "rows": rows}, indent=1) + "\n")
+    texts = recipe_rows.read_texts(args.text)
+    reading = Reading(args.calibration, args.samples, args.window, args.seed)
+    runs = [(slimrank.load_recipe(recipe), keep) for recipe in args.recipes for keep in args.keeps]
+    loaded, limits = slimrank.load(args.model), {"max_windows": args.max_windows, "special_tokens": False}
+    dense, *found = compare(loaded, runs, texts, reading, **limits)
+    names = {text.source: recipe_rows.short(text) for text in texts}
+    before = {names[text]: read.nats for text, read in dense.texts.items()}
+    rows = [
+        {
+            "recipe": row.recipe,
+            "keep": row.keep,
+            "divergence": {names[text]: round(read.kl.value, 5) for text, read in row.texts.items()},
+            "nats_lost": {
+                names[text]: round(read.lost(dense.texts[text]).value, 5) for text, read in row.texts.items()
+            },
+        }
+        for row in found
+    ]
+    settings = vars(args) | {"text": list(names.values()), "out": args.out.name, "versions": versions()}
+    args.out.write_text(json.dumps({"settings": settings, "dense_nats": before, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,21 +2,27 @@ import html
 import json
 import re
 import shlex
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from slimrank import load
+from slimrank import evaluate_models, load, pipeline
 from slimrank.calibrate import read_text
 from slimrank.calibrate.reading import Reading
 from slimrank.cli import app
 from slimrank.commands.compare import parse_keeps
 from slimrank.compare import compare
 from slimrank.compression import compress
+from slimrank.curves import measured_curve
 from slimrank.errors import UsageError
-from slimrank.evaluate import perplexity
+from slimrank.limits import Limits
+from slimrank.model import Decoder, Room
 from slimrank.recipe import load_recipe
+from slimrank.session import Session
+from slimrank.store import pieces
 
 
 @pytest.fixture
@@ -40,8 +46,11 @@ def test_every_row_is_what_a_run_of_its_own_gives_and_the_model_ends_as_it_began
     assert [(row.recipe, row.keep) for row in rows[1:3]] == [("svd-llm", 0.6), ("svd-llm", 0.4)]
     for row, recipe in zip(rows[1:], [r for r in recipes for _ in range(2)], strict=True):
         own = compress("dense", recipe, keep=row.keep, calibration="text.txt", samples=16, window=32)
-        found = perplexity(own.model, own.loaded.tokenizer, text, window=32, max_windows=8)
-        assert row.texts["text.txt"].nats == pytest.approx(found.nats, abs=1e-6)
+        dense, found = evaluate_models([load("dense"), own.loaded], [text], window=32, max_windows=8)
+        measured, expected = row.texts["text.txt"], found.texts["text.txt"]
+        assert measured.nats == pytest.approx(expected.nats, abs=1e-6)
+        assert measured.kl == pytest.approx(expected.kl, abs=1e-6)
+        assert measured.lost(rows[0].texts["text.txt"]) == pytest.approx(found.lost(dense)["text.txt"], abs=1e-6)
         assert row.linears == own.plan.budget.used and row.plan.linears.keys() == own.plan.linears.keys()
 
 
@@ -53,6 +62,9 @@ def test_the_command_writes_json_and_its_page(place):
     rows = json.loads((place / "out" / "compare.json").read_text())["rows"]
     assert [row["recipe"] for row in rows] == ["dense", "svd", "svd", "svd-llm", "svd-llm"]
     assert rows[0]["nats_lost"]["text.txt"] == 0 and rows[1]["plan"]["budget"]["used"] == rows[1]["linears"]
+    assert rows[1]["texts"]["text.txt"]["kl"] > 0 == rows[0]["texts"]["text.txt"]["kl"]
+    assert {"perplexity_stderr", "nats_lost_stderr", "kl_stderr"} <= rows[1]["texts"]["text.txt"].keys()
+    assert "KL" in result.output and max(map(len, result.stdout.splitlines())) <= 80
     assert "Report: out/report.html" in result.output and (place / "out" / "report.html").is_file()
     assert sorted(file.name for file in (place / "out").iterdir()) == ["compare.json", "report.html"]
 
@@ -71,6 +83,115 @@ def test_the_command_is_kept_as_it_was_given(place):
     one, two = (json.loads((folder / "compare.json").read_text()) for folder in (place / "a b", again))
     assert one["settings"] == two["settings"]
     assert [row["texts"] for row in one["rows"]] == [row["texts"] for row in two["rows"]]
+
+
+RECIPES = {
+    "svd-llm": [],
+    "svd-llm-v2": [],
+    "svd-llm-update": [],
+    "duo-svd": ["allocate.windows=4"],
+    "dipsvd-bo": ["allocate.trials=4", "allocate.windows=4"],
+    "svd-llm-distilled": ["refine=[{name: distill, tokens: 1024}]"],
+    "slimrank": ["refine=[anchored, temperature, {name: newton, windows: 8}]"],
+}
+READING = Reading("text.txt", 12, 32, 3)
+
+
+def rows_of(recipes=RECIPES, keeps=(0.6,), **options):
+    """The rows without their seconds."""
+    runs = [(load_recipe(name, RECIPES[name]), keep) for name in recipes for keep in keeps]
+    options = {"max_windows": 8, **options}
+    rows = list(compare("dense", runs, [read_text("text.txt")], READING, **options))
+    assert all(row.seconds > 0 for row in rows[1:])
+    return [replace(row, seconds=0.0) for row in rows]
+
+
+def one_block(memory, device):
+    """Limits with room for a block of the model and a window's states."""
+    return Limits(2**40, 1, Room(host=1))
+
+
+def test_a_block_at_a_time_gives_what_the_whole_model_in_memory_gives(place, monkeypatch):
+    whole = rows_of()
+    monkeypatch.setattr(Limits, "of", one_block)
+    parts = rows_of(out=place / "out")
+    assert [row.recipe for row in parts] == ["dense", *RECIPES]
+    for one, other in zip(whole, parts, strict=True):
+        assert one == other, one.recipe
+    assert list((place / "out").iterdir()) == []
+
+
+def test_spectra_are_found_once_a_metric(place, monkeypatch):
+    found = []
+
+    def counted(session, group):
+        found.append(group)
+        return measured_curve(session, group)
+
+    monkeypatch.setattr(pipeline, "measured_curve", counted)
+    for out in (None, place / "out"):
+        found.clear()
+        rows_of(["svd-llm", "svd-llm-update", "svd-llm-v2"], keeps=(0.8, 0.6), out=out)
+        assert len(found) == 2 * 14 and set(Counter(found).values()) == {2}  # by two routes
+
+
+class Killed(BaseException):
+    """What no code handles."""
+
+
+def test_a_killed_comparison_goes_on_with_what_it_has(place, monkeypatch):
+    save, run, blocks, left = pieces.save_file, Decoder.run, Counter(), 10**6
+
+    def counted(self, index, hidden, call):
+        blocks["run"] += 1
+        return run(self, index, hidden, call)
+
+    def dying(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(Decoder, "run", counted)
+    monkeypatch.setattr(pieces, "save_file", dying)
+    asked = {"recipes": ["svd-llm", "svd-llm-distilled", "slimrank"]}
+    whole, out, rows, deaths = rows_of(**asked, out=place / "whole"), place / "out", [], 0
+    all_runs = blocks["run"]
+    while not rows:
+        left, blocks["run"] = 15, 0
+        try:
+            rows = rows_of(**asked, out=out)
+        except Killed:
+            deaths += 1
+            assert deaths < 40
+    assert rows == whole and deaths > 3
+    assert blocks["run"] < 0.8 * all_runs  # neither the moments nor the rows before were made again
+    assert list(out.iterdir()) == []
+
+
+def test_progress_is_of_one_calibration_and_of_any_recipes(place, monkeypatch):
+    def interrupted(recipes, **options):
+        runs = [(load_recipe(name), 0.6) for name in recipes]
+        found = compare("dense", runs, [read_text("text.txt")], out=place / "out", max_windows=8, **options)
+        return next(found), next(found)
+
+    before = interrupted(["svd-llm", "svd"], reading=READING)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "site", None)  # nothing is decomposed or built
+        assert interrupted(["svd-llm", "svd"], reading=READING) == before
+    with pytest.raises(UsageError, match=r"whose calibration\.seed is 3, and this one's is 4: .*--fresh"):
+        interrupted(["svd"], reading=replace(READING, seed=4))
+    assert interrupted(["svd"], reading=replace(READING, seed=4), resume=False)[1].recipe == "svd"
+
+
+def test_memory_that_is_too_little_is_refused(place):
+    args = ["compare", "dense", "--recipes", "svd", "--calibration", "text.txt", "--text", "text.txt"]
+    args += ["--samples", "8", "--window", "32", "--memory", "100MiB"]
+    result = CliRunner().invoke(app, args)
+    assert isinstance(result.exception, UsageError) and "--memory needs --out" in str(result.exception)
+    result = CliRunner().invoke(app, [*args, "--out", "out"])
+    assert isinstance(result.exception, UsageError) and "--memory 0.1 GiB is too little" in str(result.exception)
 
 
 @pytest.mark.parametrize("command", ["compare", "compress", "plan"])

@@ -1,156 +1,244 @@
-"""Compare recipes at several keeps on one model: calibrated once, every row made from the same moments."""
+"""Compare recipes at several keeps on one model: calibrated once, and each metric's spectra found once."""
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
-from slimrank.calibrate import Moments, Text, Windows, collect_gradients
+from slimrank.calibrate import Moments, Text, Windows
 from slimrank.calibrate.reading import Reading, read_windows
-from slimrank.evaluate import Perplexity, count_parameters, perplexities
-from slimrank.linear import weight_of
-from slimrank.load import Loaded, require_dense
+from slimrank.compression import allocated, with_notes
+from slimrank.estimate import Announce, Estimate, estimate, evaluation, silent
+from slimrank.evaluate import Reference, count_parameters, perplexities, stored_bytes
+from slimrank.limits import Limits, give_memory_back
+from slimrank.linear import shape_of
+from slimrank.load import Loaded, load, require_dense
 from slimrank.model import Decoder, require_finite_weights, set_module
-from slimrank.pipeline import calibrate, decompose_all, factorize, make_plan, refine
+from slimrank.pipeline import calibrate, decompose_all, factorize, rebuilt, refine
 from slimrank.plan import Plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe
+from slimrank.resume import digest, identify, identity_of, progress_folder, progress_of
+from slimrank.rows import Row
 from slimrank.session import Session
+from slimrank.spectrum import Decomposition
+from slimrank.store.disk import sha256_of_text, size_of
+from slimrank.store.disk_weights import DiskWeights
+from slimrank.store.pieces import DiskPieces, MemoryPieces
+from slimrank.store.view import View
 
-JSON_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One recipe at one keep, or the dense model (plan None, keep 1).
-
-    parameters: of the linears and of the whole model; bytes: of the weights in the stored dtype; seconds: what this
-    row would have taken alone, loading and evaluating left out.
-    """
-
-    recipe: str
-    keep: float
-    texts: dict[str, Perplexity]
-    linears: int
-    parameters: int
-    bytes: int
-    seconds: float
-    plan: Plan | None = None
-
-
-@dataclass
-class Calibration:
-    """The moments that rows share, with gradients for each kind and number that was asked for, and their seconds."""
-
-    decoder: Decoder
-    linears: list[dict[str, nn.Module]]
-    windows: Windows
-    moments: Moments
-    held_out: Moments
-    seconds: float
-    track: Track
-
-    def __post_init__(self) -> None:
-        self._gradients: dict[tuple[str, int], tuple[Moments, float]] = {}
-
-    def moments_for(self, recipe: Recipe) -> tuple[Moments, float]:
-        """The moments that the recipe needs, and the seconds that they take."""
-        if not recipe.gradients:
-            return self.moments, self.seconds
-        labels, ids = recipe.metric.gradient_labels, recipe.gradient_windows(self.windows.calibration)
-        kind = labels, len(ids)
-        if kind not in self._gradients:
-            started, moments = time.perf_counter(), replace(self.moments, outputs={})
-            collect_gradients(
-                self.decoder,
-                ids,
-                self.linears,
-                moments,
-                labels=labels,
-                seed=self.windows.record["seed"],
-                track=self.track,
-            )
-            self._gradients[kind] = (moments, time.perf_counter() - started)
-        moments, seconds = self._gradients[kind]
-        return moments, self.seconds + seconds
+T = TypeVar("T")
+Run = tuple[Recipe, float]
 
 
 def compare(
-    loaded: Loaded,
-    runs: Sequence[tuple[Recipe, float]],
+    model: str | Path | Loaded,
+    runs: Sequence[Run],
     texts: Sequence[Text],
     reading: Reading,
     *,
     max_windows: int | None = None,
     special_tokens: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    out: str | Path | None = None,
+    resume: bool = True,
+    memory: int | None = None,
+    announce: Announce = silent,
     track: Track = no_track,
 ) -> Iterator[Row]:
-    """The dense model's row, then one for each run, a recipe at a keep, as it is done; the model ends as it began."""
-    require_dense(loaded)
-    require_finite_weights(loaded.model)
-    decoder = Decoder(loaded.model)
-    linears, windows = decoder.linears(), read_windows(loaded, reading)
-    window = windows.calibration.shape[1]
+    """The dense model's row, then one for each run, a recipe at a keep, as it is done; the model ends as it began.
 
-    def row(recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
-        measured = perplexities(
-            loaded, texts, window=window, max_windows=max_windows, special_tokens=special_tokens, track=track
-        )
+    model, device, dtype, memory, announce, track: as for compress. max_windows, special_tokens: of the evaluation. out:
+    a folder; the model is then read from its checkpoint a block at a time, and moments, spectra and finished rows are
+    kept in `.rows.progress` in it until all rows are done, so that the same call goes on after a kill, also with other
+    runs. resume: False throws such progress away.
+
+    Raises:
+        UsageError: for options that cannot be meant.
+        SlimrankError: if the comparison cannot go on.
+    """
+    limits = Limits.of(memory, device)
+    if memory is not None:
+        give_memory_back()
+    with ExitStack() as stack:
+        pieces: MemoryPieces | DiskPieces = MemoryPieces()
+        if out is not None:
+            pieces = stack.enter_context(progress_of(Path(out) / "rows", True, resume))
+        room = None if out is None else limits.weights
+        loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
+        require_dense(loaded)
+        if loaded.weights is None:
+            require_finite_weights(loaded.model)
+        decoder = Decoder(loaded.model, loaded.weights)
+        decoder.states_room = limits.states
+        linears, windows = decoder.linears(), read_windows(loaded, reading)
+        judging = {"max_windows": max_windows, "special_tokens": special_tokens, "window": windows.calibration.shape[1]}
+        comparison = Comparison(loaded, decoder, linears, windows, texts, judging, pieces, track)
+        if out is not None:
+            identify(pieces, identity_of(decoder, windows, linears))
+            expected = comparison.expected(runs)
+            announce(expected)
+            expected.check(limits, Path(out), memory is not None, size_of(progress_folder(Path(out) / "rows")))
+        yield comparison.dense()
+        for number, (recipe, keep) in enumerate(runs):
+            yield comparison.row(recipe, keep)
+            comparison.let_go(recipe, keep, runs[number + 1 :])
+
+
+@dataclass
+class Comparison:
+    """What the rows share.
+
+    judging: the options of `perplexity`; decompositions: in memory, those of a metric whose route gives them whole.
+    """
+
+    loaded: Loaded
+    decoder: Decoder
+    linears: list[dict[str, nn.Module]]
+    windows: Windows
+    texts: Sequence[Text]
+    judging: dict[str, Any]
+    pieces: MemoryPieces | DiskPieces
+    track: Track
+    decompositions: dict[str, dict[str, Decomposition]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.first = Reference(self.decoder, self.decoder.states_room)
+
+    def expected(self, runs: Sequence[Run]) -> Estimate:
+        """What the comparison takes: memory of the most demanding step, disk and time of all."""
+        each = {
+            digest(recipe.model_dump(mode="json")): estimate(
+                self.decoder, self.linears, self.windows.calibration, gradients=recipe.gradients, refine=recipe.refine,
+                whole=recipe.allocate.whole_model, bases=bases(recipe) and recipe.metric.route == "projector",
+                joins=recipe.form.joins,
+            )
+            for recipe, _ in runs
+        }  # fmt: skip
+        judged = evaluation(self.decoder, self.judging["window"])
+        largest = max([judged, *each.values()], key=lambda one: one.memory)
+        disk, seconds = sum(one.disk for one in each.values()), sum(one.seconds for one in each.values())
+        return replace(largest, disk=disk, seconds=seconds)
+
+    def dense(self) -> Row:
+        """The row of the model as it is, which the others are held against."""
+        dense = sum(rows * columns for block in self.linears for rows, columns in map(shape_of, block.values()))
+        return self.judged("dense", 1.0, dense, 0.0)
+
+    def row(self, recipe: Recipe, keep: float) -> Row:
+        """A recipe's row at a keep, of this process or of one that was killed."""
+        own = self.name_of(recipe, keep)
+        if f"rows/{own}" in self.pieces:
+            return Row.of(self.pieces.load(f"rows/{own}")[1])
+        shared = {"inputs": "inputs", "held-out": "held-out", "gradients": f"gradients/{self.gradients_of(recipe)}"}
+        metric = self.metric_of(recipe, keep)
+        view = View(self.pieces, f"work/{own}", shared | {"curves": f"curves/{metric}"})
+        moments, held_out, calibrated = self.calibrated(recipe, view)
+        session = Session(
+            self.decoder, self.linears, self.windows, recipe.metric, recipe.form, keep, moments, held_out,
+            track=self.track, pieces=view, bases=bases(recipe),
+        )  # fmt: skip
+        with dense_afterwards(session):
+            session.decompositions.update(self.decompositions.get(metric, {}))
+            _, decomposed = self.timed(f"curves/{metric}/seconds", lambda: decompose_all(session))
+            if recipe.metric.route != "projector":  # else what is held depends on what was asked for
+                self.decompositions[metric] = dict(session.decompositions)
+            started = time.perf_counter()
+            plan = with_notes(allocated(session, recipe), self.loaded.notes)
+            plan = refine(session, factorize(session, plan, build=not rebuilt(recipe)))
+            seconds = calibrated + decomposed + time.perf_counter() - started
+            row = self.judged(recipe.name, keep, plan.budget.used, seconds, plan)
+        if self.pieces.lasting:
+            self.pieces.save(f"rows/{own}", {}, row.facts())
+        self.pieces.clear(f"work/{own}")
+        return row
+
+    def let_go(self, recipe: Recipe, keep: float, later: Sequence[Run]) -> None:
+        """Drop the spectra of a run that none of the later ones shares."""
+        metric = self.metric_of(recipe, keep)
+        if metric not in {self.metric_of(*run) for run in later}:
+            self.pieces.clear(f"curves/{metric}")
+            self.decompositions.pop(metric, None)
+
+    def judged(self, recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
+        """The row of the model as it is now."""
+        loaded, decoder = self.loaded, None if self.loaded.weights is None else self.decoder
+        options = self.judging | {"first": self.first, "is_first": plan is None, "decoder": decoder}
+        measured = perplexities(loaded, self.texts, track=self.track, **options)
         size = stored_bytes(loaded.model, loaded.dtype)
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
-    yield row("dense", 1.0, sum(weight_of(m).numel() for block in linears for m in block.values()), 0.0)
-    started = time.perf_counter()
-    moments, held_out = calibrate(decoder, windows, linears, track=track)
-    shared = Calibration(decoder, linears, windows, moments, held_out, time.perf_counter() - started, track)
-    for recipe, keep in runs:
-        found, calibrated = shared.moments_for(recipe)
+    def calibrated(self, recipe: Recipe, view: View) -> tuple[Moments, Moments, float]:
+        """The moments that a recipe needs, of the calibration windows and the held-out ones, and the seconds of it."""
+        asked: dict[str, Any] = {"pieces": view, "track": self.track}
+        found, seconds = self.timed(
+            "seconds/inputs", lambda: calibrate(self.decoder, self.windows, self.linears, **asked)
+        )
+        if recipe.gradients:
+            asked |= {"labels": recipe.metric.gradient_labels, "of_weights": recipe.weight_gradients}
+            asked["gradients_on"] = recipe.gradient_windows(self.windows.calibration)
+            found, more = self.timed(
+                f"seconds/gradients/{self.gradients_of(recipe)}",
+                lambda: calibrate(self.decoder, self.windows, self.linears, **asked),
+            )
+            seconds += more
+        return *found, seconds
+
+    def timed(self, key: str, run: Callable[[], T]) -> tuple[T, float]:
+        """What `run` gives, and the seconds that it took when it was first run."""
         started = time.perf_counter()
-        session = Session(decoder, linears, windows, recipe.metric, recipe.form, keep, found, held_out, track=track)
-        with dense_afterwards(session):
-            decompose_all(session)
-            plan = refine(session, factorize(session, make_plan(session, recipe)))
-            seconds = calibrated + time.perf_counter() - started
-            yield row(recipe.name, keep, plan.budget.used, seconds, plan)
+        found = run()
+        if key not in self.pieces:
+            self.pieces.save(key, {}, {"seconds": time.perf_counter() - started})
+        return found, self.pieces.load(key)[1]["seconds"]
+
+    def gradients_of(self, recipe: Recipe) -> str:
+        """A name for the gradients that a recipe asks for."""
+        count = len(recipe.gradient_windows(self.windows.calibration))
+        return f"{recipe.metric.gradient_labels}-{count}-{'weights' if recipe.weight_gradients else 'outputs'}"
+
+    def metric_of(self, recipe: Recipe, keep: float) -> str:
+        """A name for the spectra of a run, the same for runs that have the same."""
+        metric = recipe.metric
+        gradients = self.gradients_of(recipe) if metric.gradients else None
+        of = [metric.model_dump(mode="json"), gradients, recipe.form.joins, bases(recipe), metric.of_keep and keep]
+        return digest(of)[:16]
+
+    def name_of(self, recipe: Recipe, keep: float) -> str:
+        """A name for a run's row, which tells it from rows of other recipes and texts."""
+        texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
+        return digest([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
+
+
+def bases(recipe: Recipe) -> bool:
+    """Whether a recipe's decompositions will be asked for, and not their curves alone."""
+    return recipe.allocate.whole_model or not rebuilt(recipe)
 
 
 @contextmanager
 def dense_afterwards(session: Session) -> Iterator[None]:
     """Whatever is done to the model inside, its dense linears and all its other parameters come back."""
-    model = session.decoder.model
+    model, weights = session.decoder.model, session.decoder.weights
     inside = {id(p) for dense in session.dense.values() for p in dense.parameters()}
-    others: list[tuple[nn.Parameter, Tensor]] = [
-        (p, p.detach().clone()) for p in model.parameters() if id(p) not in inside
+    others = [
+        (module, leaf, parameter, parameter.detach().clone())
+        for module in model.modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if id(parameter) not in inside and not isinstance(weights, DiskWeights)
     ]
     try:
         yield
     finally:
         for name, dense in session.dense.items():
             set_module(model, name, dense)
+        if isinstance(weights, DiskWeights):
+            weights.forget()
         with torch.no_grad():
-            for parameter, value in others:
-                parameter.copy_(value)
-
-
-def stored_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """The bytes of the weights on disk, floats in `dtype`."""
-    indices = sum(t.nbytes for t in model.state_dict().values() if not t.is_floating_point())
-    return count_parameters(model) * dtype.itemsize + indices
-
-
-def to_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:
-    """{"version", "settings", "rows": [{"recipe", "keep", "texts", "nats_lost", "linears", ..., "plan"}]}."""
-    dense = rows[0].texts
-    plain = [
-        asdict(replace(row, plan=None))
-        | {"nats_lost": {text: found.nats - dense[text].nats for text, found in row.texts.items()}}
-        | {"plan": row.plan.model_dump(mode="json") if row.plan else None}
-        for row in rows
-    ]
-    return json.dumps({"version": JSON_VERSION, "settings": settings, "rows": plain}, indent=1) + "\n"
+            for module, leaf, parameter, value in others:
+                module._parameters[leaf] = parameter.copy_(value)

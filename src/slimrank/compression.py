@@ -21,7 +21,7 @@ from slimrank.plan import Plan, check_plan
 from slimrank.progress import Track, no_track
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.result import Result
-from slimrank.resume import identify, progress_folder, shared_progress_of
+from slimrank.resume import choices, identify, identity_of, progress_folder, shared_progress_of
 from slimrank.session import Session
 from slimrank.store.disk import size_of
 from slimrank.store.pieces import MemoryPieces, Pieces
@@ -116,7 +116,7 @@ def compress(
             if plan:
                 reading = Reading.again(plan.calibration, calibration)
             windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
-            identify(pieces, decoder, chosen, plan, keep, windows, linears)
+            identify(pieces, identity_of(decoder, windows, linears) | choices(chosen, plan, keep))
             if out is not None:
                 done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
                 if done is not None:

@@ -11,16 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from slimrank.compare import Row
 from slimrank.errors import MissingLibrary
 from slimrank.estimate import Estimate, gib
-from slimrank.evaluate import ModelResult
+from slimrank.evaluate import Mean, ModelResult, Perplexity
 from slimrank.evaluate.speed import Bench
 from slimrank.integrations.lm_eval import Score
 from slimrank.plan import LinearPlan, Plan
 from slimrank.progress import Description
 from slimrank.report import write_report as write_page
 from slimrank.result import Result, memory_for_people, peak_memory
+from slimrank.rows import Row
 
 T = TypeVar("T")
 LONGEST = 2000
@@ -132,46 +132,29 @@ def show_estimate(estimate: Estimate) -> None:
 
 
 def show_comparison(rows: Sequence[Row]) -> None:
-    """A row per recipe and keep; the first is the dense model."""
-    texts = list(rows[0].texts)
-    cells = []
-    for row in rows:
-        found = [
-            cell
-            for text in texts
-            for cell in (f"{row.texts[text].perplexity:.2f}", f"{row.texts[text].nats - rows[0].texts[text].nats:+.3f}")
-        ]
-        cells.append(
-            (
-                row.recipe,
-                f"{row.keep:g}",
-                *found,
-                f"{row.linears:,}",
-                f"{row.parameters:,}",
-                f"{row.bytes:,}",
-                f"{row.seconds:.1f}",
-            )
-        )
-    names = [name for text in texts for name in (text.rpartition("/")[2], "nats lost")]
-    table(["recipe", "keep", *names, "linears", "parameters", "bytes", "seconds"], cells)
+    """A row per recipe and keep, the first being the dense model: a table per text, and one of sizes and times."""
+    dense = rows[0].texts
+    for text, first in dense.items():
+        cells = [(row.recipe, f"{row.keep:g}", *measured(row.texts[text], first)) for row in rows]
+        table(["recipe", "keep", "perplexity", "nats lost", "KL"], cells, of_text(text, first))
+    sizes = [
+        (row.recipe, f"{row.keep:g}", f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", f"{row.seconds:.1f}")
+        for row in rows
+    ]
+    table(["recipe", "keep", "linears", "parameters", "bytes", "seconds"], sizes)
 
 
 def show_evaluation(results: Sequence[ModelResult]) -> None:
-    """Models side by side, a table per text."""
-    for text, reference in results[0].texts.items():
-        rows = [
-            (
-                r.name,
-                f"{r.texts[text].perplexity:.3f}",
-                f"{r.nats_lost(results[0])[text]:+.4f}",
-                f"{r.linear_parameters:,}",
-                f"{r.parameters:,}",
-                f"{r.bytes:,}",
-            )
-            for r in results
-        ]
-        title = f"{text}: {reference.windows} windows of {reference.window} tokens"
-        table(["model", "perplexity", "nats lost", "linears", "parameters", "bytes"], rows, title)
+    """Models side by side, a table per text, and one of sizes."""
+    several = len(results) > 1
+    columns = ["model", "perplexity", "nats lost", "KL"] if several else ["model", "perplexity"]
+    for text, first in results[0].texts.items():
+        cells = [(r.name, *measured(r.texts[text], first)[: len(columns) - 1]) for r in results]
+        table(columns, cells, of_text(text, first))
+    sizes = [(r.name, f"{r.linear_parameters:,}", f"{r.parameters:,}", f"{r.bytes:,}") for r in results]
+    table(["model", "linears", "parameters", "bytes"], sizes)
+    for sentence in [sentence for result in results for sentence in result.notes]:
+        note(sentence)
     scores = [
         (name, metric, str(task.items), str(task.shots), *(_score(r.tasks[name].metrics[metric]) for r in results))
         for name, task in results[0].tasks.items()
@@ -179,6 +162,19 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
     ]
     if scores:
         table(["task", "metric", "items", "examples", *(r.name for r in results)], scores)
+
+
+def of_text(text: str, read: Perplexity) -> str:
+    """The title of a text's table."""
+    return f"{text}: {read.windows} windows of {read.window} tokens, ± a standard error"
+
+
+def measured(found: Perplexity, first: Perplexity) -> tuple[str, str, str]:
+    """Perplexity, nats lost and KL; of the first model, which the others are held against, only the perplexity."""
+    perplexity = Mean(found.perplexity, found.perplexity_stderr).told(3)
+    if found is first:
+        return perplexity, "", ""
+    return perplexity, found.lost(first).told(4, "+"), found.kl.told(4) if found.kl else "-"
 
 
 def _score(score: Score) -> str:

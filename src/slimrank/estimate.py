@@ -11,6 +11,7 @@ from torch import nn
 
 from slimrank.calibrate.stream import CPU_LOGITS, default_batch
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate.predictions import logits_bytes
 from slimrank.limits import Limits
 from slimrank.linear import shape_of
 from slimrank.model import Decoder
@@ -112,6 +113,14 @@ def estimate(
     if total > memory:
         return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
     return Estimate(memory, disk, seconds)
+
+
+def evaluation(decoder: Decoder, window: int) -> Estimate:
+    """What it takes to read texts in windows of so many tokens a block at a time, whose time is not counted."""
+    sizes, vocabulary = _part_bytes(decoder), decoder.model.config.get_text_config().vocab_size
+    block = max(size for part, size in sizes.items() if part is not None)
+    memory = LIBRARIES + max(block, sizes[None] + logits_bytes(window, vocabulary))
+    return Estimate(memory, 0, 0.0, "the logits of the evaluation")
 
 
 def stacks_of(block: dict[str, nn.Module]) -> list[list[tuple[int, int]]]:

@@ -202,6 +202,18 @@ def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode inside, each module's own mode coming back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def require_finite_weights(model: nn.Module) -> None:
     """Raise a SlimrankError that names the first parameter with NaN or Inf in it."""
     for name, parameter in model.named_parameters():

@@ -79,32 +79,34 @@ def shared_progress_of(out: Path, overwrite: bool, resume: bool, world: World) -
         world.barrier()
 
 
-def identify(
-    pieces: Pieces,
-    decoder: Decoder,
-    recipe: Recipe,
-    plan: Plan | None,
-    keep: float,
-    windows: Windows,
-    linears: list[dict[str, nn.Module]],
-) -> None:
+def identity_of(decoder: Decoder, windows: Windows, linears: list[dict[str, nn.Module]]) -> dict[str, Any]:
+    """What a calibration depends on."""
+    return {
+        "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose sample is in it
+        "model": fingerprint(decoder)["sha256"],
+        "device": decoder.device.type,
+        "number of processes": decoder.world.size,
+        "linears": digest([name for block in linears for name in block]),
+        **{f"calibration.{key}": value for key, value in windows.record.items()},
+        **{f"version of {name}": version for name, version in needed_versions().items()},
+    }
+
+
+def choices(recipe: Recipe, plan: Plan | None, keep: float) -> dict[str, Any]:
+    """What else a compression depends on."""
+    return {
+        "keep": keep,
+        **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
+        "plan": plan and digest(plan.model_dump(mode="json")),
+    }
+
+
+def identify(pieces: Pieces, identity: dict[str, Any]) -> None:
     """Note what the run is, or compare it with what was noted.
 
     Raises:
         UsageError: naming what differs.
     """
-    identity: dict[str, Any] = {
-        "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose sample is in it
-        "model": fingerprint(decoder)["sha256"],
-        "device": decoder.device.type,
-        "number of processes": decoder.world.size,
-        "keep": keep,
-        "linears": _digest([name for block in linears for name in block]),
-        **{f"calibration.{key}": value for key, value in windows.record.items()},
-        **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
-        "plan": plan and _digest(plan.model_dump(mode="json")),
-        **{f"version of {name}": version for name, version in needed_versions().items()},
-    }
     identity = json.loads(json.dumps(identity))
     if IDENTITY not in pieces:
         pieces.save(IDENTITY, {}, identity)
@@ -117,7 +119,8 @@ def identify(
             )
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """The SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

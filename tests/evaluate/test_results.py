@@ -3,9 +3,16 @@ import math
 
 from slimrank.evaluate import ModelResult, Perplexity, count_parameters, to_json, weight_bytes
 
-DENSE = ModelResult("dense", {"a": Perplexity(math.exp(2), 2.0, 30, 2, 16)}, 100, 150, 600)
+DENSE = ModelResult("dense", {"a": Perplexity(math.exp(2), 2.0, 30, 2, 16, (1.5, 2.5))}, 100, 150, 600)
 SMALL = ModelResult(
-    "small", {"a": Perplexity(math.exp(2.5), 2.5, 30, 2, 16), "b": Perplexity(math.inf, 800.0, 15, 1, 16)}, 80, 130, 520
+    "small",
+    {
+        "a": Perplexity(math.exp(2.5), 2.5, 30, 2, 16, (1.75, 3.25), (0.125, 0.375)),
+        "b": Perplexity(math.inf, 800.0, 15, 1, 16, (800.0,)),
+    },
+    80,
+    130,
+    520,
 )
 
 
@@ -23,10 +30,25 @@ def test_json():
         "parameters": {"linears": 100, "model": 150},
         "bytes": 600,
         "texts": {
-            "a": {"perplexity": math.exp(2), "nats": 2.0, "nats_lost": 0.0, "tokens": 30, "windows": 2, "window": 16}
+            "a": {
+                "perplexity": math.exp(2),
+                "perplexity_stderr": math.exp(2) * 0.5,
+                "nats": 2.0,
+                "nats_stderr": 0.5,
+                "nats_lost": 0.0,
+                "nats_lost_stderr": 0.0,
+                "kl": 0.0,
+                "kl_stderr": 0.0,
+                "tokens": 30,
+                "windows": 2,
+                "window": 16,
+            }
         },
         "tasks": {},
+        "notes": [],
     }
+    assert (small["texts"]["a"]["kl"], small["texts"]["a"]["kl_stderr"]) == (0.25, 0.125)
+    assert small["texts"]["a"]["nats_lost_stderr"] == 0.25 and small["texts"]["b"]["kl"] is None
     assert small["texts"]["a"]["nats_lost"] == 0.5
     assert small["texts"]["b"]["perplexity"] is None and small["texts"]["b"]["nats_lost"] is None
     assert to_json([DENSE, SMALL]) == to_json([DENSE, SMALL])

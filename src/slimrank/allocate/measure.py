@@ -5,13 +5,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
 from slimrank.linear import bias_of, shape_of, weight_of
+from slimrank.losses import next_token_losses
 from slimrank.session import Group, Session
 
 ROWS = 32
@@ -127,7 +127,7 @@ def cross_nats(probabilities: Tensor, logits: Tensor) -> float:
 
 def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:
     """Summed negative log-likelihood in nats of ids (windows, tokens) by logits (windows, tokens, vocabulary)."""
-    return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+    return next_token_losses(logits, ids).double().sum().item()
 
 
 def cut_together(session: Session, group: Group, rank: int) -> list[nn.Module]:

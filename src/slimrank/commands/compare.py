@@ -8,6 +8,8 @@ import typer
 from slimrank.errors import UsageError
 from slimrank.options import Calibration, Device, Dtype, Model, Refine, Samples, Seed, Settings, Window
 
+NO_MATTER = {"out", "resume", "memory"}  # to the rows
+
 
 def compare(
     context: typer.Context,
@@ -29,10 +31,19 @@ def compare(
         Path | None,
         typer.Option(help="Folder for compare.json and report.html; compare.partial.json until all rows are done."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--fresh", help="Go on where a stopped comparison in --out was, or begin anew."),
+    ] = True,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory to stay within with --out; by default what is free.")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Compare recipes on one model, calibrating once; nothing is written unless --out says where.
+
+    With --out the model is read from its files a block at a time, and the same command goes on after a kill.
 
     --set is for all recipes, or for one of them: --set dipsvd-bo:allocate.trials=60.
 
@@ -42,9 +53,10 @@ def compare(
     from slimrank.calibrate import read_text
     from slimrank.calibrate.reading import Reading
     from slimrank.checkpoint import write_text
-    from slimrank.compare import compare, to_json
-    from slimrank.load import load
+    from slimrank.compare import compare
+    from slimrank.limits import parse_size
     from slimrank.recipe import load_recipe, settings_by_recipe
+    from slimrank.rows import to_json
 
     names = recipes.split(",")
     chosen = [load_recipe(name, own, refine) for name, own in settings_by_recipe(names, settings or ()).items()]
@@ -53,9 +65,9 @@ def compare(
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
     texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
     reading = Reading(calibration, samples, window, seed)
-    loaded = load(model, dtype=dtype, device=device)
-    for sentence in loaded.notes:
-        console.note(sentence)
+    size = None if memory is None else parse_size(memory)
+    if memory and not out:
+        raise UsageError("--memory needs --out: what has no room in memory is kept there.")
     asked = {
         "model": model,
         "recipes": [recipe.name for recipe in chosen],
@@ -71,8 +83,9 @@ def compare(
     if out:
         out.mkdir(parents=True, exist_ok=True)
     for row in compare(
-        loaded, [(recipe, keep) for recipe in chosen for keep in keeps], texts, reading,
-        max_windows=max_windows, special_tokens=special_tokens, track=console.track,
+        model, [(recipe, keep) for recipe in chosen for keep in keeps], texts, reading,
+        max_windows=max_windows, special_tokens=special_tokens, device=device, dtype=dtype,
+        out=out, resume=resume, memory=size, announce=console.show_estimate, track=console.track,
     ):  # fmt: skip
         rows.append(row)
         console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s")
@@ -97,15 +110,17 @@ def parse_keeps(text: str) -> list[float]:
 
 
 def words(context: typer.Context) -> list[str]:
-    """What to type after the command's name for the same arguments, defaults written out and --out left away."""
+    """What to type after the command's name for the same rows, defaults written out."""
     found: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
+        if parameter.name in NO_MATTER:
+            continue
         if parameter.param_type_name == "argument":
             found.append(str(value))
         elif isinstance(value, bool):
             found.append(parameter.opts[0] if value else parameter.secondary_opts[0])
-        elif value is not None and parameter.name != "out":
+        elif value is not None:
             values = value if isinstance(value, (list, tuple)) else [value]
             found += [word for one in values for word in (parameter.opts[0], str(one))]
     return found

@@ -1,28 +1,35 @@
 """Evaluate several models on several texts, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slimrank.calibrate.texts import Text, read_text
 from slimrank.calibrate.windows import check_window, context_length
-from slimrank.errors import UsageError
+from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.perplexity import Perplexity, perplexity
-from slimrank.evaluate.results import ModelResult, count_parameters, weight_bytes
+from slimrank.evaluate.reference import Reference, reference_of
+from slimrank.evaluate.results import ModelResult, count_parameters, stored_bytes, weight_bytes
 from slimrank.forms.base import Form
 from slimrank.integrations.lm_eval import Tasks
+from slimrank.limits import Limits
 from slimrank.linear import is_linear, shape_of
 from slimrank.load import Loaded, load
 from slimrank.model import find_blocks
 from slimrank.progress import Track, no_track
 
+Model = str | Path | Loaded | PreTrainedModel
+
 
 def evaluate_models(
-    models: Sequence[str],
-    texts: Sequence[str],
+    models: Sequence[Model] | Mapping[str, Model],
+    texts: Sequence[str | Text],
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     window: int | None = None,
     max_windows: int | None = None,
     special_tokens: bool = True,
@@ -33,28 +40,89 @@ def evaluate_models(
     limit: int | None = None,
     track: Track = no_track,
 ) -> list[ModelResult]:
-    """Perplexity of each model (see slimrank.load) on each text SPEC, one model in memory at a time.
+    """Perplexity of each model on each text, and what the models lost against the first one: nats, and KL(first || it).
 
-    window defaults to the first model's context, at most 2048, for all models alike. tasks: names of the harness's
-    tasks, or of those whose files are in tasks_path; limit: items of each.
+    models: hub ids, directories or `demo`, each in memory in its turn, and models in memory, which stay as they are:
+    what slimrank.load gave, or transformers' own, such as compress's Result.model; by their names, if that is given.
+    texts: SPECs, or what calibrate.read_text gave. tokenizer: of models that come without one, by default the first
+    model's. window defaults to the first model's context, at most 2048, for all models alike. device, dtype: of the
+    models that are named. tasks: names of the harness's tasks, or of those whose files are in tasks_path; limit: items
+    of each.
+
+    Raises:
+        UsageError: for options that cannot be meant.
+        SlimrankError: if a model or text cannot be read or measured.
     """
-    chosen = Tasks(tasks, tasks_path, limit) if tasks else None
-    if not texts and not tasks and models[0] != "demo":
+    named = list(models.items() if isinstance(models, Mapping) else ((None, model) for model in models))
+    if not texts and not tasks and named[0][1] != "demo":
         raise UsageError("--text is missing: give a text such as test.txt, file.jsonl:text or hub:name/config:split.")
-    read = [read_text(spec, part="evaluation") for spec in texts or ([] if tasks else ["demo"])]
-    results = []
-    for name in models:
-        loaded = load(name, dtype=dtype, device=device)
+    chosen = Tasks(tasks, tasks_path, limit) if tasks else None
+    specs = texts or ([] if tasks else ["demo"])
+    read = [one if isinstance(one, Text) else read_text(one, part="evaluation") for one in specs]
+    options: dict[str, Any] = {"max_windows": max_windows, "special_tokens": special_tokens, "track": track}
+    results: list[ModelResult] = []
+    for name, model in named:
+        loaded = opened(model, name, tokenizer, dtype=dtype, device=device)
+        tokenizer = tokenizer or loaded.tokenizer
         window = window or min(context_length(loaded.model.config) or 2048, 2048)
         check_window(window, loaded.model.config)
-        measured = perplexities(
-            loaded, read, window=window, max_windows=max_windows, special_tokens=special_tokens, track=track
-        )
-        parameters = count_parameters(loaded.model)
+        if not results:
+            first, why = followed(loaded) if read and len(named) > 1 else (None, None)
+        found = perplexities(loaded, read, window=window, first=first, is_first=not results, **options)
         scores = chosen.measure(loaded) if chosen else {}
-        size = stored_bytes(loaded)
-        results.append(ModelResult(name, measured, linear_parameters(loaded), parameters, size, scores))
+        result = ModelResult(name or loaded.name, found, *sizes(loaded, model), scores)
+        results.append(replace(result, notes=apart(result, results[0], why) if results else ()))
+        if first and len(results) == 1 and isinstance(model, str | Path):
+            first.let_go()
+        del loaded  # before the next one comes
     return results
+
+
+def opened(
+    model: Model, name: str | None, tokenizer: PreTrainedTokenizerBase | None, *, dtype: str, device: str
+) -> Loaded:
+    """The model, loaded if it is not in memory; a UsageError for one without a tokenizer or in parts."""
+    if isinstance(model, Loaded):
+        if model.weights:
+            raise UsageError(f"MODEL {model.name} was loaded in parts: load it without room=.")
+        return model
+    if not isinstance(model, PreTrainedModel):
+        return load(str(model), dtype=dtype, device=device)
+    name = name or model.config.name_or_path or type(model).__name__
+    if tokenizer is None:
+        raise UsageError(f"MODEL {name} comes without a tokenizer: give one by tokenizer=.")
+    return Loaded(name, model, tokenizer, model.dtype, None)
+
+
+def followed(loaded: Loaded) -> tuple[Reference | None, str | None]:
+    """What other models are compared with this one by, or why they cannot be."""
+    try:
+        return reference_of(loaded.model, Limits.of(None, str(loaded.model.device)).states), None
+    except SlimrankError as error:
+        return None, str(error)
+
+
+def apart(result: ModelResult, first: ModelResult, why: str | None) -> tuple[str, ...]:
+    """What could not be compared with the first model, a sentence a text; why: the first one's own reason."""
+    notes = []
+    for text, own in result.texts.items():
+        if own.read != first.texts[text].read:
+            notes.append(
+                f"{result.name} reads {text} in other tokens than {first.name}: no KL, and nats of its own tokens."
+            )
+        elif own.kl is None:
+            reason = why or "their vocabularies are not of one size."
+            notes.append(f"There is no KL of {result.name} to {first.name} on {text}: {reason}")
+    return tuple(notes)
+
+
+def sizes(loaded: Loaded, model: Model) -> tuple[int, int, int]:
+    """Parameters of the linears and of the whole model, and bytes on disk: of a model in memory, what it would take."""
+    if loaded.directory and isinstance(model, str | Path):
+        size = weight_bytes(loaded.directory)
+    else:
+        size = stored_bytes(loaded.model, loaded.dtype)
+    return linear_parameters(loaded), count_parameters(loaded.model), size
 
 
 def perplexities(loaded: Loaded, texts: Sequence[Text], *, window: int, **options: Any) -> dict[str, Perplexity]:
@@ -78,10 +146,3 @@ def linear_parameters(loaded: Loaded) -> int:
         return total
 
     return count(find_blocks(loaded.model)[1])
-
-
-def stored_bytes(loaded: Loaded) -> int:
-    """The weights' bytes on disk; for a hub model, what they take in its stored dtype."""
-    if loaded.directory:
-        return weight_bytes(loaded.directory)
-    return count_parameters(loaded.model) * loaded.dtype.itemsize

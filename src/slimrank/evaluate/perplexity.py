@@ -1,37 +1,77 @@
 """Perplexity as the literature counts it."""
 
+import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torch.nn.functional import cross_entropy, pad
 
 from slimrank.calibrate.texts import Text
 from slimrank.calibrate.tokens import encode, require_embedded
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate.mean import Mean
+from slimrank.evaluate.predictions import at_once, blockwise
+from slimrank.evaluate.predictions import batch_size as batch_of
+from slimrank.evaluate.reference import Reference
+from slimrank.losses import next_token_losses
+from slimrank.model import Decoder, evaluating
 from slimrank.progress import Track, no_track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BATCH_TOKENS = 4096
-BATCH_LOGITS = 2**26
-
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(nats); `nats` is the mean negative log-likelihood over `tokens` predicted tokens, window - 1 a window."""
+    """exp(nats); `nats` is the mean negative log-likelihood over `tokens` predicted tokens, window - 1 a window.
+
+    by_window: each window's own mean; kl_by_window: each window's KL(first || model) in nats a token, None where there
+    is no first model or its predictions can't be compared; read: a hash of the windows' token ids.
+    """
 
     perplexity: float
     nats: float
     tokens: int
     windows: int
     window: int
+    by_window: Sequence[float] = field(default=(), repr=False)
+    kl_by_window: Sequence[float] | None = field(default=None, repr=False)
+    read: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Perplexity":
+        """From its fields, as JSON has them."""
+        kl = facts["kl_by_window"]
+        return cls(**facts | {"by_window": tuple(facts["by_window"]), "kl_by_window": kl if kl is None else tuple(kl)})
+
+    @property
+    def nats_stderr(self) -> float | None:
+        """The standard error of `nats` over windows; None for fewer than two."""
+        return Mean.of(self.by_window).stderr
+
+    @property
+    def perplexity_stderr(self) -> float | None:
+        """That of `perplexity`, to first order."""
+        stderr = self.nats_stderr
+        return None if stderr is None else self.perplexity * stderr
+
+    @property
+    def kl(self) -> Mean | None:
+        """KL(first || model) in nats a token."""
+        return None if self.kl_by_window is None else Mean.of(self.kl_by_window)
+
+    def lost(self, first: "Perplexity") -> Mean:
+        """Nats a token more than the first model pays; the error is of the windows' own differences.
+
+        None where the two have not read the same windows.
+        """
+        pairs = zip(self.by_window, first.by_window, strict=False)
+        paired = Mean.of([own - other for own, other in pairs]).stderr if self.read == first.read else None
+        return Mean(self.nats - first.nats, paired)
 
 
 def perplexity(
@@ -43,26 +83,48 @@ def perplexity(
     max_windows: int | None = None,
     special_tokens: bool = True,
     batch_size: int | None = None,
+    first: Reference | None = None,
+    is_first: bool = False,
+    decoder: Decoder | None = None,
     track: Track = no_track,
 ) -> Perplexity:
     """Measure the perplexity of a text: one tokenizer call, windows without overlap, the remainder dropped.
 
-    `max_windows` keeps the first ones only; `batch_size` (windows) changes speed and memory, not the measure. Raises
-    SlimrankError when the text yields no window, the tokenizer knows more than the model, or a logit is not finite;
-    UsageError for a window below 2.
+    `max_windows` keeps the first ones only; `batch_size` (windows) changes speed and memory, not the measure. `first`:
+    the model that the predictions are compared with, or where `is_first` says so, that this one is. `decoder`: its
+    own, by which it runs a block at a time. Raises SlimrankError when the text yields no window, the tokenizer knows
+    more than the model, or a logit is not finite; UsageError for a window below 2.
     """
     windows = text_windows(tokenizer, text, window, max_windows, special_tokens)
     require_embedded(windows, model)
-    batches = windows.split(batch_size or _batch_size(window, _vocabulary(model)))
-    total = torch.zeros((), dtype=torch.float64)
-    done = 0
-    with _evaluating(model), torch.inference_mode():
-        for batch in track(batches, f"Perplexity on {text.source}", len(batches)):
-            total += _checked(_losses(model, batch), done, text.source).sum()
-            done += len(batch)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    against = None if is_first or first is None or not first.has_read(text.source, windows, vocabulary) else first
+    if against:
+        batch_size = against.batch_size(text.source)  # so that equal models predict the same to the bit
+    batches = windows.split(batch_size or batch_of(window, vocabulary, decoder))
+    reading = first.reading(text.source, batches) if first and is_first else nullcontext()
+    what = f"Perplexity on {text.source}"
+    with evaluating(model), torch.no_grad(), reading:
+        found = blockwise(decoder, batches, track, what) if decoder else at_once(model, batches, track, what)
+        losses, kl = _read(batches, found, text.source, against)
     tokens = windows.shape[0] * (window - 1)
-    nats = total.item() / tokens
-    return Perplexity(_exp(nats), nats, tokens, windows.shape[0], window)
+    nats = float(sum(batch.sum() for batch in losses)) / tokens
+    by_window = tuple((torch.cat(losses) / (window - 1)).tolist())
+    read = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+    return Perplexity(_exp(nats), nats, tokens, len(windows), window, by_window, kl, read)
+
+
+def _read(
+    batches: Sequence[Tensor], found: Iterable[Tensor], source: str, against: Reference | None
+) -> tuple[list[Tensor], tuple[float, ...] | None]:
+    """By batch, each window's summed loss (windows,) float64; and each window's KL(first || model) in nats a token."""
+    losses: list[Tensor] = []
+    kl: list[float] = []
+    for number, (batch, logits) in enumerate(zip(batches, found, strict=True)):
+        losses.append(_checked(_losses(logits, batch), sum(map(len, losses)), source))
+        if against:
+            kl += against.divergences(source, number, logits).tolist()
+    return losses, tuple(kl) if against else None
 
 
 def text_windows(
@@ -85,13 +147,9 @@ def text_windows(
     return torch.tensor(ids[: count * window], dtype=torch.int64).view(count, window)
 
 
-def _losses(model: "PreTrainedModel", batch: Tensor) -> Tensor:
+def _losses(logits: Tensor, batch: Tensor) -> Tensor:
     """The summed negative log-likelihood of each window, (windows,) float64; NaN where a logit is not finite."""
-    batch = batch.to(_device(model))
-    logits = model(input_ids=batch, use_cache=False).logits.float()
-    # the last position predicts beyond the window; masking it spares a copy of the logits
-    targets = pad(batch[:, 1:], (0, 1), value=-100).to(logits.device)
-    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(batch.shape).double().sum(1)
+    losses = next_token_losses(logits, batch).double().sum(1)
     return losses.where(logits.isfinite().flatten(1).all(1), math.nan).cpu()
 
 
@@ -103,30 +161,6 @@ def _checked(losses: Tensor, first: int, source: str) -> Tensor:
             " check its weights or load it in a wider dtype"
         )
     return losses
-
-
-def _batch_size(window: int, vocabulary: int) -> int:
-    return max(1, min(BATCH_TOKENS // window, BATCH_LOGITS // (window * vocabulary)))
-
-
-def _vocabulary(model: "PreTrainedModel") -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _device(model: Module) -> torch.device:
-    """Where the inputs go: the first parameter that is not offloaded."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _exp(nats: float) -> float:

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn import Module
+from transformers import PreTrainedModel
 
+from slimrank.evaluate.mean import Mean
 from slimrank.evaluate.perplexity import Perplexity
 from slimrank.forms.quantized import QuantizedLinear
 from slimrank.integrations.lm_eval import TaskResult
@@ -21,7 +24,8 @@ JSON_VERSION = 1
 class ModelResult:
     """One evaluated model: a Perplexity per text, tasks, parameter counts, and the bytes of its weights on disk.
 
-    `linear_parameters` counts the linears that a compression may touch, `parameters` the whole model.
+    `linear_parameters` counts the linears that a compression may touch, `parameters` the whole model; notes: what could
+    not be compared with the first model, a sentence each.
     """
 
     name: str
@@ -30,49 +34,73 @@ class ModelResult:
     parameters: int
     bytes: int
     tasks: dict[str, TaskResult] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def lost(self, first: "ModelResult") -> dict[str, Mean]:
+        """Nats per token more than `first` pays, for each text that both have read."""
+        return {text: own.lost(first.texts[text]) for text, own in self.texts.items() if text in first.texts}
 
     def nats_lost(self, first: "ModelResult") -> dict[str, float]:
-        """Nats per token more than `first` pays, for each text that both have read."""
-        return {text: own.nats - first.texts[text].nats for text, own in self.texts.items() if text in first.texts}
+        """The same without the errors."""
+        return {text: lost.value for text, lost in self.lost(first).items()}
 
 
 def to_json(results: Sequence[ModelResult]) -> str:
     """The results as JSON, the first model being the reference; a perplexity beyond a float's range is null.
 
     {"version": 1, "models": [{"name", "parameters": {"linears", "model"}, "bytes",
-    "texts": {source: {"perplexity", "nats", "nats_lost", "tokens", "windows", "window"}},
-    "tasks": {name: {"items", "shots", "version", "metrics": {metric: {"value", "stderr"}}}}}]}
+    "texts": {source: {"perplexity", "perplexity_stderr", "nats", "nats_stderr", "nats_lost", "nats_lost_stderr", "kl",
+    "kl_stderr", "tokens", "windows", "window"}},
+    "tasks": {name: {"items", "shots", "version", "metrics": {metric: {"value", "stderr"}}}}, "notes"}]}
     """
     models = [_model(result, results[0]) for result in results]
     return json.dumps({"version": JSON_VERSION, "models": models}, indent=2, allow_nan=False) + "\n"
 
 
 def _model(result: ModelResult, first: ModelResult) -> dict[str, Any]:
-    lost = result.nats_lost(first)
     return {
         "name": result.name,
         "parameters": {"linears": result.linear_parameters, "model": result.parameters},
         "bytes": result.bytes,
-        "texts": {text: _text(measured, lost.get(text)) for text, measured in result.texts.items()},
+        "texts": {text: text_json(measured, first.texts.get(text)) for text, measured in result.texts.items()},
         "tasks": {name: asdict(task) for name, task in result.tasks.items()},
+        "notes": list(result.notes),
     }
 
 
-def _text(measured: Perplexity, lost: float | None) -> dict[str, Any]:
-    return {
-        "perplexity": measured.perplexity if math.isfinite(measured.perplexity) else None,
+def text_json(measured: Perplexity, first: Perplexity | None) -> dict[str, Any]:
+    """What a model made of a text, as JSON; null where it is not known or beyond a float's range.
+
+    first: what the first model made of it; its own loss and divergence are 0.
+    """
+    lost = Mean(math.nan) if first is None else measured.lost(first)
+    kl = Mean(0.0, 0.0) if measured is first else measured.kl or Mean(math.nan)
+    found = {
+        "perplexity": measured.perplexity,
+        "perplexity_stderr": measured.perplexity_stderr,
         "nats": measured.nats,
-        "nats_lost": lost,
+        "nats_stderr": measured.nats_stderr,
+        "nats_lost": lost.value,
+        "nats_lost_stderr": lost.stderr,
+        "kl": kl.value,
+        "kl_stderr": kl.stderr,
         "tokens": measured.tokens,
         "windows": measured.windows,
         "window": measured.window,
     }
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
 
 
 def count_parameters(model: Module) -> int:
     """The model's parameters, tied ones once, and the whole numbers of quantized factors."""
     whole = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantizedLinear))
     return whole + sum(parameter.numel() for parameter in model.parameters())
+
+
+def stored_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """The bytes of the weights on disk, floats in `dtype`."""
+    indices = sum(t.nbytes for t in model.state_dict().values() if not t.is_floating_point())
+    return count_parameters(model) * dtype.itemsize + indices
 
 
 def weight_bytes(directory: Path) -> int:

@@ -48,6 +48,11 @@ class Metric(BaseModel):
         """On how many calibration tokens the gradients are taken, all by default."""
         return None
 
+    @property
+    def of_keep(self) -> bool:
+        """Whether its Grams depend on the share of parameters that is to stay."""
+        return False
+
     route: Literal["projector", "cholesky", "eigen"] = "projector"
 
     def grams(self, site: Site) -> Grams:

@@ -29,6 +29,11 @@ class Channels(Metric):
     share: Annotated[float, Field(gt=0, le=1)] = 0.03
     gain: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
 
+    @property
+    def of_keep(self) -> bool:
+        """The best gain is that of a rank."""
+        return self.gain == "auto"
+
     def grams(self, site: Site) -> Grams:
         """The weighted Gram on the right."""
         return Grams(right=self._weighted(site, site.inputs.gram))

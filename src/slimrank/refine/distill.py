@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
 from slimrank.distributed import ALONE, World
+from slimrank.losses import divergence
 from slimrank.refine.base import Refiner
 from slimrank.refine.restart import go_on, keep
-from slimrank.refine.training import Best, Descent, cosine, divergence, teacher_of, trainable, training
+from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainable, training
 from slimrank.refine.whitened import whitened
 from slimrank.session import Session
 

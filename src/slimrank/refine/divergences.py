@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slimrank.calibrate.stream import Part, Stream, parts_at_once
-from slimrank.refine.training import divergence
+from slimrank.losses import divergence
 
 
 def logits_of(stream: Stream, batch: int, part: Part) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from slimrank.allocate import Ranks
 from slimrank.distributed import ALONE, World
 from slimrank.errors import MissingLibrary, SlimrankError
+from slimrank.losses import next_token_losses
 from slimrank.refine.base import Refiner
 from slimrank.refine.factors import low_rank_layers
 from slimrank.session import Session
@@ -82,8 +83,8 @@ def train_adapter(
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
     """The mean negative log-likelihood of tokens 1.. of ids (windows, tokens), in nats."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    losses = next_token_losses(model(input_ids=ids, use_cache=False).logits, ids)
+    return losses.sum() / losses[:, 1:].numel()
 
 
 @torch.no_grad()

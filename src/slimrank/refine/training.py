@@ -1,4 +1,4 @@
-"""What the refiners that descend on weights share: parameters, learning rate, losses, the best state so far."""
+"""What the refiners that descend on weights share: parameters, learning rate, the best state so far."""
 
 import copy
 import math
@@ -43,12 +43,6 @@ def teacher_of(session: Session, softened: float = 0.0) -> PreTrainedModel:
     for name, parameter in ours.items():
         teacher.get_parameter(name).data.lerp_(parameter, softened)
     return teacher
-
-
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) in nats a token, from logits (batch, tokens, vocabulary)."""
-    log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
-    return nn.functional.kl_div(log_q.flatten(0, 1), log_p.flatten(0, 1), reduction="batchmean", log_target=True)
 
 
 LOUDER = 1024.0  # the loss times this, a power of two, keeps float16's gradients above its smallest number

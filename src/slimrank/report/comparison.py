@@ -8,7 +8,7 @@ from typing import Any
 from slimrank.plan import Plan
 from slimrank.report import charts
 from slimrank.report.data import Columns, columns, joined, linear_columns
-from slimrank.report.measured import read_json
+from slimrank.report.measured import TEXT_HEAD, read_json, text_cells
 from slimrank.report.page import render
 
 ALIKE = ("name", "form", "shape")  # what a comparison's page leaves out, to stay small
@@ -81,13 +81,13 @@ def lead(rows: list[dict[str, Any]], texts: list[str]) -> str:
 
 def head(texts: list[str]) -> list[str]:
     """The columns of the table of rows."""
-    names = [name for text in texts for name in (Path(text).name, "nats lost")]
+    names = [name for text in texts for name in (Path(text).name, *TEXT_HEAD[1:])]
     return ["recipe", "keep", *names, "linears", "parameters", "bytes", "seconds"]
 
 
 def cells(row: dict[str, Any], texts: list[str]) -> list[str]:
     """A row of it."""
-    found = [c for t in texts for c in (f"{row['texts'][t]['perplexity']:.3f}", f"{row['nats_lost'][t]:+.4f}")]
+    found = [cell for text in texts for cell in text_cells({"nats_lost": row["nats_lost"][text]} | row["texts"][text])]
     counts = [f"{row[key]:,}" for key in ("linears", "parameters", "bytes")]
     return [row["recipe"], f"{row['keep']:g}", *found, *counts, f"{row['seconds']:.1f}"]
 

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from slimrank.errors import UsageError
 
+TEXT_HEAD = ("perplexity", "nats lost", "KL")
 Table = tuple[str, list[str], list[list[str]]]
 
 
@@ -49,7 +50,7 @@ def evaluation_tables(path: Path) -> list[Table]:
         read = models[0]["texts"][text]
         rows = [_text_row(model, model["texts"][text]) for model in models if text in model["texts"]]
         caption = f"{text}: {read['windows']} windows of {read['window']} tokens"
-        tables.append((caption, ["model", "perplexity", "nats lost", "parameters", "bytes"], rows))
+        tables.append((caption, ["model", *TEXT_HEAD, "parameters", "bytes"], rows))
     scored = [
         [
             name,
@@ -71,14 +72,22 @@ def _score(score: dict[str, Any]) -> str:
 
 
 def _text_row(model: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    perplexity, lost = found["perplexity"], found["nats_lost"]
-    return [
-        model["name"],
-        "beyond a float" if perplexity is None else f"{perplexity:.3f}",
-        "-" if lost is None else f"{lost:+.4f}",
-        f"{model['parameters']['model']:,}",
-        f"{model['bytes']:,}",
-    ]
+    sizes = [f"{model['parameters']['model']:,}", f"{model['bytes']:,}"]
+    return [model["name"], *text_cells(found), *sizes]
+
+
+def text_cells(found: dict[str, Any]) -> list[str]:
+    """Perplexity, nats lost and KL of what a model made of a text, with the standard errors that the file has."""
+    perplexity = _with_error(found, "perplexity", ".3f") or "beyond a float"
+    return [perplexity, _with_error(found, "nats_lost", "+z.4f") or "-", _with_error(found, "kl", "z.4f") or "-"]
+
+
+def _with_error(found: dict[str, Any], key: str, spec: str) -> str:
+    """Empty where it is not known."""
+    value, stderr = found.get(key), found.get(f"{key}_stderr")
+    if value is None:
+        return ""
+    return f"{value:{spec}}" + ("" if stderr is None else f" ± {stderr:{spec.lstrip('+')}}")
 
 
 def speed_table(path: Path) -> dict[str, Any]:

@@ -132,6 +132,12 @@ class DiskWeights(Weights):
         self._release(part)
         return facts
 
+    def forget(self) -> None:
+        """Every part is the checkpoint's own again when it next comes to memory, whatever was kept of it."""
+        for part in list(self._here):
+            self._release(part)
+        self._kept.clear()
+
     def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's tensors in `dtype`, file-backed: what has to be cast becomes pieces of its own."""
         keys = {name: slot.key for slots in self._slots.values() for slot in slots for name in slot.names}

@@ -70,6 +70,11 @@ class MemoryPieces:
         """Lets go of the tensors."""
         self._held.pop(key, None)
 
+    def clear(self, folder: str = "") -> None:
+        """Drop every piece whose key begins with this folder, by default all."""
+        for key in [key for key in self._held if key.startswith(folder and f"{folder}/")]:
+            self.drop(key)
+
     def file(self, name: str) -> Path | None:
         """There are no files."""
         return None
@@ -144,10 +149,10 @@ class DiskPieces:
         for path in self._found(key):
             path.unlink()
 
-    def clear(self) -> None:
-        """Drop every piece and file."""
+    def clear(self, folder: str = "") -> None:
+        """Drop every piece and file, or those in this folder alone."""
         self.settle()
-        for path in list(self.folder.rglob("*")):
+        for path in list((self.folder / folder).rglob("*")):
             if not path.is_dir() and path.name != "lock":
                 path.unlink()
 

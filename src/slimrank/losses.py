@@ -1,0 +1,27 @@
+"""What a model's logits are worth: next-token losses, and their divergence from another model's."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, pad
+
+
+def next_token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p in nats, float32, of the token that follows each of ids (windows, tokens); 0 for the last of a window.
+
+    logits: (windows, tokens, vocabulary).
+    """
+    # the last position predicts beyond the window; masking it spares a copy of the logits
+    targets = pad(ids[:, 1:], (0, 1), value=-100).to(logits.device)
+    return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(ids.shape)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) in nats a token, from logits (batch, tokens, vocabulary)."""
+    log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
+    return kl_div(log_q.flatten(0, 1), log_p.flatten(0, 1), reduction="batchmean", log_target=True)
+
+
+def divergences(student: Tensor, teacher: Tensor) -> Tensor:
+    """The same of each window alone over the positions that predict in it, (windows,) float64."""
+    pairs = zip(student[:, :-1].split(1), teacher[:, :-1].split(1), strict=True)
+    return torch.stack([divergence(own, other).double() for own, other in pairs])

@@ -1,0 +1,53 @@
+"""What a comparison says of one recipe at one keep, and its JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from slimrank.evaluate import Perplexity, text_json
+from slimrank.plan import Plan
+
+JSON_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe at one keep, or the dense model (plan None, keep 1).
+
+    parameters: of the linears and of the whole model; bytes: of the weights in the stored dtype; seconds: what this
+    row would have taken alone, loading and evaluating left out.
+    """
+
+    recipe: str
+    keep: float
+    texts: dict[str, Perplexity]
+    linears: int
+    parameters: int
+    bytes: int
+    seconds: float
+    plan: Plan | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The row as JSON, with everything that it holds."""
+        return asdict(replace(self, plan=None)) | {"plan": self.plan and self.plan.model_dump(mode="json")}
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Row":
+        """The inverse of facts."""
+        texts = {text: Perplexity.of(found) for text, found in facts["texts"].items()}
+        return cls(**facts | {"texts": texts, "plan": facts["plan"] and Plan.model_validate(facts["plan"])})
+
+
+def to_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:
+    """{"version", "settings", "rows": [{"recipe", "keep", "texts", "nats_lost", "linears", ..., "plan"}]}.
+
+    texts: as in the JSON of evaluate, the dense model being the first one.
+    """
+    dense, plain = rows[0].texts, []
+    for row in rows:
+        texts = {text: text_json(found, dense[text]) for text, found in row.texts.items()}
+        lost = {text: found["nats_lost"] for text, found in texts.items()}
+        facts = replace(row, texts={}).facts()
+        plain.append(facts | {"texts": texts, "nats_lost": lost, "plan": facts["plan"]})
+    return json.dumps({"version": JSON_VERSION, "settings": settings, "rows": plain}, indent=1) + "\n"
