@@ -125,7 +125,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "texts": [rows_of.described(text) for text in read_texts(options.text)],
         "max_windows": options.max_windows,
         "special_tokens": options.special_tokens,
-        "set": options.set,
+        **({"set": options.set} if "set" in options else {}),
         "device": options.device,
         "dtype": options.dtype,
     }
@@ -160,9 +160,11 @@ def names(text: str) -> list[str]:
     return list(shipped_recipes()) if text == "all" else text.split(",")
 
 
-def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True) -> None:
-    """What to measure and how, for every benchmark that measures recipes."""
-    parser.add_argument("--recipes", type=names, default=["svd-llm"])
+def add_options(parser: argparse.ArgumentParser, *, recipes: bool = True, out_required: bool = True) -> None:
+    """What to measure and how, for every benchmark that measures recipes; recipes: whether the user names them."""
+    if recipes:
+        parser.add_argument("--recipes", type=names, default=["svd-llm"])
+        parser.add_argument("--set", action="append", default=[], metavar="[RECIPE:]KEY=VALUE")
     parser.add_argument("--keeps", type=keeps, default=[0.8, 0.6])
     parser.add_argument("--seeds", type=seeds, default=[3])
     parser.add_argument("--calibration", help="SPEC of the text; needed unless MODEL is demo")
@@ -171,7 +173,6 @@ def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True) -
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--max-windows", type=int, default=256)
     parser.add_argument("--special-tokens", action="store_true", help="evaluate with the tokenizer's default ones")
-    parser.add_argument("--set", action="append", default=[], metavar="[RECIPE:]KEY=VALUE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     rows_of.add_options(parser, out_required=out_required)

@@ -32,11 +32,11 @@ class Decompositions(dict[str, Decomposition]):
     """Decompositions by linear, made when they are asked for, and held where there is memory for all of them."""
 
     def __init__(self, make: Callable[[str], Decomposition], held: bool) -> None:
-        self._make, self._held = make, held
+        self._make, self.held = make, held
 
     def __missing__(self, name: str) -> Decomposition:
         made = self._make(name)
-        if self._held:
+        if self.held:
             self[name] = made
         return made
 

@@ -5,6 +5,7 @@ import torch
 from sessions import problem, session
 from torch import Tensor
 
+from slimrank.allocate import measure
 from slimrank.allocate.asvd import PerplexityScan, common_threshold, default_grid
 from slimrank.allocate.budget import cost, fit_ranks, used
 from slimrank.allocate.duo import MeasuredModules, Scan, choose, settle
@@ -62,6 +63,32 @@ def test_runs_only_the_blocks_from_the_change_on(made):
     damage.kl({names[3]: None})
     assert damage.passes == 9
     assert damage.account(5) == "Measured in 9 block passes of 2 windows; 5 models run whole: 15."
+
+
+def test_without_prefixes_it_measures_the_same_and_holds_less(made, monkeypatch):
+    damage = Damage(made, windows=5)
+    monkeypatch.setattr(made.decompositions, "held", False)  # as where there is no memory for them
+    lean, names = Damage(made, windows=5, prefixes=False), list(made.dense)
+    assert lean.passes == 0
+    for ranks in ({names[0]: 2}, dict.fromkeys(names, 3), {names[-1]: 4}):
+        assert lean.nats(ranks) == pytest.approx(damage.nats(ranks), rel=1e-6)
+        assert lean.kl(ranks) == pytest.approx(damage.kl(ranks), rel=1e-5)
+    assert lean.passes == 3 * (2 * 3 + 1)  # both kinds of measurement, and the dense model
+    expected = damage.nats(dict.fromkeys(names, 2))
+    monkeypatch.setattr(made, "decompositions", {})  # all factors are held
+    assert lean.nats(dict.fromkeys(names, 2)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("numbers", [1, 3 * 32 * 320])
+def test_the_head_may_see_a_batch_in_parts(made, monkeypatch, numbers):
+    names = list(made.dense)
+    whole = Damage(made, windows=8)
+    monkeypatch.setattr(measure, "CPU_LOGITS", numbers)
+    parts = Damage(made, windows=8)
+    assert len(whole._parts) < len(parts._parts) == (8 if numbers == 1 else 3)
+    for ranks in ({}, {names[0]: 2}, {names[-1]: 4}):
+        assert parts.kl(ranks) == pytest.approx(whole.kl(ranks), rel=1e-6, abs=1e-5)
+        assert parts.nats(ranks) == pytest.approx(whole.nats(ranks), rel=1e-6)
 
 
 def test_more_windows_than_calibrated_are_refused(made):

@@ -78,20 +78,43 @@ def test_local_files_take_the_place_of_a_papers_model_and_texts(place, run, caps
     assert f"| svd | {rows['svd', 0.8]['test.txt']:.2f} | " in said
 
 
-def test_every_part_of_the_study_runs_and_means_what_it_says(place, run, capsys):
-    study = ["dense", *CALIBRATION, "--text", "a/test.txt", "--trials", "2", "--objective", "4", "--keeps", "0.6"]
-    run("dipsvd_study", *study, "--out", "rows.json")
-    rows = json.loads((place / "rows.json").read_text())["rows"]
-    parts = {part: [row for row in rows if row["part"] == part] for part in ("ratios", "damage", "gain", "singular")}
-    assert {part: len(own) for part, own in parts.items()} == {"ratios": 7, "damage": 1, "gain": 33, "singular": 33}
-    plain, strong = (row for row in parts["gain"] if (row["variant"], row["share"]) == ("paper", 0.03)
-                     and row["gain"] in (1.0, 30.0))  # fmt: skip
-    assert plain["like_whitened"] == pytest.approx(1) and strong["like_whitened"] < 0.999
-    assert strong["protected"] < 0.5 * plain["protected"] and strong["others"] > plain["others"]
-    assert {row["ratios"]: row["seconds"] for row in parts["ratios"]}.keys() >= {"bayes gp", "released, fisher"}
-    assert all(row["kept"] <= 0.6 for row in parts["gain"])
-    blocks, whole = parts["damage"][0]["blocks"], parts["damage"][0]["whole"]
-    assert all(0 < value < whole for value in blocks["alone"] + blocks["spared"])
-    assert all(1 <= value <= 32 for value in blocks["effective_rank"])
-    status, said = refused(capsys, run, "dipsvd_study", *study, "--parts", "gian", "--out", "other.json")
-    assert status == 2 and said.endswith("argument --parts: 'gian' is none of ratios, damage, gain, singular.")
+def test_the_papers_are_taken_apart_on_one_calibration_row_by_row(place, run, script, monkeypatch, capsys):
+    apart = ["dense", *CALIBRATION, "--text", "a/test.txt", "--keeps", "0.6", "--trials", "2", "--out", "rows.json"]
+    run("papers_apart", *apart, "--variants", "svd-llm,dipsvd none uniform")
+    capsys.readouterr()
+    first = json.loads((place / "rows.json").read_text())["rows"]
+    run("papers_apart", *apart)
+    content, said = json.loads((place / "rows.json").read_text()), capsys.readouterr().out
+    variants = script("papers_apart").VARIANTS
+    lost = {row["variant"]: row["nats_lost"]["test.txt"] for row in content["rows"]}
+    assert lost.keys() == variants.keys() and content["rows"][: len(first)] == first
+    assert content["settings"]["trials"] == 2 and "set" not in content["settings"]
+    assert lost["svd-llm"] == lost["dipsvd none uniform"] == pytest.approx(lost["svd-llm-v2 truncation"], rel=0.02)
+    assert lost["svd-llm-v2"] == pytest.approx(lost["svd-llm-v2 allocation"], rel=0.02)
+    assert lost["duo-svd columns"] != lost["svd-llm"] != lost["duo-svd allocation"]
+    assert lost["dipsvd paper uniform"] != lost["dipsvd released uniform"]
+    cells = " | ".join(f"{lost[f'dipsvd paper {shares}']:.3f}" for shares in ("uniform", "released", "paper", "bayes"))
+    assert f"| paper | {cells} |" in said
+    assert f"| none | {lost['svd-llm']:.3f} | {lost['dipsvd none released']:.3f} | " in said
+    assert f"| duo-svd | {lost['duo-svd']:.3f} | " in said
+    status, told = refused(capsys, run, "papers_apart", *apart, "--variants", "dipsvd,duo")
+    assert status == 2 and told.endswith("'duo' begins no variant: --list prints them.")
+    status, told = refused(capsys, run, "papers_apart", *apart, "--windows", "9")
+    assert (status, told) == (2, "--windows 9 is more than --samples 8: lower it.")
+    run("papers_apart", "--list")
+    assert "duo-svd columns: duo-svd allocate=uniform\n" in capsys.readouterr().out
+
+
+def test_block_scores_stand_beside_what_cutting_a_block_does(place, run, capsys):
+    scores = ["dense", "--calibration", "text.txt", "--samples", "8", "--window", "32", "--keeps", "0.8,0.6"]
+    run("block_scores", *scores, "--out", "rows.json")
+    rows, said = json.loads((place / "rows.json").read_text())["rows"], capsys.readouterr().out
+    assert [row["keep"] for row in rows] == [0.8, 0.6] and rows[0]["whole"] < rows[1]["whole"]
+    for row in rows:
+        blocks = row["blocks"]
+        assert all(0 < value < row["whole"] for value in blocks["alone"] + blocks["spared"])
+        assert all(1 <= value <= 32 for value in blocks["effective_rank"])
+        assert all(1 / 32 < value < 1 for value in blocks["largest"])
+    rising = rows[0]["blocks"]["gradient"][0] < rows[0]["blocks"]["gradient"][1]
+    same = rising == (rows[0]["blocks"]["alone"][0] < rows[0]["blocks"]["alone"][1])
+    assert f"| 0.8 | gradient | {1 if same else -1:.2f} | " in said

@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sessions import problem, session
 
+from slimrank.allocate import Uniform
+from slimrank.allocate.dipsvd import BlockImportance
 from slimrank.calibrate import InputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric import Site
-from slimrank.metric.channels import CANDIDATES, Channels, channel_weights, truncation_loss, weighted_gram
-from slimrank.metric.grams import Grams
+from slimrank.metric.channels import CANDIDATES, Channels, best_gain, channel_weights, truncation_losses, weighted_gram
+from slimrank.metric.grams import Grams, squared_error
 from slimrank.spectrum import decompose
 
 
@@ -62,26 +65,80 @@ def test_a_gain_of_one_is_plain_whitening(variant):
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (15, 15)])
-def test_truncation_loss_is_that_of_the_optimum(shape):
+def test_truncation_losses_are_those_of_the_optimum_at_every_rank(shape):
     weight, gram, held_out = random(*shape), moments(random(shape[1], 90, seed=3)).gram, random(shape[1], 40, seed=4)
-    left, right = decompose(weight, Grams(right=gram)).cut(5)
-    expected = ((weight - left @ right) @ held_out).square().sum().item()
-    assert truncation_loss(weight, gram, 5, held_out @ held_out.T) == pytest.approx(expected, rel=1e-8)
+    decomposition = decompose(weight, Grams(right=gram))
+    found = truncation_losses(weight, gram, held_out @ held_out.T)
+    assert len(found) == 13 if 12 in shape else 16
+    for rank in (0, 1, 5, min(shape) - 1):
+        left, right = decomposition.cut(rank)
+        expected = ((weight - left @ right) @ held_out).square().sum().item()
+        assert found[rank].item() == pytest.approx(expected, rel=1e-8)
+    assert found[-1].item() == pytest.approx(0, abs=1e-8 * found[0].item())
+
+
+def held_out_losses(here, variant):
+    """By gain the held-out loss at every rank, from the cut decompositions themselves."""
+    losses = {}
+    for gain in (1.0, *CANDIDATES):
+        decomposition = decompose(here.weight, Channels(variant=variant, gain=gain).grams(here))
+        errors = [here.weight - left @ right for left, right in (decomposition.cut(rank) for rank in range(13))]
+        losses[gain] = torch.stack([(error @ here.held_out.gram * error).sum() for error in errors])
+    return losses
+
+
+def with_protected_channels_louder(here, times):
+    """Held-out tokens in which the channel that calibration protects is louder than there: amplifying it pays."""
+    loud = (channel_weights(here.inputs.gram, 0.03, times) * torch.linspace(1, 3, 20))[:, None]
+    return replace(here, held_out=moments(random(20, 600, seed=2) * loud))
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
-def test_auto_takes_the_gain_that_loses_least_on_held_out_windows_and_remembers_it(variant):
-    here = site()
-    rank = int(0.5 * 12 * 20 / 32)
-    losses = {}
-    for gain in CANDIDATES:
-        left, right = decompose(here.weight, Channels(variant=variant, gain=gain).grams(here)).cut(rank)
-        error = here.weight - left @ right
-        losses[gain] = (error @ here.held_out.gram * error).sum().item()
+def test_auto_takes_a_gain_that_surely_loses_less_and_remembers_it(variant):
+    here = with_protected_channels_louder(site(), 20.0)
+    losses = held_out_losses(here, variant)
     auto = Channels(variant=variant, gain="auto").grams(here).right
-    best = min(losses, key=losses.get)
-    torch.testing.assert_close(auto, Channels(variant=variant, gain=best).grams(here).right)
+    best = min(CANDIDATES, key=lambda gain: losses[gain][3])
     assert here.choices == {"q": best}
+    assert losses[best][3] < 0.99 * losses[1.0][3] and (losses[best][2:6] <= losses[1.0][2:6]).all()
+    torch.testing.assert_close(auto, Channels(variant=variant, gain=best).grams(here).right)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_auto_is_no_gain_at_all_where_none_pays(variant):
+    here = site()
+    assert Channels(variant=variant, gain="auto").grams(here).right is here.inputs.gram
+    assert here.choices == {"q": 1.0}
+
+
+def test_ties_noise_and_what_loses_at_other_ranks_fall_back_to_no_gain():
+    plain = torch.tensor([10.0, 8, 6, 4, 2, 1, 0])
+    assert best_gain({1.0: plain, 3.0: plain.clone()}, 4) == 1
+    assert best_gain({1.0: plain, 3.0: 0.995 * plain}, 4) == 1
+    assert best_gain({1.0: plain, 1.5: 0.985 * plain, 3.0: 0.98 * plain}, 4) == 3
+    near, far = torch.tensor([10.0, 8, 6.1, 3, 1, 0.5, 0]), torch.tensor([10.0, 8.1, 6, 3, 1, 0.5, 0])
+    assert best_gain({1.0: plain, 3.0: near}, 4) == 1  # ranks 2 to 5 count
+    assert best_gain({1.0: plain, 3.0: far}, 4) == 3
+    assert best_gain({1.0: torch.tensor([1.0, 0]), 3.0: torch.tensor([1.0, 0])}, 0) == 1
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_auto_loses_no_more_than_none_in_any_linear_of_a_model(tiny_llama, variant):
+    auto, none = (
+        session(tiny_llama(), keep=0.6, metric=Channels(variant=variant, share=0.1, gain=gain))
+        for gain in ("auto", 1.0)
+    )
+    made = session(tiny_llama(), keep=0.6, labels="text")
+    for allocator in (Uniform(), BlockImportance(direction="paper", spread=0.15)):
+        lost = {}
+        for name, rank in allocator.allocate(problem(made)).ranks.items():
+            lost[name] = []
+            for each in (auto, none):
+                left, right = each.decompositions[name].cut(rank)
+                here = each.site(name)
+                lost[name].append(squared_error(here.weight.double() - left @ right, Grams(right=here.held_out.gram)))
+        assert all(ours <= theirs * (1 + 1e-9) for ours, theirs in lost.values())
+        assert sum(ours for ours, _ in lost.values()) <= sum(theirs for _, theirs in lost.values()) * (1 + 1e-9)
 
 
 def test_held_out_errors_are_weighted_by_what_calibration_protected():

@@ -44,7 +44,7 @@ class Bayes(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the best trial."""
         session = problem.session
-        damage = Damage(session, windows=self.windows)
+        damage = Damage(session, windows=self.windows, prefixes=False)
         names = [f"block {index}" for index, block in enumerate(session.linears) if block]
         world = session.world
         file = session.pieces.file("study.journal")

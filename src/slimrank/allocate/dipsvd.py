@@ -1,6 +1,7 @@
 """DipSVD's heuristic global protection (arXiv 2506.20353): blocks that matter more keep more."""
 
 import math
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ Sensitivity = Literal["gradient", "fisher"]
 class BlockImportance(Allocator):
     """One share a block, from Q = s^beta u^(1-beta): s its gradient sensitivity, u its output's effective rank.
 
-    Q is mapped to the overall share -+ `band`, clipped to `clip`, and scaled to the budget. direction: whether what is
+    Q is mapped to the overall share +- `band`, clipped to `clip`, and scaled to the budget. direction: whether what is
     high in sensitivity and rank keeps more (paper) or less (released code). energy: the share of the sum of singular
     values that the effective rank holds. sensitivity: see the function.
     """
@@ -34,8 +35,9 @@ class BlockImportance(Allocator):
     beta: Share = 0.3
     direction: Direction = "released"
     sensitivity: Sensitivity = "gradient"
+    segments: Annotated[int, Field(ge=1)] = 1
     energy: Share = 0.95
-    band: Share = 0.2
+    spread: Share = 0.2
     clip: Interval = (0.3, 0.98)
 
     def allocate(self, problem: Problem) -> Allocation:
@@ -44,14 +46,13 @@ class BlockImportance(Allocator):
         for name, spectrum in problem.spectrum.linears.items():
             blocks.setdefault(spectrum.block, []).append(name)
         moments = problem.session.moments
-        sensitivities = [sum(self._sensitivity(problem, name) for name in names) for names in blocks.values()]
-        ranks = [effective_rank(moments.blocks[index].gram, self.energy) for index in blocks]
-        scores = importance(
-            torch.tensor(sensitivities).double(), torch.tensor(ranks).double(), self.beta, self.direction
-        )
+        sensitivities = torch.tensor([sum(self._sensitivity(problem, n) for n in names) for names in blocks.values()])
+        ranks = torch.tensor([effective_rank(moments.blocks[index].gram, self.energy) for index in blocks])
+        sensitivities = balanced(sensitivities.double(), self.segments)
+        scores = importance(sensitivities, ranks.double(), self.beta, self.direction)
         linears = problem.spectrum.linears
         sizes = [float(sum(math.prod(linears[name].shape) for name in names)) for names in blocks.values()]
-        kept = block_shares(scores, torch.tensor(sizes).double(), problem.keep, self.band, self.clip).tolist()
+        kept = block_shares(scores, torch.tensor(sizes).double(), problem.keep, self.spread, self.clip).tolist()
         shares = {name: share for share, names in zip(kept, blocks.values(), strict=True) for name in names}
         return Allocation(fit_ranks(problem, shares), self._notes(problem.keep, scores))
 
@@ -94,6 +95,13 @@ def effective_rank(gram: Tensor, energy: float = 0.95) -> int:
     return min(int((shares < energy).sum()) + 1, len(values))
 
 
+def balanced(sensitivities: Tensor, segments: int) -> Tensor:
+    """The blocks' sensitivities (blocks,), those of each of so many equal parts of the depth divided by their sum."""
+    ends = [len(sensitivities) * number // segments for number in range(segments + 1)]
+    parts = [sensitivities[start:end] for start, end in pairwise(ends)]
+    return torch.cat([part / part.sum().clamp_min(1e-300) for part in parts])
+
+
 def importance(sensitivities: Tensor, ranks: Tensor, beta: float, direction: Direction) -> Tensor:
     """Q (blocks,) = s^beta u^(1-beta), with s and u min-max normalised.
 
@@ -105,8 +113,8 @@ def importance(sensitivities: Tensor, ranks: Tensor, beta: float, direction: Dir
     return min_max(sensitivities) ** beta * min_max(ranks) ** (1 - beta)
 
 
-def block_shares(scores: Tensor, sizes: Tensor, keep: float, band: float, clip: tuple[float, float]) -> Tensor:
-    """The share that each block keeps: Q mapped to keep -+ band, clipped, then scaled to mean `keep` over `sizes`."""
+def block_shares(scores: Tensor, sizes: Tensor, keep: float, spread: float, clip: tuple[float, float]) -> Tensor:
+    """The share that each block keeps: Q mapped to keep +- spread, clipped, then scaled to mean `keep` over `sizes`."""
     low, high = clip
-    mapped = keep + band * (2 * min_max(scores) - 1)
+    mapped = keep + spread * (2 * min_max(scores) - 1)
     return scaled_to(mapped.clamp(low, high), sizes, keep, low, high)

@@ -14,8 +14,10 @@ from slimrank.linear import bias_of, shape_of, weight_of
 from slimrank.losses import next_token_losses
 from slimrank.session import Group, Session
 
-ROWS = 32
-Compare = Callable[[int, Tensor, Tensor], float]  # of a batch's number, ids and logits
+CPU_ROWS, DEVICE_ROWS = 32, 1024  # tokens at a time: what fits the cache, and what keeps a device busy
+CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # numbers at a time, where the head is still as fast as on all
+Factors = tuple[Tensor, Tensor]  # (m, q) and (q, n)
+Compare = Callable[[int, Tensor, Tensor], float]  # of a part's number, ids and logits
 
 
 class Damage:
@@ -28,8 +30,12 @@ class Damage:
     passes: blocks run so far, each over all windows. Of several processes each runs its share of them.
     """
 
-    def __init__(self, session: Session, base: Ranks | None = None, *, windows: int = 32) -> None:
-        """`base` is all dense by default.
+    def __init__(
+        self, session: Session, base: Ranks | None = None, *, windows: int = 32, prefixes: bool = True
+    ) -> None:
+        """`base` is all dense by default; prefixes: False where all blocks differ in every assignment.
+
+        Then the hidden states before the first block alone are held, and every linear's factors as they are cut.
 
         Raises:
             UsageError: if there are fewer calibration windows.
@@ -46,9 +52,11 @@ class Damage:
         self.windows, self._world = windows, session.world
         self._ids = session.world.share(session.windows.calibration[:windows])
         self._block = {name: index for index, block in enumerate(session.linears) for name in block}
-        self._layers = {name: cut(session, name, rank) for name, rank in self.base.items()}
+        self._factors: dict[str, Factors] | None = None if prefixes or session.decompositions.held else {}
+        self._layers = self._cuts(self.base)
         self._known: dict[tuple[str, frozenset], float] = {}
-        self._stream, self._hidden = self._run_base(self._layers)
+        self._stream, self._hidden = self._run_base(self._layers, prefixes)
+        self._parts = self._cut_to_parts()
 
     def kl(self, ranks: Ranks) -> float:
         """KL(dense || base with `ranks` in it) in nats: the sum over a window's tokens, the mean over windows."""
@@ -77,51 +85,65 @@ class Damage:
         return self._known[key]
 
     def _cuts(self, ranks: Ranks) -> dict[str, nn.Module]:
-        return {name: cut(self.session, name, rank) for name, rank in ranks.items()}
+        return {name: cut(self.session, name, rank, self._factors) for name, rank in ranks.items()}
 
     def _compared(self, compare: Compare, layers: dict[str, nn.Module]) -> float:
         """The sum over the windows, with these layers in the base."""
-        logits = enumerate(self._logits(layers))
-        return self._world.total(sum(compare(batch, self._stream.ids[batch], scores) for batch, scores in logits))
+        logits = zip(self._parts, self._logits(layers), strict=True)
+        found = [compare(number, ids, scores) for number, (ids, scores) in enumerate(logits)]
+        return self._world.total(sum(found))
 
-    def _divergence(self, batch: int, ids: Tensor, logits: Tensor) -> float:
-        probabilities, negentropy = self._dense[batch]
+    def _divergence(self, part: int, ids: Tensor, logits: Tensor) -> float:
+        probabilities, negentropy = self._dense[part]
         return negentropy + cross_nats(probabilities, logits)
 
     @cached_property
     def _dense(self) -> list[tuple[Tensor, float]]:
-        """By batch the dense model's probabilities (batch, tokens, vocabulary) float32, and the sum of p log p."""
+        """By part the dense model's probabilities (windows, tokens, vocabulary) float32, and the sum of p log p."""
         dense = self._logits(self._cuts(dict.fromkeys(name for name, rank in self.base.items() if rank is not None)))
         pairs = ((logits.softmax(-1), logits) for logits in dense)
         return [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
 
     @torch.no_grad()
-    def _run_base(self, layers: dict[str, nn.Module]) -> tuple[Stream, list[list[Tensor]]]:
+    def _run_base(self, layers: dict[str, nn.Module], prefixes: bool) -> tuple[Stream, list[list[Tensor]]]:
         """The stream of the windows, and hidden[b]: the hidden states before block b by batch, b up to their number."""
         stream = Stream(self.decoder, self._ids, default_batch(self.decoder, self._ids.shape[1]))
         hidden = [list(stream.hidden)]
         with self.session.replaced(layers):
-            while stream.depth < len(self.decoder):
+            while prefixes and stream.depth < len(self.decoder):
                 stream.skip(1)
                 hidden.append(list(stream.hidden))
-        self.passes += len(self.decoder)
+        self.passes += stream.depth
         return stream, hidden
+
+    def _cut_to_parts(self) -> list[Tensor]:
+        """The ids (windows, tokens) by part: a batch, or so much of it as the head had better see at a time."""
+        vocabulary = self.decoder.model.config.get_text_config().vocab_size
+        numbers = CPU_LOGITS if self.decoder.device.type == "cpu" else DEVICE_LOGITS
+        windows = max(1, numbers // (vocabulary * self._ids.shape[1]))
+        return [part for ids in self._stream.ids for part in ids.split(windows)]
 
     @torch.no_grad()
     def _logits(self, layers: dict[str, nn.Module]) -> Iterator[Tensor]:
-        """The float32 logits of each batch with these in the base, only the blocks from the first one on being run."""
+        """The float32 logits of each part with these in the base, only the blocks from the first one on being run."""
         first = min((self._block[name] for name in layers), default=len(self.decoder))
+        first = min(first, len(self._hidden) - 1)
         self.passes += len(self.decoder) - first
+        parts = iter(self._parts)
         with self.session.replaced(self._layers | layers):
             for batch, hidden in enumerate(self._hidden[first]):
                 for index in range(first, len(self.decoder)):
                     hidden = self.decoder.run(index, hidden, self._stream.calls[batch][index])
-                yield self.decoder.head(self._stream.ids[batch], hidden).float()
+                while len(hidden):
+                    ids = next(parts)
+                    yield self.decoder.head(ids, hidden[: len(ids)]).float()
+                    hidden = hidden[len(ids) :]
 
 
 def cross_nats(probabilities: Tensor, logits: Tensor) -> float:
     """-sum p log softmax(logits) over all tokens, for both (..., vocabulary); a few tokens at a time fit the cache."""
-    rows = zip(probabilities.flatten(0, -2).split(ROWS), logits.flatten(0, -2).split(ROWS), strict=True)
+    size = CPU_ROWS if logits.device.type == "cpu" else DEVICE_ROWS
+    rows = zip(probabilities.flatten(0, -2).split(size), logits.flatten(0, -2).split(size), strict=True)
     return torch.stack([(z.logsumexp(-1) - torch.linalg.vecdot(p, z)).double().sum() for p, z in rows]).sum().item()
 
 
@@ -141,11 +163,20 @@ def cut_together(session: Session, group: Group, rank: int) -> list[nn.Module]:
     ]
 
 
-def cut(session: Session, name: str, rank: int | None) -> nn.Module:
-    """The linear at a rank as two thin linears: the cheapest to build and to run, equal to every other form of it."""
+def cut(session: Session, name: str, rank: int | None, known: dict[str, Factors] | None = None) -> nn.Module:
+    """The linear at a rank as two thin linears: the cheapest to build and to run, equal to every other form of it.
+
+    known: where the factors of all ranks are held, in the linear's dtype.
+    """
     dense = session.dense[name]
     if rank is None:
         return dense
     dtype = weight_of(dense).dtype
-    left, right = (factor.to(dtype) for factor in session.decompositions[name].cut(rank))
-    return LowRank.from_low_rank(left, right, bias_of(dense))
+    if known is None:
+        left, right = session.decompositions[name].cut(rank)
+    else:
+        if name not in known:
+            whole = session.decompositions[name]
+            known[name] = whole.left.to(dtype), whole.right.to(dtype)
+        left, right = known[name][0][:, :rank], known[name][1][:rank]
+    return LowRank.from_low_rank(left.to(dtype), right.to(dtype), bias_of(dense))

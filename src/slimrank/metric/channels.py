@@ -8,19 +8,21 @@ from torch import Tensor
 
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams, square_root, squared_error, times
+from slimrank.metric.grams import Grams, square_root, times
 
 Variant = Literal["paper", "released"]
 GAINS: dict[Variant, float] = {"paper": 30**0.5, "released": 30.0}
-CANDIDATES = (1.0, 1.5, 2.0, 3.0, 30**0.5, 30.0)
+CANDIDATES = (1.5, 2.0, 3.0, 30**0.5, 30.0)
+WORTH = 0.01  # the share of the held-out loss that a gain must save: less is noise
+AROUND = (0.5, 1.5)  # times the uniform rank, the ranks at which it may not lose more than none
 
 
 class Channels(Metric):
     """L = I, R R^T = the channel-weighted input Gram.
 
     share: the share of channels to protect, those of the largest |H[:, j]|_2. gain: their weight, where the others'
-    is 1; the variant's own by default, and `auto` picks for each linear the one of CANDIDATES whose truncation loses
-    least on the held-out windows. variant: see weighted_gram.
+    is 1; the variant's own by default, and `auto` picks for each linear by the held-out windows, see best_gain.
+    variant: see weighted_gram.
     """
 
     name: Literal["channels"] = "channels"
@@ -43,23 +45,43 @@ class Channels(Metric):
         return None if site.held_out is None else Grams(right=self._weighted(site, site.held_out.gram))
 
     def _weighted(self, site: Site, gram: Tensor) -> Tensor:
-        weights = channel_weights(site.inputs.gram, self.share, self._gain(site))
-        return weighted_gram(gram, weights, self.variant)
+        return self._at(self._gain(site), site, gram)
+
+    def _at(self, gain: float, site: Site, gram: Tensor) -> Tensor:
+        if gain == 1:
+            return gram
+        return weighted_gram(gram, channel_weights(site.inputs.gram, self.share, gain), self.variant)
 
     def _gain(self, site: Site) -> float:
         if self.gain != "auto":
             return self.gain or GAINS[self.variant]
         if site.name not in site.choices:
-            site.choices[site.name] = min(CANDIDATES, key=lambda gain: self._loss(site, gain))
+            if site.held_out is None:
+                raise SlimrankError(f"No held-out token reached {site.name}: give metric.gain as a number.")
+            rows, columns = site.weight.shape
+            weight, held_out, gram = site.weight.double(), site.held_out.gram, site.inputs.gram
+            losses = {
+                gain: truncation_losses(weight, self._at(gain, site, gram), held_out) for gain in (1.0, *CANDIDATES)
+            }
+            site.choices[site.name] = best_gain(losses, int(site.keep * rows * columns / (rows + columns)))
         return site.choices[site.name]
 
-    def _loss(self, site: Site, gain: float) -> float:
-        rows, columns = site.weight.shape
-        rank = max(1, int(site.keep * rows * columns / (rows + columns)))
-        gram = weighted_gram(site.inputs.gram, channel_weights(site.inputs.gram, self.share, gain), self.variant)
-        if site.held_out is None:
-            raise SlimrankError(f"No held-out token reached {site.name}: give metric.gain as a number.")
-        return truncation_loss(site.weight.double(), gram, rank, site.held_out.gram)
+
+def best_gain(losses: dict[float, Tensor], rank: int) -> float:
+    """The gain of the least loss at `rank` of those that surely lose less than none, 1 where there is none.
+
+    losses: by gain, 1 among them, the held-out loss at every rank 0..q. Sure is what saves WORTH of the loss at `rank`
+    and loses no more at any rank of AROUND times it, since an allocator may move it.
+    """
+    low, high = (max(1, min(round(times * rank), len(losses[1.0]) - 2)) for times in AROUND)
+    rank = min(max(rank, low), high)
+    near, plain = slice(low, high + 1), losses[1.0]
+    sure = [
+        gain
+        for gain, loss in losses.items()
+        if gain != 1 and loss[rank] < (1 - WORTH) * plain[rank] and (loss[near] <= plain[near]).all()
+    ]
+    return min(sure, key=lambda gain: losses[gain][rank].item(), default=1.0)
 
 
 def channel_weights(gram: Tensor, share: float, gain: float) -> Tensor:
@@ -81,13 +103,18 @@ def weighted_gram(gram: Tensor, weights: Tensor, variant: Variant) -> Tensor:
     return (u * values) @ u.T
 
 
-def truncation_loss(weight: Tensor, gram: Tensor, rank: int, held_out: Tensor) -> float:
-    """|(W - W') X|_F^2 over held-out tokens X, with W' of that rank the best under `gram`, and `held_out` X X^T."""
-    root, _ = square_root(gram)
-    whitened = times(root, weight.T).T
+def truncation_losses(weight: Tensor, gram: Tensor, held_out: Tensor) -> Tensor:
+    """|(W - W') X|_F^2 (q + 1,) over held-out tokens X, W' of every rank 0..q the best under `gram`.
+
+    weight W (m, n) float64; held_out: X X^T (n, n). The best W' of rank r is U_r U_r^T W.
+    """
     if weight.shape[0] <= weight.shape[1]:
-        basis = torch.linalg.eigh(whitened @ whitened.T).eigenvectors[:, -rank:]
+        basis = torch.linalg.eigh(weight @ gram @ weight.T).eigenvectors.flip(1)
     else:
-        right = torch.linalg.eigh(whitened.T @ whitened).eigenvectors[:, -rank:]
-        basis = torch.linalg.qr(whitened @ right).Q
-    return squared_error(weight - basis @ (basis.T @ weight), Grams(right=held_out))
+        root, _ = square_root(gram)
+        whitened = times(root, weight.T).T
+        basis = torch.linalg.qr(whitened @ torch.linalg.eigh(whitened.T @ whitened).eigenvectors.flip(1)).Q
+    projected = basis.T @ weight
+    saved = (projected * (projected @ held_out)).sum(1)
+    whole = (weight * (weight @ held_out)).sum()
+    return whole - torch.cat([saved.new_zeros(1), saved.cumsum(0)])
