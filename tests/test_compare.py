@@ -92,7 +92,7 @@ RECIPES = {
     "duo-svd": ["allocate.windows=4"],
     "dipsvd-bo": ["allocate.trials=4", "allocate.windows=4"],
     "svd-llm-distilled": ["refine=[{name: distill, tokens: 1024}]"],
-    "slimrank": ["refine=[anchored, temperature, {name: newton, windows: 8}]"],
+    "slimrank": [],
 }
 READING = Reading("text.txt", 12, 32, 3)
 

@@ -23,8 +23,6 @@ from slimrank.pipeline import decompose_all, factorize, make_plan
 from slimrank.plan import Plan
 from slimrank.recipe import load_recipe
 from slimrank.refine.anchored import Anchored
-from slimrank.refine.damped import factor_
-from slimrank.refine.newton import Newton, right_factors
 from slimrank.spectrum import curve, decompose
 
 BLOCK = "model.layers.0"
@@ -108,16 +106,6 @@ def test_anchored_on_an_uncompressed_prefix_is_the_plain_cut(tiny_llama):
     Anchored(mix=0.0).refine(made, dict.fromkeys(made.dense) | dict.fromkeys(GROUP, 8))
     found = torch.cat([made.decoder.model.get_submodule(name).dense_weight() for name in GROUP])
     torch.testing.assert_close(found, left @ right, atol=2e-3, rtol=2e-3)
-
-
-def test_newtons_outer_gram_is_that_of_all_who_share_the_factor(tiny_llama):
-    made = ready(tiny_llama())
-    factorize(made, joined(make_plan(made, load_recipe("slimrank", [PLAIN])), 6))
-    assert [name for name in right_factors(made, 0) if name in GROUP] == [GROUP[0]]
-    lefts = [made.decoder.model.get_submodule(name).left() for name in GROUP]
-    grams = [2 * made.metric.left_gram(made.site(name)) for name in GROUP]
-    whole = torch.cat(lefts).T @ torch.block_diag(*grams) @ torch.cat(lefts)
-    torch.testing.assert_close(Newton()._outer_factor(made, GROUP[0]), factor_(whole, 0.01))
 
 
 def test_the_price_of_a_group_is_corrected_by_the_divergence_of_its_joint_cut(tiny_llama):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from slimrank.losses import divergence, divergences, next_token_losses
+from slimrank.losses import divergence, divergences, next_token_losses, scaled_divergences
 
 
 def test_next_token_losses_are_those_of_the_definition():
@@ -29,3 +29,10 @@ def test_divergences_are_each_windows_over_the_positions_that_predict_in_it():
         expected = kl_div(q[:-1].log_softmax(-1), p[:-1].log_softmax(-1), reduction="batchmean", log_target=True)
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert not divergences(own, own).any()
+
+
+def test_scaled_divergences_are_those_of_the_scaled_logits():
+    teacher, student, factors = 3 * torch.randn(2, 5, 13), 2 * torch.randn(2, 5, 13), (0.3, 0.8, 1.0)
+    expected = [divergence(factor * student.double(), teacher.double()).item() * 10 for factor in factors]
+    assert scaled_divergences(student, teacher, factors).tolist() == pytest.approx(expected, rel=1e-5)
+    assert scaled_divergences(teacher, teacher, [1.0]).item() == pytest.approx(0, abs=1e-5)

@@ -15,7 +15,7 @@ from slimrank.limits import Limits, parse_size
 from slimrank.model import Room
 
 RECIPES = {
-    "slimrank": {"recipe": "slimrank", "settings": ["refine=[anchored, temperature, {name: newton, windows: 8}]"]},
+    "slimrank": {"recipe": "slimrank"},
     "svd-llm": {"recipe": "svd-llm"},
     "anchored twice": {
         "recipe": "slimrank",

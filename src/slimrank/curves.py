@@ -1,28 +1,38 @@
 """The curves of a session: measured, kept among the finished pieces, and read back."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
+
+from torch import Tensor
 
 from slimrank.calibrate.shelf import Shelf, forget_input_grams
 from slimrank.metric import Grams
 from slimrank.session import Group, Session
 from slimrank.spectrum import Curve, curve, curve_of, decompose
 from slimrank.store.pieces import Pieces
+from slimrank.threads import Job, is_small
 
 
-def measured_curve(session: Session, group: Group) -> Curve:
-    """A group's curve, which mostly is one linear."""
+def curve_job(session: Session, group: Group) -> tuple[bool, Job[Curve]]:
+    """What finds a group's curve, which mostly is one linear, and whether that is a small problem (see threads)."""
     metric = session.metric
     held_out = metric.held_out_inputs(session.site(group[0]))
     if held_out is not None and held_out.right is not None and _rough(session, group):
         held_out = Grams(right=held_out.right.float())  # before the other Gram takes memory
     weight, grams = session.stack(group)
+    small = is_small(weight.shape, weight.device)
     if metric.route == "projector" or session.pieces.lasting or len(group) > 1:
-        timer = partial(session.clock, "measure")
-        return curve(weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
-    session.decompositions[group[0]] = decompose(weight, grams, metric.route)
+        timer = nullcontext if small else partial(session.clock, "measure")
+        return small, partial(curve, weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
+    return small, partial(_held_curve, session, group[0], weight, grams, held_out)
+
+
+def _held_curve(session: Session, name: str, weight: Tensor, grams: Grams, held_out: Grams | None) -> Curve:
+    """A linear's curve from its whole decomposition, which the session holds from then on."""
+    session.decompositions[name] = decompose(weight, grams, session.metric.route)
     measured = held_out and Grams(grams.left, held_out.right)
-    return curve_of(weight, session.decompositions[group[0]], measured)
+    return curve_of(weight, session.decompositions[name], measured)
 
 
 def _rough(session: Session, group: Group) -> bool:

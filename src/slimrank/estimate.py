@@ -17,6 +17,7 @@ from slimrank.linear import shape_of
 from slimrank.model import Decoder
 from slimrank.refine import Refiner
 from slimrank.store.weights import Part
+from slimrank.threads import at_once
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
 LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
@@ -94,11 +95,12 @@ def estimate(
     in_flight = default_batch(decoder, windows.shape[1]) * windows.shape[1]
     sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
     activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
-    solving = max(8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat)
-    solving = max(
-        [solving, *(8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks)]
-    )
-    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + solving)
+    solving = {shape: 8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat}
+    solving |= {
+        stacked(one): 8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks
+    }
+    most = max(at_once(shape, decoder.device) * size for shape, size in solving.items())
+    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + most)
     inputs = 2 * sum(n * n for _, n in flat)
     disk = sum(2 * m * m for m, _ in flat) if gradients else 0
     kept = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0

@@ -1,5 +1,7 @@
 """What a model's logits are worth: next-token losses, and their divergence from another model's."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, pad
@@ -25,3 +27,16 @@ def divergences(student: Tensor, teacher: Tensor) -> Tensor:
     """The same of each window alone over the positions that predict in it, (windows,) float64."""
     pairs = zip(student[:, :-1].split(1), teacher[:, :-1].split(1), strict=True)
     return torch.stack([divergence(own, other).double() for own, other in pairs])
+
+
+def scaled_divergences(student: Tensor, teacher: Tensor, factors: Sequence[float]) -> Tensor:
+    """KL(teacher || factor * student) summed over tokens, for each factor: (factors,) float64.
+
+    student, teacher: logits (..., vocabulary). Only log-sum-exp depends on the factor in more than proportion.
+    """
+    log_p, student = teacher.float().log_softmax(-1), student.float()
+    p = log_p.exp()
+    negentropy = torch.linalg.vecdot(p, log_p).double().sum()
+    expected = torch.linalg.vecdot(p, student).double().sum()
+    normed = [(factor * student).logsumexp(-1).double().sum() - factor * expected for factor in factors]
+    return negentropy + torch.stack(normed)

@@ -14,7 +14,7 @@ from slimrank.calibrate import Moments, Windows
 from slimrank.calibrate.collect import each_block
 from slimrank.calibrate.gradients import Labels, each_gradient
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
-from slimrank.curves import have_curves, let_go, load_curve, measured_curve, save_curve
+from slimrank.curves import curve_job, have_curves, let_go, load_curve, save_curve
 from slimrank.forms import Joint, compressed_layers
 from slimrank.model import Decoder
 from slimrank.plan import Budget, LinearPlan, Plan, fingerprint
@@ -23,6 +23,7 @@ from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.session import Group, Session
 from slimrank.store.pieces import Facts, MemoryPieces, Pieces
+from slimrank.threads import in_threads
 
 Walk = Callable[..., Iterator[tuple[int, Moments]]]
 
@@ -72,8 +73,9 @@ def decompose_all(session: Session) -> None:
     missing = [group for group in groups if not have_curves(session.pieces, [group])]
     with session.world.apart():
         mine, done = session.world.dealt(missing, [session.work(group) for group in missing]), set[Group]()
-        for group in session.track(mine, "decomposing", len(mine)):
-            save_curve(session, group, measured_curve(session, group))
+        found = in_threads(curve_job(session, group) for group in mine)
+        for group, one in zip(session.track(mine, "decomposing", len(mine)), found, strict=True):
+            save_curve(session, group, one)
             done.add(group)
             index = session.block_of(group)
             if done.issuperset(blocks[index]):
@@ -213,8 +215,7 @@ def refine(session: Session, plan: Plan) -> Plan:
 
 def stages(plan: Plan) -> list[tuple[str, Refiner]]:
     """The refiners with the names under which their results are kept."""
-    refiners = [one for refiner in plan.recipe.refine for one in refiner.in_turn()]
-    return [(f"refine-{number}", refiner) for number, refiner in enumerate(refiners)]
+    return [(f"refine-{number}", refiner) for number, refiner in enumerate(plan.recipe.refine)]
 
 
 def rebuilt(recipe: Recipe) -> bool:

@@ -70,7 +70,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.decompositions = Decompositions(lambda name: self.decomposed((name,)), not self.pieces.lasting)
-        self._dense_held_out: dict[int, Stream] = {}
+        self._dense_held_out: Stream | None = None
         self.stages = Stages(self.decoder.weights, self.pieces, self.world)
 
     @property
@@ -218,10 +218,9 @@ class Session:
         with self.replaced(self.dense if linears is None else linears), self.decoder.weights.dense_vectors():
             yield
 
-    def dense_held_out(self, count: int | None = None) -> Stream:
-        """The first `count` held-out windows, or all, behind the dense model's last block; computed once."""
-        ids = self.windows.held_out[:count]
-        if len(ids) not in self._dense_held_out:
+    def dense_held_out(self) -> Stream:
+        """The held-out windows behind the dense model's last block; computed once."""
+        if self._dense_held_out is None:
             with self.as_dense():
-                self._dense_held_out[len(ids)] = final_states(self.decoder, ids)
-        return self._dense_held_out[len(ids)]
+                self._dense_held_out = final_states(self.decoder, self.windows.held_out)
+        return self._dense_held_out

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from slimrank.errors import SlimrankError
 from slimrank.metric.grams import SUPPORT, Grams, Root, times
 from slimrank.projector import Pair, Small, eigenvalues, eigenvectors
+from slimrank.threads import one_thread
 
 Timer = Callable[[], AbstractContextManager[None]]
 
@@ -97,7 +98,8 @@ def decompose(weight: Tensor, grams: Grams, route: str = "projector", rank: int 
 
     rank: the largest that `cut` will be asked for, all by default.
     """
-    return ROUTES[route](weight.double(), grams, rank)
+    with one_thread(weight):
+        return ROUTES[route](weight.double(), grams, rank)
 
 
 def decompose_again(
@@ -105,7 +107,8 @@ def decompose_again(
 ) -> Decomposition:
     """As decompose, with the projector route's `eigenvectors` where they are known."""
     if known is not None and route == "projector":
-        return projector_route(weight.double(), grams, rank, known)
+        with one_thread(weight):
+            return projector_route(weight.double(), grams, rank, known)
     return decompose(weight, grams, route, rank)
 
 
@@ -138,7 +141,11 @@ def curve(
     are good to 5e-5 (see Small), and for the measure vectors in float32, unless m > n (see Small.left_out).
     timer: around the measuring.
     """
-    weight = weight.double()
+    with one_thread(weight):
+        return _curve(weight.double(), grams, held_out, route, bases, timer)
+
+
+def _curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: str, bases: bool, timer: Timer) -> Curve:
     if route != "projector":
         return curve_of(weight, decompose(weight, grams, route), held_out and Grams(grams.left, held_out.right))
     small = Small(weight, grams, rough=not bases)

@@ -13,6 +13,7 @@ from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.shares import min_max, scaled_to
 from slimrank.calibrate.moments import OutputMoments
 from slimrank.errors import SlimrankError
+from slimrank.threads import one_thread
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(lambda clip: ascending(clip))]
@@ -90,7 +91,8 @@ def sensitivity(outputs: OutputMoments, weight: Tensor, kind: Sensitivity = "gra
 
 def effective_rank(gram: Tensor, energy: float = 0.95) -> int:
     """The least k whose largest singular values of X are at least `energy` of their sum; gram = X X^T."""
-    values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt().flip(0)
+    with one_thread(gram):
+        values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt().flip(0)
     shares = values.cumsum(0) / values.sum()
     return min(int((shares < energy).sum()) + 1, len(values))
 

@@ -1,6 +1,6 @@
 """Backward through a decoder a block at a time, from the head to the entry, with one block's graph in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -58,23 +58,17 @@ def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> 
     return gradient
 
 
-def step_back(
-    decoder: Decoder, states: States, gradients: list[Tensor], index: int, parameters: Sequence[Tensor] = ()
-) -> list[Tensor]:
-    """Turn the gradients behind block `index`, by batch, into those before it; returns dL/dp of `parameters`, summed.
+def step_back(decoder: Decoder, states: States, gradients: list[Tensor], index: int) -> None:
+    """Turn the gradients behind block `index`, by batch, into those before it.
 
     Raises:
         SlimrankError: if a gradient is not finite.
     """
-    sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     for batch, before in enumerate(states.before(index)):
         before = before.to(decoder.device).detach().requires_grad_()
         with torch.enable_grad():
             after = decoder.run(index, before, states.calls[batch][index])
-            gradient, *found = torch.autograd.grad(after, [before, *parameters], gradients[batch].to(after.device))
+            (gradient,) = torch.autograd.grad(after, before, gradients[batch].to(after.device))
         gradients[batch] = states.home.put(gradient)
-        for total, one in zip(sums, found, strict=True):
-            total += one
     for gradient in gradients:
         require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
-    return sums

@@ -5,6 +5,8 @@ import torch
 from scipy.linalg import qr, solve_triangular
 from torch import Tensor
 
+from slimrank.threads import one_thread
+
 LARGEST = 1.05  # of the coefficients' absolute values, so that rounding the pivots does little to the other rows
 
 
@@ -15,7 +17,8 @@ def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
     met exactly too: its surplus pivots get zero coefficients.
     """
     rank, left = left.shape[1], left.detach().double()
-    rows, combinations = by_swaps(left) or by_qr(left)
+    with one_thread(left):
+        rows, combinations = by_swaps(left) or by_qr(left)
     pivots, others = rows[:rank].argsort(), rows[rank:].argsort()
     return torch.cat([rows[:rank][pivots], rows[rank:][others]]), combinations[others][:, pivots]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
 from slimrank.metric.grams import Grams, square_root, times
+from slimrank.threads import one_thread
 
 Variant = Literal["paper", "released"]
 GAINS: dict[Variant, float] = {"paper": 30**0.5, "released": 30.0}
@@ -60,9 +61,10 @@ class Channels(Metric):
                 raise SlimrankError(f"No held-out token reached {site.name}: give metric.gain as a number.")
             rows, columns = site.weight.shape
             weight, held_out, gram = site.weight.double(), site.held_out.gram, site.inputs.gram
-            losses = {
-                gain: truncation_losses(weight, self._at(gain, site, gram), held_out) for gain in (1.0, *CANDIDATES)
-            }
+            with one_thread(weight):
+                losses = {
+                    gain: truncation_losses(weight, self._at(gain, site, gram), held_out) for gain in (1.0, *CANDIDATES)
+                }
             site.choices[site.name] = best_gain(losses, int(site.keep * rows * columns / (rows + columns)))
         return site.choices[site.name]
 

@@ -5,7 +5,6 @@ from slimrank.refine.base import Refiner
 from slimrank.refine.blocks import Blocks
 from slimrank.refine.distill import Distill
 from slimrank.refine.lora import Lora
-from slimrank.refine.newton import Newton
 from slimrank.refine.temperature import Temperature
 from slimrank.refine.update import Update
 
@@ -14,7 +13,6 @@ REFINERS: dict[str, type[Refiner]] = {
     "update": Update,
     "lora": Lora,
     "blocks": Blocks,
-    "newton": Newton,
     "distill": Distill,
     "temperature": Temperature,
 }

@@ -23,6 +23,7 @@ from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
 from slimrank.session import Group, Session
 from slimrank.spectrum import decompose
+from slimrank.threads import Job
 
 Outputs = Mapping[str, OutputMoments]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,7 +47,7 @@ class Anchored(Refiner):
 
     mix: Share | tuple[Share, ...] = 0.75
     residual: bool = True
-    damping: Annotated[float, Field(gt=0)] = 1e-6
+    damping: Annotated[float, Field(gt=0)] = 0.1
     windows: Annotated[int, Field(ge=1)] | None = None
     gradients_again: Annotated[int, Field(ge=0)] = 0
 
@@ -135,21 +136,26 @@ class Anchored(Refiner):
     def _build(
         self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
     ) -> None:
-        def target(name: str) -> Tensor:
+        def target(name: str) -> Job[Tensor]:
             weight = weight_of(session.dense[name]).detach()
             cross = moments.cross[name] if isinstance(self.mix, tuple) else moments.cross.pop(name)
-            return anchored_target(weight, moments.gram, cross, mix, self.damping)
+            return lambda: anchored_target(weight, moments.gram, cross, mix, self.damping)
 
-        def layers(unit: Group) -> Sequence[Form]:
+        def layers(unit: Group) -> Job[Sequence[Form]]:
             rank, dense = group[unit[0]], [session.dense[name] for name in unit]
             sites = [replace(session.site(name), outputs=outputs.get(name)) for name in unit]
-            weight = target(unit[0]) if len(unit) == 1 else torch.cat([target(name) for name in unit])
-            grams = Grams(session.metric.stacked_gram(sites), moments.gram)
-            decomposition = decompose(weight, grams, session.metric.route, rank)
-            if len(unit) == 1:
-                weight = weight.to(weight_of(dense[0]).dtype)
-                return [session.form.build(Target(dense[0], weight, grams, decomposition), rank)]
-            return session.form.build_joint(dense, decomposition, rank, unit[0].rpartition(".")[2])
+            targets = [target(name) for name in unit]
+
+            def made() -> Sequence[Form]:
+                weight = torch.cat([make() for make in targets])
+                grams = Grams(session.metric.stacked_gram(sites), moments.gram)
+                decomposition = decompose(weight, grams, session.metric.route, rank)
+                if len(unit) == 1:
+                    weight = weight.to(weight_of(dense[0]).dtype)
+                    return [session.form.build(Target(dense[0], weight, grams, decomposition), rank)]
+                return session.form.build_joint(dense, decomposition, rank, unit[0].rpartition(".")[2])
+
+            return made
 
         for name, made in dealt_layers(session, session.units(group), layers).items():
             set_module(session.decoder.model, name, made)

@@ -26,10 +26,6 @@ class Refiner(BaseModel):
         """Whether it builds every planned linear's factors from the dense weights, whatever was built before."""
         return False
 
-    def in_turn(self) -> tuple["Refiner", ...]:
-        """The refiners that run in its place, each of them resumed by itself."""
-        return (self,)
-
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Change the model's factors in place, ranks as planned; returns notes for the user, a sentence each."""
         raise NotImplementedError

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from slimrank.calibrate.stream import Part, Stream, parts_at_once
-from slimrank.losses import divergence
 
 
 def logits_of(stream: Stream, batch: int, part: Part) -> Tensor:
@@ -22,19 +21,15 @@ def dense_logits(dense: Stream, batch: int, part: Part) -> Tensor:
         return logits_of(dense, batch, part)
 
 
-def divergence_from(dense: Stream, batch: int, logits: Tensor, part: Part) -> Tensor:
-    """KL(dense || logits) summed over a part of a batch."""
-    return divergence(logits, dense_logits(dense, batch, part)) * dense.ids[batch][part].numel()
-
-
 @torch.no_grad()
-def mean_divergences(dense: Stream, compressed: Sequence[Callable[[int, Part], Tensor]]) -> list[float]:
-    """KL(dense || compressed) in nats a token over all processes' windows, for several makers of a part's logits."""
-    world, losses = dense.decoder.world, [0.0 for _ in compressed]
+def mean_divergences(dense: Stream, summed: Callable[[int, Part, Tensor], Sequence[float]]) -> list[float]:
+    """KL(dense || compressed) in nats a token over all processes' windows, for each that `summed` gives the sums of.
+
+    summed: of a batch, its part and the dense model's logits there (windows, tokens, vocabulary), sums over tokens.
+    """
+    world, sums = dense.decoder.world, list[list[float]]()
     for batch, ids in enumerate(dense.ids):
         for part in parts_at_once(dense.decoder, ids):
-            target = dense_logits(dense, batch, part)
-            for place, logits in enumerate(compressed):
-                losses[place] += divergence(logits(batch, part), target).item() * ids[part].numel()
+            sums.append(list(summed(batch, part, dense_logits(dense, batch, part))))
     tokens = world.total(sum(ids.numel() for ids in dense.ids))
-    return [world.total(loss) / tokens for loss in losses]
+    return [world.total(sum(each)) / tokens for each in zip(*sums, strict=True)]

@@ -7,6 +7,7 @@ from slimrank.forms import form_of
 from slimrank.forms.base import Form
 from slimrank.forms.low_rank import LowRank
 from slimrank.session import Group, Session
+from slimrank.threads import Job, in_threads, is_small
 
 
 def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
@@ -25,15 +26,20 @@ def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
     return layers
 
 
-def dealt_layers(session: Session, groups: Sequence[Group], make: Callable[[Group], Sequence[Form]]) -> dict[str, Form]:
+def dealt_layers(
+    session: Session, groups: Sequence[Group], make: Callable[[Group], Job[Sequence[Form]]]
+) -> dict[str, Form]:
     """The new layers of some groups, each made by the process that it is dealt to, and the same in all.
 
-    They are to be linked (see forms.link) once they are in the model.
+    make: gives what makes a group's, which may run beside others'. They are to be linked (see forms.link) once they
+    are in the model.
     """
     world, mine = session.world, dict[str, Form]()
     with world.apart():
-        for group in world.dealt(groups, [session.work(group) for group in groups]):
-            mine |= zip(group, make(group), strict=True)
+        dealt = world.dealt(groups, [session.work(group) for group in groups])
+        jobs = ((is_small(session.shape(group), session.decoder.device), make(group)) for group in dealt)
+        for group, made in zip(dealt, in_threads(jobs), strict=True):
+            mine |= zip(group, made, strict=True)
     if world.size == 1:
         return mine
     layers = {}

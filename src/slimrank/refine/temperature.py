@@ -1,6 +1,5 @@
 """Temperature: a model whose states became noisy is too sure of itself, and one number corrects that."""
 
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
 from slimrank.calibrate.stream import Part, Stream, final_states
+from slimrank.losses import scaled_divergences
 from slimrank.model import Decoder, attached
 from slimrank.refine.base import Refiner
 from slimrank.refine.divergences import logits_of, mean_divergences
@@ -20,7 +20,8 @@ FACTORS = tuple(step / 10 for step in range(1, 11))
 class Temperature(Refiner):
     """Scales what the head reads by the factor, at most 1, of the least KL(dense || compressed) on held-out windows.
 
-    The factor goes into the gain, and the bias, of the last norm: the model stores and computes nothing more.
+    The factor goes into the gain, and the bias, of the last norm: the model stores and computes nothing more. Where
+    the logits follow it in proportion, as without a bias or a soft cap, the head is multiplied with once.
     """
 
     name: Literal["temperature"] = "temperature"
@@ -62,13 +63,22 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
 
 
 def divergences(gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
-    """KL(dense || ours) in nats a token for each of FACTORS."""
+    """KL(dense || ours) in nats a token for each of FACTORS; the model ends with a factor of 1."""
 
     def scaled(factor: float, batch: int, part: Part) -> Tensor:
         gain.scale(factor)
         return logits_of(ours, batch, part)
 
-    return mean_divergences(dense, [partial(scaled, factor) for factor in FACTORS])
+    def each(batch: int, part: Part, target: Tensor) -> list[float]:
+        if follows:
+            return scaled_divergences(logits_of(ours, batch, part), target, FACTORS).tolist()
+        return [scaled_divergences(scaled(factor, batch, part), target, [1.0]).item() for factor in FACTORS]
+
+    few = slice(0, 1), slice(0, 8)
+    follows = torch.allclose(scaled(0.5, 0, few), 0.5 * scaled(1.0, 0, few), rtol=1e-3, atol=1e-3)
+    found = mean_divergences(dense, each)
+    gain.scale(1.0)
+    return found
 
 
 def lowest(places: tuple[float, ...], values: list[float]) -> float:
