@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("gguf.quants")
-
-from tiny_gguf import write_gguf
-
 
 @pytest.fixture
 def written(tiny_llama, tiny_tokenizer, tmp_path) -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
     """written(...) -> the file of a tiny Llama, width 64 with grouped queries, and its dequantised tensors."""
+
+    from tiny_gguf import write_gguf  # which needs the library
 
     def write(*arguments: Any, tokenizer: Any = tiny_tokenizer, **options: Any) -> tuple[Path, dict[str, torch.Tensor]]:
         tokens = (tokenizer or tiny_tokenizer).vocab_size

@@ -1,6 +1,9 @@
-import gguf
 import numpy as np
 import pytest
+
+pytest.importorskip("gguf.quants")
+
+import gguf
 from gguf import GGMLQuantizationType as Kind
 
 from slimrank.gguf import faster, header

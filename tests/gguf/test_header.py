@@ -4,11 +4,14 @@ import re
 import struct
 
 import pytest
-from gguf import GGMLQuantizationType
 
 from slimrank import load
 from slimrank.errors import SlimrankError
 from slimrank.gguf.header import read_header
+
+pytest.importorskip("gguf.quants")
+
+from gguf import GGMLQuantizationType
 
 
 def refused(path) -> str:

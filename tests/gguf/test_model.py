@@ -4,10 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
-from gguf import GGMLQuantizationType as Kind
-from tiny_gguf import TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -15,6 +12,12 @@ import slimrank
 from slimrank.checkpoint import verify
 from slimrank.cli import app
 from slimrank.errors import MissingLibrary, SlimrankError
+
+pytest.importorskip("gguf.quants")
+
+import sentencepiece
+from gguf import GGMLQuantizationType as Kind
+from tiny_gguf import TEMPLATE
 
 IDS = torch.arange(2, 42).view(2, 20)
 
