@@ -2,9 +2,9 @@
 
     python benchmarks/block_scores.py MODEL --calibration train.txt --device cuda --out FILE
 
-Effective rank and sensitivity are DipSVD's, the turn 1 - cos(block in, block out) is CPSVD's.
-Damage is measured in nats per token on calibration windows: KL(dense || model) with this
-block alone cut to the keep, and what leaving it dense saves where all others are cut.
+Effective rank and sensitivity are DipSVD's, beside them the largest singular value's part of the sum of all; the
+turn 1 - cos(block in, block out) is CPSVD's. Damage is measured in nats per token on calibration windows:
+KL(dense || model) with this block alone cut to the keep, and what leaving it dense saves where all others are cut.
 """
 
 import argparse
@@ -15,8 +15,10 @@ from typing import Any
 
 import recipes as recipe_rows
 import rows as rows_of
+import torch
 from rows import Task
 from scipy.stats import spearmanr
+from torch import Tensor
 
 import slimrank
 from slimrank.allocate import Problem
@@ -59,6 +61,7 @@ def of_blocks(session: Session, keep: float, windows: int) -> dict[str, Any]:
         found.append(
             {
                 "effective_rank": effective_rank(seen.gram),
+                "largest": largest_share(seen.gram),
                 "gradient": sum(sensitivity(site.outputs, site.weight) for site in sites),
                 "fisher": sum(sensitivity(site.outputs, site.weight, "fisher") for site in sites),
                 "turn": 1 - seen.cosine / seen.tokens,
@@ -67,6 +70,12 @@ def of_blocks(session: Session, keep: float, windows: int) -> dict[str, Any]:
             }
         )
     return {"blocks": {key: [one[key] for one in found] for key in found[0]}, "whole": base / tokens}
+
+
+def largest_share(gram: Tensor) -> float:
+    """The largest singular value's share of the sum of all, of X with gram = X X^T."""
+    values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
+    return (values[-1] / values.sum()).item()
 
 
 def report(found: list[dict[str, Any]]) -> Iterator[str]:

@@ -114,6 +114,7 @@ def test_block_scores_stand_beside_what_cutting_a_block_does(place, run, capsys)
         blocks = row["blocks"]
         assert all(0 < value < row["whole"] for value in blocks["alone"] + blocks["spared"])
         assert all(1 <= value <= 32 for value in blocks["effective_rank"])
+        assert all(1 / 32 < value < 1 for value in blocks["largest"])
     rising = rows[0]["blocks"]["gradient"][0] < rows[0]["blocks"]["gradient"][1]
     same = rising == (rows[0]["blocks"]["alone"][0] < rows[0]["blocks"]["alone"][1])
     assert f"| 0.8 | gradient | {1 if same else -1:.2f} | " in said
