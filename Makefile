@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo docs test test-all test-vllm test-torchao lint clean
+.PHONY: demo real docs test test-all test-vllm test-torchao lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,13 @@ export TOKENIZERS_PARALLELISM = false
 demo: .venv/installed
 	$(BIN)/slimrank compress demo --keep 0.6 --samples 128 --window 256 --out demo-compressed --overwrite
 	$(BIN)/slimrank evaluate demo demo-compressed --text demo --window 256 --max-windows 128
+
+# MODEL, CALIBRATION, TEXTS (several), TASKS (a folder of task files), DEVICE; REAL: further options of the script
+DEVICE ?= cpu
+real: .venv/installed
+	$(BIN)/python benchmarks/real.py $(MODEL) --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--cpu-share) \
+	  $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(foreach text,$(TEXTS),--text $(text)) \
+	  $(if $(TASKS),--tasks-path $(TASKS)) $(REAL)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 2

@@ -10,7 +10,6 @@ KL(dense || model) with this block alone cut to the keep, and what leaving it de
 import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import recipes as recipe_rows
@@ -106,9 +105,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=rows_of.count, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file, gone on with where it has rows")
-    parser.set_defaults(jobs=1)
+    rows_of.add_options(parser, jobs=False)
     options = parser.parse_args()
     with rows_of.one_sentence():
         settings = {

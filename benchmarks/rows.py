@@ -1,37 +1,42 @@
 """Rows of a benchmark: measured in one process or several, kept in a JSON file, and never measured twice.
 
 The file is {"settings": {...}, "rows": [...]}; it is written anew after each row, so that a stopped run goes on where
-it was. Each row holds the keys of its task, such as recipe, keep and seed, beside what was measured.
+it was. Each row holds the keys of its task, such as recipe, keep and seed, beside what was measured, and where and by
+what: see provenance.py. Rows of several commits do not share a file, unless --mixed says that they may.
 """
 
 import argparse
 import hashlib
 import json
 import multiprocessing
-import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import provenance
 import torch
-import transformers
 
-import slimrank
 from slimrank.calibrate import Text
 from slimrank.errors import SlimrankError, UsageError
 
 Task = dict[str, Any]
-Measure = Callable[[argparse.Namespace, list[Task]], Iterable[Task]]
+Measure = Callable[[argparse.Namespace, list[Task]], Iterable[Task | str]]
+There = Callable[[dict[str, Any], Task], bool]
 
 
-def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True) -> None:
-    """How to run, for every benchmark alike."""
-    parser.add_argument("--jobs", type=count, default=1, help="processes, a row each; 1 shares one calibration")
+def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True, jobs: bool = True) -> None:
+    """How to run, for every benchmark alike; jobs: whether a row may be a process's own."""
+    if jobs:
+        parser.add_argument("--jobs", type=count, default=1, help="processes, a row each; 1 shares one calibration")
+    else:
+        parser.set_defaults(jobs=1)
     parser.add_argument("--threads", type=count, default=1, help="threads of each process")
     parser.add_argument("--out", type=Path, required=out_required, help="the JSON file, gone on with where it has rows")
+    parser.add_argument("--mixed", action="store_true", help="add to a file whose rows are of another commit")
+    parser.add_argument("--commit", help="the commit of this code, where it is no checkout that knows it")
 
 
 def count(text: str) -> int:
@@ -55,31 +60,56 @@ def one_sentence() -> Iterator[None]:
 
 
 def run(
-    options: argparse.Namespace, tasks: list[Task], measure: Measure, settings: dict[str, Any]
+    options: argparse.Namespace,
+    tasks: list[Task],
+    measure: Measure,
+    settings: dict[str, Any],
+    there: There | None = None,
 ) -> list[dict[str, Any]]:
     """Every task's row, in the tasks' order; those in `options.out` are taken from there.
 
-    measure(options, tasks) yields the tasks' rows. settings: what all rows depend on, kept in the file.
+    measure(options, tasks) yields the tasks' rows, in the place of one that failed a sentence, and may leave some for
+    another time. settings: what all rows depend on, kept in the file. there(row, task): whether a row is as good as the
+    task's, by default that it holds the task's keys.
 
     Exits with status 1 after the rest is done if a row failed.
 
     Raises:
-        UsageError: if the file's settings are others.
+        UsageError: if the file's settings are others, or rows are missing and those that are there of another commit.
     """
+    there = there or matches
     found, before = stored(options.out, settings)
-    missing = [task for task in tasks if not any(matches(row, task) for row in found)]
-    failures = 0
+    missing = [task for task in tasks if not any(there(row, task) for row in found)]
+    measured_by = provenance.here(options) if missing else {}
+    if missing and not options.mixed:
+        require_commit(options.out, found, measured_by["commit"])
+    failures, done = 0, 0
     for row in produced(options, missing, measure):
         if isinstance(row, str):
             failures += 1
             print(row, file=sys.stderr, flush=True)
             continue
-        found.append(row)
-        write(options.out, settings | joined(before, versions(options)), found)
+        done += 1
+        found.append(row | measured_by)
+        write(options.out, before | settings, found)
         print({key: value for key, value in row.items() if not isinstance(value, dict | list)}, flush=True)
     if failures:
         sys.exit(f"{failures} of {len(missing)} rows failed: the others are in {options.out}.")
-    return [next(row for row in found if matches(row, task)) for task in tasks]
+    if left := len(missing) - done:
+        print(f"{left} rows are left: the same command goes on with them.", file=sys.stderr)
+    firsts = (next((row for row in found if there(row, task)), None) for task in tasks)
+    return [row for row in firsts if row is not None]
+
+
+def require_commit(path: Path, rows: Sequence[dict[str, Any]], commit: str | None) -> None:
+    """Raise a UsageError if one of the file's rows was measured at another commit, or says nothing of it."""
+    others = [row.get("commit") for row in rows if "commit" not in row or row["commit"] != commit]
+    if others:
+        theirs = ", ".join(dict.fromkeys(str(other or "unknown") for other in others))
+        raise UsageError(
+            f"{path} holds rows of commit {theirs}, and this is commit {commit or 'unknown'}: give another --out, or "
+            "--mixed to let each row keep its own."
+        )
 
 
 def produced(options: argparse.Namespace, tasks: list[Task], measure: Measure) -> Iterator[dict[str, Any] | str]:
@@ -108,21 +138,42 @@ def stored(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], 
     """The rows of the file and its settings, none where there is no file."""
     if not path.exists():
         return [], {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        theirs, found = content["settings"], list(content["rows"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--out {path} is there and holds no rows of a benchmark: give another one.") from error
+    found, theirs = read(path)
     for key, value in json.loads(json.dumps(settings)).items():
         if theirs.get(key) != value:
             raise UsageError(f"{path} was made with {key} {theirs.get(key)!r}, not {value!r}: give another --out.")
     return found, theirs
 
 
-def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What computed the rows, where other machines or versions have computed some of them before: all of them."""
-    seen = {key: str(before[key]).split("; ") if key in before else [] for key in now}
-    return {key: "; ".join(dict.fromkeys([*seen[key], str(value)])) for key, value in now.items()}
+def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the file and its settings."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["rows"]), dict(content["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--out {path} is there and holds no rows of a benchmark: give another one.") from error
+
+
+def merge(files: Sequence[Path], out: Path, keys: Sequence[str], mixed: bool) -> None:
+    """Write the files' rows to `out`, whose own come first; of rows with the same `keys` the first stays.
+
+    Raises:
+        UsageError: if the files' settings differ, or the commits of their rows, unless these may be mixed.
+    """
+    files = [out, *files] if out.exists() else files
+    contents = [read(file) for file in files]
+    merged: dict[str, dict[str, Any]] = {}
+    for file, (rows, settings) in zip(files, contents, strict=True):
+        if settings != contents[0][1]:
+            key = next(key for key in settings | contents[0][1] if settings.get(key) != contents[0][1].get(key))
+            raise UsageError(f"{file} was made with another {key} than {files[0]}: they are no parts of one table.")
+        for row in rows:
+            merged.setdefault(json.dumps([row.get(key) for key in keys]), row)
+    commits = {row.get("commit") for row in merged.values()}
+    if len(commits) > 1 and not mixed:
+        theirs = ", ".join(sorted(str(commit or "unknown") for commit in commits))
+        raise UsageError(f"The files hold rows of the commits {theirs}: give --mixed to let each row keep its own.")
+    write(out, contents[0][1], list(merged.values()))
 
 
 def matches(row: dict[str, Any], task: Task) -> bool:
@@ -137,25 +188,6 @@ def write(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> N
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     part.write_text(f'{{"settings": {json.dumps(settings, indent=2)},\n "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
     part.replace(path)
-
-
-def versions(options: argparse.Namespace) -> dict[str, Any]:
-    """What computed the rows."""
-    return {
-        "slimrank": slimrank.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{processor()}, {options.jobs} processes of {options.threads} threads",
-    }
-
-
-def processor() -> str:
-    """The GPU's name, or else the processor's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def named(model: str) -> str:

@@ -54,6 +54,28 @@ def test_every_row_is_what_a_run_of_its_own_gives_and_the_model_ends_as_it_began
         assert row.linears == own.plan.budget.used and row.plan.linears.keys() == own.plan.linears.keys()
 
 
+def test_the_model_is_the_rows_own_until_the_next_and_a_run_that_fails_is_left_out(place, monkeypatch):
+    loaded, text = load("dense"), read_text("text.txt")
+    before = {name: p.clone() for name, p in loaded.model.named_parameters()}
+    scan = load_recipe("asvd", ["allocate.windows=99"])  # more than there are
+    runs, told = [(load_recipe("svd"), 0.6), (scan, 0.6), (load_recipe("svd-llm"), 0.6)], []
+    options = {"max_windows": 4, "failed": lambda *run: told.append(run)}
+    for row in compare(loaded, runs, [text], READING, **options):
+        now = evaluate_models([loaded], [text], window=READING.window, max_windows=4)[0].texts["text.txt"]
+        assert now.nats == pytest.approx(row.texts["text.txt"].nats, abs=1e-6)
+        told.append(row.recipe)
+    assert told[:2] == ["dense", "svd"] and told[3:] == ["svd-llm"]
+    recipe, keep, error = told[2]
+    assert (recipe, keep) == (scan, 0.6) and str(error).startswith("allocate.windows 99 is more than")
+    found = compare(loaded, runs, [text], READING, max_windows=4)
+    next(found), next(found)
+    found.close()
+    after = dict(loaded.model.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    with pytest.raises(UsageError, match=r"allocate\.windows 99"):
+        list(compare(loaded, runs, [text], READING, max_windows=4))
+
+
 def test_the_command_writes_json_and_its_page(place):
     args = ["compare", "dense", "--recipes", "svd,svd-llm", "--keep", "0.6,0.4", "--calibration", "text.txt"]
     args += ["--text", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4", "--out", "out"]

@@ -42,7 +42,7 @@ def sums(rows: Dataset) -> Dataset:
 
 def endings(rows: Dataset) -> Dataset:
     """HellaSwag: six lines an item."""
-    lines = rows["text"]
+    lines = list(rows["text"])
     starts = range(0, len(lines) - 5, 6)
     return Dataset.from_list(
         [{"query": lines[s], "gold": int(lines[s + 1]), "choices": list(lines[s + 2 : s + 6])} for s in starts]

@@ -34,6 +34,7 @@ from slimrank.store.view import View
 
 T = TypeVar("T")
 Run = tuple[Recipe, float]
+Failed = Callable[[Recipe, float, Exception], None]
 
 
 def compare(
@@ -51,13 +52,17 @@ def compare(
     memory: int | None = None,
     announce: Announce = silent,
     track: Track = no_track,
+    failed: Failed | None = None,
 ) -> Iterator[Row]:
     """The dense model's row, then one for each run, a recipe at a keep, as it is done; the model ends as it began.
+
+    A model in memory is the row's own until the next row is asked for, unless the row was kept in `out`.
 
     model, device, dtype, memory, announce, track: as for compress. max_windows, special_tokens: of the evaluation. out:
     a folder; the model is then read from its checkpoint a block at a time, and moments, spectra and finished rows are
     kept in `.rows.progress` in it until all rows are done, so that the same call goes on after a kill, also with other
-    runs. resume: False throws such progress away.
+    runs. resume: False throws such progress away. failed: told of a run that failed, which is left out; by default its
+    error ends the comparison.
 
     Raises:
         UsageError: for options that cannot be meant.
@@ -87,7 +92,13 @@ def compare(
             expected.check(limits, Path(out), memory is not None, size_of(progress_folder(Path(out) / "rows")))
         yield comparison.dense()
         for number, (recipe, keep) in enumerate(runs):
-            yield comparison.row(recipe, keep)
+            try:
+                yield from comparison.row(recipe, keep)
+            except Exception as error:  # an optional library's too, and what a device out of memory raises
+                if failed is None:
+                    raise
+                comparison.pieces.clear(f"work/{comparison.name_of(recipe, keep)}")
+                failed(recipe, keep, error)
             comparison.let_go(recipe, keep, runs[number + 1 :])
 
 
@@ -131,11 +142,12 @@ class Comparison:
         dense = sum(rows * columns for block in self.linears for rows, columns in map(shape_of, block.values()))
         return self.judged("dense", 1.0, dense, 0.0)
 
-    def row(self, recipe: Recipe, keep: float) -> Row:
-        """A recipe's row at a keep, of this process or of one that was killed."""
+    def row(self, recipe: Recipe, keep: float) -> Iterator[Row]:
+        """A recipe's one row at a keep, of this process, while the model is the row's, or of one that was killed."""
         own = self.name_of(recipe, keep)
         if f"rows/{own}" in self.pieces:
-            return Row.of(self.pieces.load(f"rows/{own}")[1])
+            yield Row.of(self.pieces.load(f"rows/{own}")[1])
+            return
         shared = {"inputs": "inputs", "held-out": "held-out", "gradients": f"gradients/{self.gradients_of(recipe)}"}
         metric = self.metric_of(recipe, keep)
         view = View(self.pieces, f"work/{own}", shared | {"curves": f"curves/{metric}"})
@@ -154,10 +166,10 @@ class Comparison:
             plan = refine(session, factorize(session, plan, build=not rebuilt(recipe)))
             seconds = calibrated + decomposed + time.perf_counter() - started
             row = self.judged(recipe.name, keep, plan.budget.used, seconds, plan)
-        if self.pieces.lasting:
-            self.pieces.save(f"rows/{own}", {}, row.facts())
-        self.pieces.clear(f"work/{own}")
-        return row
+            if self.pieces.lasting:
+                self.pieces.save(f"rows/{own}", {}, row.facts())
+            self.pieces.clear(f"work/{own}")
+            yield row
 
     def let_go(self, recipe: Recipe, keep: float, later: Sequence[Run]) -> None:
         """Drop the spectra of a run that none of the later ones shares."""

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 CALIBRATION = ["--calibration", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4"]
 QUICK = ["dense", *CALIBRATION, "--recipes", "svd-llm", "--keeps", "0.8"]
@@ -17,13 +18,12 @@ def test_what_is_there_is_not_measured_again(place, run, script, monkeypatch, ca
     run("recipes", *QUICK, "--text", "a/test.txt", "--seeds", "3", "--out", "rows.json")
     before = json.loads((place / "rows.json").read_text())
     assert [(row["recipe"], row["keep"], row["seed"]) for row in before["rows"]] == [("svd-llm", 0.8, 3)]
-    monkeypatch.setattr(script("rows"), "processor", lambda: "another machine")
+    monkeypatch.setattr(script("provenance"), "processor", lambda device: f"another {device}")
     run("recipes", *QUICK, "--text", "a/test.txt", "--seeds", "3,4", "--out", "rows.json")
     after = json.loads((place / "rows.json").read_text())
     assert after["rows"][0] == before["rows"][0] and after["rows"][1]["seed"] == 4
-    machine = before["settings"]["machine"]
-    assert after["settings"]["machine"] == f"{machine}; another machine, 1 processes of 1 threads"
-    assert after["settings"]["torch"] == before["settings"]["torch"]
+    assert after["rows"][1]["machine"] == "another cpu" != after["rows"][0]["machine"]
+    assert after["settings"] == before["settings"] and after["rows"][0]["torch"] == torch.__version__
     status, said = refused(capsys, run, "recipes", *QUICK, "--text", "text.txt", "--out", "rows.json")
     assert status == 2 and said.startswith("rows.json was made with texts ['test.txt: ")
 

@@ -74,3 +74,9 @@ def test_what_cannot_be_run_is_said(folder):
     (folder.parent / "items.json").unlink()
     with pytest.raises(SlimrankError, match="cannot be run on demo"):
         Tasks(["colours"], folder).measure(load("demo"))
+
+
+def test_some_of_the_tasks_alone(folder):
+    (folder / "tones.yaml").write_text((folder / "colours.yaml").read_text().replace("colours", "tones"))
+    tasks, loaded = Tasks(["colours", "tones"], folder, limit=2), load("demo")
+    assert tasks.measure(loaded, ["tones"]) == {"tones": tasks.measure(loaded)["tones"]}

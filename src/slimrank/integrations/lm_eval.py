@@ -58,8 +58,8 @@ class Tasks:
                     f"--tasks: the harness has no task {name!r}, and --tasks-path brings none of that name."
                 )
 
-    def measure(self, loaded: Loaded) -> dict[str, TaskResult]:
-        """Every task's result on the model, by name; a group brings its members.
+    def measure(self, loaded: Loaded, names: Sequence[str] | None = None) -> dict[str, TaskResult]:
+        """Every task's result on the model, by name, or that of those `names`; a group brings its members.
 
         Raises:
             SlimrankError: if a task's data can't be read.
@@ -67,12 +67,13 @@ class Tasks:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
+        chosen = self.names if names is None else list(names)
         wrapped = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH)
         try:
             with _quiet():
                 found = simple_evaluate(
                     wrapped,
-                    tasks=self.names,
+                    tasks=chosen,
                     limit=self.limit,
                     task_manager=self.manager,
                     bootstrap_iters=100,
@@ -80,7 +81,7 @@ class Tasks:
                 )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise SlimrankError(f"--tasks {','.join(self.names)} cannot be run on {loaded.name}: {reason}.") from error
+            raise SlimrankError(f"--tasks {','.join(chosen)} cannot be run on {loaded.name}: {reason}.") from error
         return {name: _result(name, found) for name in found["n-samples"]}
 
 
