@@ -36,7 +36,7 @@ from slimrank.allocate.dipsvd import effective_rank, sensitivity
 from slimrank.allocate.measure import Damage
 from slimrank.calibrate import collect_gradients
 from slimrank.calibrate.reading import Reading, read_windows
-from slimrank.compare import dense_afterwards
+from slimrank.comparison import dense_afterwards
 from slimrank.evaluate import perplexities
 from slimrank.metric.channels import channel_weights
 from slimrank.metric.grams import Grams, squared_error

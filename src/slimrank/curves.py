@@ -17,12 +17,12 @@ def measured_curve(session: Session, group: Group) -> Curve:
     if held_out is not None and held_out.right is not None and _rough(session, group):
         held_out = Grams(right=held_out.right.float())  # before the other Gram takes memory
     weight, grams = session.stack(group)
-    if metric.route == "projector" or session.pieces.lasting or len(group) > 1:
+    if metric.route == "projector" or len(group) > 1:
         timer = partial(session.clock, "measure")
         return curve(weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
-    session.decompositions[group[0]] = decompose(weight, grams, metric.route)
-    measured = held_out and Grams(grams.left, held_out.right)
-    return curve_of(weight, session.decompositions[group[0]], measured)
+    found = decompose(weight, grams, metric.route)
+    session.decompositions.hold(group[0], found)
+    return curve_of(weight, found, held_out and Grams(grams.left, held_out.right))
 
 
 def _rough(session: Session, group: Group) -> bool:
