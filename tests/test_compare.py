@@ -16,7 +16,7 @@ from slimrank.cli import app
 from slimrank.commands.compare import parse_keeps
 from slimrank.compare import compare
 from slimrank.compression import compress
-from slimrank.curves import measured_curve
+from slimrank.curves import curve_job
 from slimrank.errors import UsageError
 from slimrank.limits import Limits
 from slimrank.model import Decoder, Room
@@ -148,9 +148,9 @@ def test_spectra_are_found_once_a_metric(place, monkeypatch):
 
     def counted(session, group):
         found.append(group)
-        return measured_curve(session, group)
+        return curve_job(session, group)
 
-    monkeypatch.setattr(pipeline, "measured_curve", counted)
+    monkeypatch.setattr(pipeline, "curve_job", counted)
     for out in (None, place / "out"):
         found.clear()
         rows_of(["svd-llm", "svd-llm-update", "svd-llm-v2"], keeps=(0.8, 0.6), out=out)

@@ -22,17 +22,17 @@ def curve_job(session: Session, group: Group) -> tuple[bool, Job[Curve]]:
         held_out = Grams(right=held_out.right.float())  # before the other Gram takes memory
     weight, grams = session.stack(group)
     small = is_small(weight.shape, weight.device)
-    if metric.route == "projector" or session.pieces.lasting or len(group) > 1:
+    if metric.route == "projector" or len(group) > 1:
         timer = nullcontext if small else partial(session.clock, "measure")
         return small, partial(curve, weight, grams, held_out, metric.route, bases=session.bases, timer=timer)
     return small, partial(_held_curve, session, group[0], weight, grams, held_out)
 
 
 def _held_curve(session: Session, name: str, weight: Tensor, grams: Grams, held_out: Grams | None) -> Curve:
-    """A linear's curve from its whole decomposition, which the session holds from then on."""
-    session.decompositions[name] = decompose(weight, grams, session.metric.route)
-    measured = held_out and Grams(grams.left, held_out.right)
-    return curve_of(weight, session.decompositions[name], measured)
+    """A linear's curve from its whole decomposition, which the session holds from then on where it has room."""
+    found = decompose(weight, grams, session.metric.route)
+    session.decompositions.hold(name, found)
+    return curve_of(weight, found, held_out and Grams(grams.left, held_out.right))
 
 
 def _rough(session: Session, group: Group) -> bool:

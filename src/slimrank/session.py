@@ -24,21 +24,31 @@ from slimrank.store.pieces import Facts, MemoryPieces, Pieces
 from slimrank.store.stages import Stages
 from slimrank.store.weights import Part
 
+ALL = 2**62  # bytes
 Group = tuple[str, ...]
 """Linears that are factorised as one, in the order in which they run; mostly one alone."""
 
 
 class Decompositions(dict[str, Decomposition]):
-    """Decompositions by linear, made when they are asked for, and held where there is memory for all of them."""
+    """Decompositions by linear, made when they are asked for, and held as far as `room` bytes go."""
 
-    def __init__(self, make: Callable[[str], Decomposition], held: bool) -> None:
-        self._make, self.held = make, held
+    def __init__(self, make: Callable[[str], Decomposition], room: int) -> None:
+        self._make, self.room = make, room
 
     def __missing__(self, name: str) -> Decomposition:
         made = self._make(name)
-        if self.held:
-            self[name] = made
+        self.hold(name, made)
         return made
+
+    def hold(self, name: str, made: Decomposition) -> None:
+        """Keep a linear's decomposition, if there is room for it."""
+        if made.nbytes <= self.room - self.nbytes:
+            self[name] = made
+
+    @property
+    def nbytes(self) -> int:
+        """What those that are held take."""
+        return sum(one.nbytes for one in self.values())
 
 
 @dataclass
@@ -69,7 +79,9 @@ class Session:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.decompositions = Decompositions(lambda name: self.decomposed((name,)), not self.pieces.lasting)
+        self.decompositions = Decompositions(
+            lambda name: self.decomposed((name,)), room=0 if self.pieces.lasting else ALL
+        )
         self._dense_held_out: Stream | None = None
         self.stages = Stages(self.decoder.weights, self.pieces, self.world)
 

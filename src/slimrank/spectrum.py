@@ -34,6 +34,11 @@ class Decomposition:
     right: Tensor
     damping: float = 0.0
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return self.values.nbytes + self.left.nbytes + self.right.nbytes
+
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
         """The two factors, (m, rank) and (rank, n)."""
         return self.left[:, :rank], self.right[:rank]

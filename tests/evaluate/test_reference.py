@@ -13,6 +13,7 @@ from slimrank.calibrate import Text
 from slimrank.errors import UsageError
 from slimrank.evaluate import perplexity
 from slimrank.evaluate.reference import reference_of
+from slimrank.limits import Limits
 from slimrank.load import Loaded
 from slimrank.model import Room
 from slimrank.recipe import load_recipe
@@ -139,3 +140,11 @@ def test_another_tokenizers_text_is_not_compared(tiny_llama, tiny_tokenizer, tex
 def test_a_model_without_a_tokenizer_is_refused(tiny_llama, text):
     with pytest.raises(UsageError, match="MODEL bare comes without a tokenizer: give one by tokenizer="):
         evaluate_models({"bare": tiny_llama()}, [text])
+
+
+def test_a_model_in_parts_is_refused(place, monkeypatch):
+    monkeypatch.setattr(Limits, "of", lambda memory, device: Limits(2**40, 1, Room()))
+    found = compress("dense", "svd-llm", calibration="text.txt", samples=8, window=32, out="small")
+    for model in (found.loaded, found.model):
+        with pytest.raises(UsageError, match="MODEL small is not in memory as a whole: give the folder"):
+            evaluate_models({"small": model}, ["text.txt"], tokenizer=found.loaded.tokenizer, window=32)

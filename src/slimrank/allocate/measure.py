@@ -52,7 +52,7 @@ class Damage:
         self.windows, self._world = windows, session.world
         self._ids = session.world.share(session.windows.calibration[:windows])
         self._block = {name: index for index, block in enumerate(session.linears) for name in block}
-        self._factors: dict[str, Factors] | None = None if prefixes or session.decompositions.held else {}
+        self._factors: dict[str, Factors] | None = None if prefixes or session.decompositions.room else {}
         self._layers = self._cuts(self.base)
         self._known: dict[tuple[str, frozenset], float] = {}
         self._stream, self._hidden = self._run_base(self._layers, prefixes)

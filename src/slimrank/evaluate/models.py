@@ -82,16 +82,19 @@ def opened(
     model: Model, name: str | None, tokenizer: PreTrainedTokenizerBase | None, *, dtype: str, device: str
 ) -> Loaded:
     """The model, loaded if it is not in memory; a UsageError for one without a tokenizer or in parts."""
-    if isinstance(model, Loaded):
-        if model.weights:
-            raise UsageError(f"MODEL {model.name} was loaded in parts: load it without room=.")
-        return model
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, str | Path):
         return load(str(model), dtype=dtype, device=device)
-    name = name or model.config.name_or_path or type(model).__name__
-    if tokenizer is None:
-        raise UsageError(f"MODEL {name} comes without a tokenizer: give one by tokenizer=.")
-    return Loaded(name, model, tokenizer, model.dtype, None)
+    if isinstance(model, PreTrainedModel):
+        name = name or model.config.name_or_path or type(model).__name__
+        if tokenizer is None:
+            raise UsageError(f"MODEL {name} comes without a tokenizer: give one by tokenizer=.")
+        model = Loaded(name, model, tokenizer, model.dtype, None)
+    offloaded = hasattr(model.model, "hf_device_map")  # accelerate then brings the weights
+    if not offloaded and any(parameter.is_meta for parameter in model.model.parameters()):
+        raise UsageError(
+            f"MODEL {name or model.name} is not in memory as a whole: give the folder that it was written to."
+        )
+    return model
 
 
 def followed(loaded: Loaded) -> tuple[Reference | None, str | None]:

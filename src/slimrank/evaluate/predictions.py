@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 4096
 BATCH_LOGITS = 2**26
 BLOCKWISE_LOGITS = 2**24  # of a model that is not in memory as a whole
-COPIES = 4 * 4  # bytes of the logits in float32: the model's, the first one's, and what compares them
+COPIES = 6 * 4  # bytes of a logit in float32: the model's, the first one's, and what compares them
 
 
 def batch_size(window: int, vocabulary: int, decoder: Decoder | None) -> int:
