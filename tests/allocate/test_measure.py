@@ -67,7 +67,7 @@ def test_runs_only_the_blocks_from_the_change_on(made):
 
 def test_without_prefixes_it_measures_the_same_and_holds_less(made, monkeypatch):
     damage = Damage(made, windows=5)
-    monkeypatch.setattr(made.decompositions, "held", False)  # as where there is no memory for them
+    monkeypatch.setattr(made.decompositions, "room", 0)  # as where there is no memory for them
     lean, names = Damage(made, windows=5, prefixes=False), list(made.dense)
     assert lean.passes == 0
     for ranks in ({names[0]: 2}, dict.fromkeys(names, 3), {names[-1]: 4}):

@@ -78,7 +78,7 @@ def test_rows_are_measured_once_and_hold_what_was_measured_where(place, run, mea
         assert read["kl"] > 0 < read["kl_stderr"] and read["nats_lost_stderr"] > 0 < read["perplexity_stderr"]
         assert (read["windows"], read["tokens"]) == (4, 124)
     assert own["kept"] == pytest.approx(0.76875) and len(own["blocks"]) == 2
-    assert own["bytes"] == 4 * own["parameters"] < dense["bytes"] and own["seconds"] > 0 and own["peak_bytes"] > 2**20
+    assert own["bytes"] == 4 * own["parameters"] < dense["bytes"] and own["seconds"] >= 0 and own["peak_bytes"] > 2**20
     capsys.readouterr()
     run("real", "--table", "--out", "real.json")
     said = capsys.readouterr().out
