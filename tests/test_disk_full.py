@@ -27,7 +27,7 @@ RECIPES = {
         "recipe": "dipsvd-bo",
         "settings": ["allocate.trials=2", "allocate.windows=2", "allocate.sampler=tpe"],
     },
-    "distilled": {"recipe": "slimrank", "settings": ["refine=[anchored, {name: distill, tokens: 512, batch: 4}]"]},
+    "distilled": {"recipe": "slimrank", "settings": ["refine=[anchored, {name: distill, tokens: 512, batch: 128}]"]},
 }
 
 

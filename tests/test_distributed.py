@@ -22,10 +22,10 @@ SLOW = {
     "lora": ["--recipe", "svd-llm-lora", "--set", "refine=[{name: lora, steps: 2, batch: 4}]"],
     "sampled": ["--recipe", "slimrank", "--set", "metric.labels=sampled", "--set", "refine=[]"],
     "joined": ["--set", "allocate.gain=0", "--keep", "0.3"],
-    "mix": ["--set", "refine=[{name: anchored, mix: [0.5, 1.0]}]"],
-    "anchored twice": ["--set", "refine=[{name: anchored}, {name: anchored, gradients_again: 64}]"],
+    "mix": ["--set", "refine=[{name: anchored, mix: 1.0, shrink: 0}]"],
+    "anchored twice": ["--set", "refine=[{name: anchored}, {name: anchored, windows: 64}]"],
     "trained": ["--recipe", "svd-llm", "--set", "refine=[{name: update}, {name: blocks, passes: 1}]"],
-    "distilled": ["--set", "refine=[anchored, {name: distill, tokens: 512, batch: 4, checks: 2}]"],
+    "distilled": ["--set", "refine=[anchored, {name: distill, tokens: 512, batch: 512, checks: 2}]"],
 }
 TRAINED = {"lora", "trained", "distilled"}
 

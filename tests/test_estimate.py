@@ -23,7 +23,6 @@ def test_what_the_refiners_solve_is_in_the_time(tiny_llama, monkeypatch):
     assert seconds(made, []) == pytest.approx(2 * once)
     assert seconds(made, [Temperature()]) == pytest.approx(2 * once)
     assert seconds(made, [Anchored(), Temperature()]) == pytest.approx(2 * 2 * once)
-    assert seconds(made, [Anchored(mix=(0.5, 1.0))]) == pytest.approx(3 * 2 * once)
 
 
 def memory(made, refine, whole=False):

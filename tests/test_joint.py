@@ -103,7 +103,7 @@ def test_anchored_on_an_uncompressed_prefix_is_the_plain_cut(tiny_llama):
     weight, grams = made.stack(GROUP)
     left, right = decompose(weight, grams).cut(8)
     made.joint = (GROUP,)
-    Anchored(mix=0.0).refine(made, dict.fromkeys(made.dense) | dict.fromkeys(GROUP, 8))
+    Anchored(mix=0.0, shrink=0.0).refine(made, dict.fromkeys(made.dense) | dict.fromkeys(GROUP, 8))
     found = torch.cat([made.decoder.model.get_submodule(name).dense_weight() for name in GROUP])
     torch.testing.assert_close(found, left @ right, atol=2e-3, rtol=2e-3)
 
@@ -182,7 +182,7 @@ def test_an_applied_plan_gives_the_same_again(directory, plan):
 
 @pytest.mark.parametrize("recipe", ["slimrank", "slimrank-refined"])
 def test_refiners_train_the_shared_factor_once(directory, plan, recipe):
-    settings = ["refine.distill.tokens=512", "refine.distill.whiten=8"] if recipe == "slimrank-refined" else []
+    settings = ["refine.distill.tokens=512"] if recipe == "slimrank-refined" else []
     chosen = plan.model_copy(update={"recipe": load_recipe(recipe, settings)})
     result = compress(directory, plan=chosen)
     tokens = torch.arange(3, 23)[None]

@@ -19,12 +19,12 @@ RECIPES = {
     "svd-llm": {"recipe": "svd-llm"},
     "anchored twice": {
         "recipe": "slimrank",
-        "settings": ["refine=[{name: anchored, mix: [0.5, 1.0]}, {name: anchored, gradients_again: 4}]"],
+        "settings": ["refine=[{name: anchored, mix: 1.0}, {name: anchored, windows: 8}]"],
     },
     "trained": {"recipe": "svd-llm", "settings": ["refine=[{name: update}, {name: blocks, passes: 1}]"]},
     "distilled": {
         "recipe": "slimrank",
-        "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 4, checks: 4}]"],
+        "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 128, checks: 4}]"],
     },
     "searched": {"recipe": "dipsvd-bo", "settings": ["allocate.trials=12", "allocate.windows=4"]},
     "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},

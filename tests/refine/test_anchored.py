@@ -59,7 +59,7 @@ def test_an_uncompressed_prefix_reduces_to_the_plain_truncation(tiny_llama, mix)
     session = start(tiny_llama(), Whitened())
     name = next(k for k in session.linears[1] if k.endswith("up_proj"))
     plain = decompose(session.site(name).weight, session.metric.grams(session.site(name))).cut(8)
-    Anchored(mix=mix).refine(session, dict.fromkeys(session.dense) | {name: 8})
+    Anchored(mix=mix, shrink=0.0).refine(session, dict.fromkeys(session.dense) | {name: 8})
     assert list(weights(session)) == [name]
     torch.testing.assert_close(weights(session)[name], plain[0] @ plain[1], atol=2e-3, rtol=2e-3)
 
@@ -85,7 +85,7 @@ def test_the_last_linear_is_the_least_squares_map_to_the_dense_residual_stream(t
         dense = seen["out"]
         down = next(k for k in session.dense if k.endswith("down_proj"))
         ranks = dict.fromkeys(session.dense, 6) | {down: 32}
-        Anchored(mix=1.0, damping=1e-9).refine(session, ranks)
+        Anchored(mix=1.0, damping=1e-9, shrink=0.0).refine(session, ranks)
         down_layer = model.get_submodule(down)
         pre = down_layer.register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y))
         model(ids)
@@ -96,7 +96,7 @@ def test_the_last_linear_is_the_least_squares_map_to_the_dense_residual_stream(t
     torch.testing.assert_close(down_layer.dense_weight(), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_anchoring_lowers_the_distance_to_the_dense_model_and_the_mix_is_noted(tiny_llama):
+def test_anchoring_lowers_the_distance_to_the_dense_model(tiny_llama):
     def distance(refiner):
         session = start(tiny_llama(), Whitened())
         model, ids = session.decoder.model, session.windows.calibration
@@ -109,24 +109,8 @@ def test_anchoring_lowers_the_distance_to_the_dense_model_and_the_mix_is_noted(t
                 plain = torch.nn.Linear(*site.weight.T.shape, bias=False)
                 plain.weight.copy_(left @ right)
                 set_module(model, name, plain)
-            notes = refiner.refine(session, ranks) if refiner else []
-            return (model.model(ids).last_hidden_state - dense).square().sum().item(), notes
+            if refiner:
+                refiner.refine(session, ranks)
+            return (model.model(ids).last_hidden_state - dense).square().sum().item()
 
-    plain, _ = distance(None)
-    anchored, _ = distance(Anchored(mix=1.0))
-    chosen, notes = distance(Anchored(mix=(0.0, 1.0), damping=1e-6))
-    assert anchored < plain and chosen < plain
-    assert len(notes) == 1 and notes[0].startswith("Anchored targets: mix ")
-
-
-def test_gradients_taken_again_are_those_of_the_model_as_it_is(tiny_llama):
-    """With nothing compressed yet they are the calibration's own, so the factors are the same, but not after a pass."""
-    first, again = (start(tiny_llama(), TwoSided(shrink=0.1)) for _ in range(2))
-    ranks = dict.fromkeys(first.dense, 7)
-    Anchored().refine(first, ranks)
-    Anchored(gradients_again=16).refine(again, ranks)
-    before = weights(first)
-    for name, weight in weights(again).items():
-        torch.testing.assert_close(weight, before[name], atol=1e-5, rtol=1e-5)
-    Anchored(gradients_again=16).refine(again, ranks)
-    assert any((weight - before[name]).abs().max() > 1e-3 for name, weight in weights(again).items())
+    assert distance(Anchored(mix=1.0)) < distance(None)

@@ -74,7 +74,7 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
     teacher, ids = teacher_of(session), session.windows.held_out
     before = held_out_divergence(session.decoder.model, teacher, ids)
     window = session.windows.calibration.shape[1]
-    (note,) = Distill(tokens=40 * 4 * window, batch=4, lr=3e-3).refine(session, ranks)
+    (note,) = Distill(tokens=40 * 4 * window, batch=4 * window, lr=3e-3, vector_lr=3e-3).refine(session, ranks)
     after = held_out_divergence(session.decoder.model, teacher, ids)
     assert after < 0.9 * before and f"{before:.4f} to {after:.4f}" in note
     assert f"read {40 * 4 * window:,} tokens" in note
@@ -82,7 +82,9 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("refiner", [Distill(tokens=40 * 4 * 32, batch=4, lr=3e-3), Blocks(passes=10, lr=3e-3)])
+@pytest.mark.parametrize(
+    "refiner", [Distill(tokens=40 * 4 * 32, batch=4 * 32, lr=3e-3, vector_lr=3e-3), Blocks(passes=10, lr=3e-3)]
+)
 def test_in_half_precision_it_comes_as_near_as_in_float32(compressed, tiny_llama, refiner, dtype):
     half, ranks = cut(tiny_llama().to(dtype))
     refiner.refine(*compressed), refiner.refine(half, ranks)
@@ -96,8 +98,26 @@ def test_steps_that_rounding_would_swallow_add_up():
     p = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     descent = Descent([p], lr=1e-4, steps=100, what="distill")
     for _ in range(100):
-        descent.step((p - 2).square().sum())
+        descent.step([(p - 2).square().sum()])
     assert p.item() == pytest.approx(1 + 1e-4 * 50, abs=2**-8) and p.item() > 1
+
+
+def test_a_batch_in_parts_is_the_whole_batch(tiny_llama, monkeypatch):
+    def trained(numbers):
+        monkeypatch.setattr("slimrank.refine.distill.CPU_LOGITS", numbers)
+        session, ranks = cut(tiny_llama())
+        Distill(tokens=2 * 4 * 32, batch=4 * 32, lr=1e-3).refine(session, ranks)
+        return session.decoder.model.state_dict()
+
+    whole, parts = trained(2**40), trained(1)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_vectors_have_a_rate_of_their_own():
+    matrix, vector = nn.Parameter(torch.eye(3)), nn.Parameter(torch.ones(3))
+    Descent([matrix, vector], lr=1e-9, vector_lr=1e-2, steps=1, what="distill").step([(matrix @ vector).sum()])
+    assert (matrix - torch.eye(3)).abs().max() < 1e-7 and vector.tolist() == pytest.approx([0.99] * 3)
 
 
 def test_states_error_is_the_mean_over_tokens_and_the_blocks_but_the_last():
@@ -162,11 +182,11 @@ def test_the_best_state_comes_back():
 def test_a_loss_that_is_not_finite_stops_the_run():
     p = nn.Parameter(torch.ones(1))
     with pytest.raises(SlimrankError, match=r"The loss of refine\.distill became NaN or Inf"):
-        Descent([p], lr=1.0, steps=2, what="distill").step(p * math.nan)
+        Descent([p], lr=1.0, steps=2, what="distill").step([p * math.nan])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step():
     p = nn.Parameter(torch.zeros(1))
     with pytest.raises(SlimrankError, match=r"A gradient of refine\.distill became NaN or Inf"):
-        Descent([p], lr=1.0, steps=2, what="distill").step(p.sqrt().sum())
+        Descent([p], lr=1.0, steps=2, what="distill").step([p.sqrt().sum()])
     assert p.item() == 0

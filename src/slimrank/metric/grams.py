@@ -53,6 +53,13 @@ def squared_error(error: Tensor, grams: Grams) -> float:
     return (times(grams.left, error) * times(grams.right, error.T).T).sum().item()
 
 
+def shrunk_(gram: Tensor, share: float) -> Tensor:
+    """(1 - share) gram + share tr(gram)/m I, in place."""
+    mean = gram.diagonal().mean()
+    gram.mul_(1 - share).diagonal().add_(share * mean)
+    return gram
+
+
 def square_root(gram: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The symmetric root of a Gram and its pseudo-inverse, on the support of the Gram."""
     if gram is None:

@@ -10,7 +10,7 @@ from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import OutputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams
+from slimrank.metric.grams import Grams, shrunk_
 
 
 class TwoSided(Metric):
@@ -74,10 +74,3 @@ def ledoit_wolf(outputs: OutputMoments, gram: Tensor | None = None) -> float:
     spread = square - len(gram) * gram.diagonal().mean().square().item()
     variance = (outputs.fourth / outputs.tokens - square) / outputs.tokens
     return min(1.0, max(0.0, variance) / spread) if spread > 0 else 1.0
-
-
-def shrunk_(gram: Tensor, share: float) -> Tensor:
-    """(1 - share) gram + share tr(gram)/m I, in place."""
-    mean = gram.diagonal().mean()
-    gram.mul_(1 - share).diagonal().add_(share * mean)
-    return gram

@@ -1,7 +1,6 @@
 """Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -9,13 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from slimrank.allocate import Ranks
-from slimrank.calibrate import Moments, OutputMoments, collect_gradients
 from slimrank.calibrate.pairs import PairMoments
-from slimrank.calibrate.shelf import on_shelves, shelve, take_up
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
 from slimrank.linear import weight_of
 from slimrank.metric import Grams
+from slimrank.metric.grams import shrunk_
 from slimrank.model import set_module
 from slimrank.refine.base import Refiner
 from slimrank.refine.damped import factor_, solved
@@ -25,130 +23,70 @@ from slimrank.session import Group, Session
 from slimrank.spectrum import decompose
 from slimrank.threads import Job
 
-Outputs = Mapping[str, OutputMoments]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Anchored(Refiner):
     """Builds the factors again, blocks in order and inside a block in the order of the inputs.
 
-    With x^ the input that follows from the linears compressed so far and t the dense model's output, the target is
-    T = ((1 - mix) W E[x^ x^T] + mix E[t x^T]) E[x^ x^T]^-1, cut in the metric's left Gram and E[x^ x^T].
+    With x^ the input that follows from the linears compressed so far, H = E[x^ x^T] and t the dense model's output, the
+    target is T = W + mix (E[t x^T] - W H) (H + damping tr(H)/n I)^-1, cut in the metric's left Gram and in H shrunk.
 
-    mix: a share, or several of which each input's linears take the one with the least block error on held-out windows.
-    residual: let t also make up for what the residual stream lost before it. damping: of the correction's
-    E[x^ x^T], relative to its mean diagonal, tenfold as often as rounding left that indefinite. windows: how many
-    calibration windows are used, all by default. gradients_again: on how many of them the metric's gradients are first
-    taken anew, of the model as compressed so far; worth it after an earlier pass.
+    mix: how far the weight goes toward what fits the calibration windows best; damping: what the inputs say little of
+    stays with W, tenfold as often as rounding left H indefinite. shrink: H's share in the cut that is replaced by its
+    mean diagonal, for texts whose inputs are others. residual: let t also make up for what the residual stream lost
+    before it. windows: how many calibration windows are used, all by default.
     """
 
     name: Literal["anchored"] = "anchored"
     whole_model: ClassVar[bool] = False
 
-    mix: Share | tuple[Share, ...] = 0.75
-    residual: bool = True
+    mix: Share = 0.5
     damping: Annotated[float, Field(gt=0)] = 0.1
+    shrink: Share = 0.05
+    residual: bool = True
     windows: Annotated[int, Field(ge=1)] | None = None
-    gradients_again: Annotated[int, Field(ge=0)] = 0
 
     @property
     def work(self) -> float:
-        """One decomposition for every mix."""
-        return float(len(self.mix)) if isinstance(self.mix, tuple) else 1.0
+        """One decomposition."""
+        return 1.0
 
     @property
     def rebuilds(self) -> bool:
-        """Not where a block's error, which depends on the linears not yet fitted, or new gradients are asked for."""
-        return not isinstance(self.mix, tuple) and not self.gradients_again
+        """It does."""
+        return True
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """The linears that are planned to be dense stay as they are."""
-        ids = session.windows.calibration[: self.windows]
-        pairs = [Pair(session, ids)]
-        if isinstance(self.mix, tuple):
-            pairs.append(Pair(session, session.windows.held_out))
-        chosen: list[float] = []
+        pair = Pair(session, session.windows.calibration[: self.windows])
         for index in session.track(range(len(session.linears)), "anchoring", len(session.linears)):
-            facts = session.finished(index)
-            if facts is None:
-                outputs = self._gradients(session) if self.gradients_again else session.moments.outputs
+            if session.finished(index) is None:
                 with session.decoder.weights.hold(index):
-                    facts = {"mix": self._fit_block(session, index, ranks, outputs, *pairs)}
-                session.finish(index, facts)
-            chosen += facts["mix"]
-            for pair in pairs:
-                pair.advance()
-        session.pieces.drop(f"{session.stages.stage}/gradients")
-        if len(pairs) == 1:
-            return []
-        return [f"Anchored targets: mix {', '.join(f'{m:g}' for m in chosen)} for the inputs in order."]
+                    self._fit_block(session, index, ranks, pair)
+                session.finish(index)
+            pair.advance()
+        return []
 
-    def _fit_block(
-        self, session: Session, index: int, ranks: Ranks, outputs: Outputs, pair: Pair, held_out: Pair | None = None
-    ) -> list[float]:
-        """Replace a block's linears; returns the mix of each input."""
+    def _fit_block(self, session: Session, index: int, ranks: Ranks, pair: Pair) -> None:
+        """Replace a block's linears, those of one input at a time."""
         leader = session.moments.leader
-        inputs = dict.fromkeys(leader[name] for name in leader if name in session.linears[index])
-        groups = [{name: rank for name, rank in ranks.items() if rank and leader[name] == first} for first in inputs]
-        return [self._fit(session, group, outputs, pair, held_out) for group in groups if group]
+        for first in dict.fromkeys(leader[name] for name in leader if name in session.linears[index]):
+            group = {name: rank for name, rank in ranks.items() if rank and leader[name] == first}
+            if group:
+                moments = pair.moments(group, self.residual)
+                moments.settle()
+                self._build(session, group, moments)
 
-    def _gradients(self, session: Session) -> Outputs:
-        """Of the model before this pass, kept until it ends."""
-        key = f"{session.stages.stage}/gradients"
-        if key not in session.pieces:
-            shelve(self._collected(session), session.pieces, key)
-        found = on_shelves(session.pieces, session.decoder.device)
-        take_up(found, session.pieces, key)
-        return found.outputs
-
-    def _collected(self, session: Session) -> Moments:
-        model, ids = session.decoder.model, session.windows.calibration[: self.gradients_again]
-        present = [{name: model.get_submodule(name) for name in block} for block in session.linears]
-        moments, seed = Moments(), session.windows.record["seed"]
-        labels = session.metric.gradient_labels
-        collect_gradients(session.decoder, ids, present, moments, labels=labels, seed=seed, track=session.track)
-        return moments
-
-    def _fit(
-        self,
-        session: Session,
-        group: dict[str, int],
-        outputs: Outputs,
-        pair: Pair,
-        held_out: Pair | None = None,
-    ) -> float:
-        """Replace the linears of one input; returns the mix."""
-        moments = pair.moments(group, self.residual)
-        moments.settle()
-        mixes = self.mix if isinstance(self.mix, tuple) else (self.mix,)
-        errors: dict[float, float] = {}
-        for mix in mixes:
-            self._build(session, group, outputs, moments, mix)
-            if held_out is not None:
-                errors[mix] = held_out.block_error()
-        if held_out is None:
-            return mixes[0]
-        best = min(errors, key=lambda mix: errors[mix])
-        if best != mixes[-1]:
-            self._build(session, group, outputs, moments, best)
-        return best
-
-    def _build(
-        self, session: Session, group: dict[str, int], outputs: Outputs, moments: PairMoments, mix: float
-    ) -> None:
-        def target(name: str) -> Job[Tensor]:
-            weight = weight_of(session.dense[name]).detach()
-            cross = moments.cross[name] if isinstance(self.mix, tuple) else moments.cross.pop(name)
-            return lambda: anchored_target(weight, moments.gram, cross, mix, self.damping)
-
+    def _build(self, session: Session, group: dict[str, int], moments: PairMoments) -> None:
         def layers(unit: Group) -> Job[Sequence[Form]]:
             rank, dense = group[unit[0]], [session.dense[name] for name in unit]
-            sites = [replace(session.site(name), outputs=outputs.get(name)) for name in unit]
-            targets = [target(name) for name in unit]
+            sites, crosses = [session.site(name) for name in unit], [moments.cross.pop(name) for name in unit]
 
             def made() -> Sequence[Form]:
-                weight = torch.cat([make() for make in targets])
-                grams = Grams(session.metric.stacked_gram(sites), moments.gram)
+                pairs = zip(sites, crosses, strict=True)
+                weight = torch.cat([self._target(site.weight, moments.gram, cross) for site, cross in pairs])
+                grams = Grams(session.metric.stacked_gram(sites), shrunk_(moments.gram, self.shrink))
                 decomposition = decompose(weight, grams, session.metric.route, rank)
                 if len(unit) == 1:
                     weight = weight.to(weight_of(dense[0]).dtype)
@@ -160,6 +98,9 @@ class Anchored(Refiner):
         for name, made in dealt_layers(session, session.units(group), layers).items():
             set_module(session.decoder.model, name, made)
         link(session.decoder.model)
+
+    def _target(self, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
+        return anchored_target(weight, gram, cross, self.mix, self.damping)
 
 
 def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:

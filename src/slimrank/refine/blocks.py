@@ -67,7 +67,7 @@ class Blocks(Refiner):
             for hidden, calls, target in zip(calibration.hidden, calibration.calls, targets[0], strict=True):
                 with training(parameters, session.decoder.model):
                     output = session.decoder.run(index, hidden, calls[index])
-                    descent.step(loss(output, target, scale))
+                    descent.step([loss(output, target, scale)])
             best.offer(self._held_out(held_out, targets[1], scale), number + 1)
         best.restore()
         return before, best.loss

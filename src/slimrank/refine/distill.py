@@ -1,6 +1,6 @@
 """End-to-end distillation: the compressed model's next-token distribution is drawn to the dense model's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,42 +14,41 @@ from slimrank.losses import divergence
 from slimrank.refine.base import Refiner
 from slimrank.refine.restart import go_on, keep
 from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainable, training
-from slimrank.refine.whitened import whitened
 from slimrank.session import Session
 
 STATE = "distill/state"
+CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # numbers at a time, of several copies
 
 
 class Distill(Refiner):
     """Descent on KL(dense || compressed) over fresh windows of the calibration text.
 
-    tokens: how many are read at most; batch: windows a step, at least one for every process; lr: 0.01 sqrt(KL / width)
-    by default, with the held-out KL before the first step; checks: how often the held-out windows are asked, whose best
-    state is the one that stays. softened: how far the target goes toward the temperature that the compressed model's
-    head was given, since of text that it knows by heart the dense model is surer than is good for other text. states:
-    the weight of `states_error` at first, which fades like the lr. whiten: by how many calibration windows the factors'
-    coordinates are made white, 0 for none, at the price of two square matrices a factor. After a kill it goes on from
-    the last check. Of several processes each takes its share of every step's windows.
+    tokens: how many are read at most; batch: tokens a step, in whole windows, at least one for every process; lr: of
+    the matrices, see lr_for; vector_lr: of norms and biases, which so few numbers hold that they bear a larger one;
+    checks: how often the held-out windows are asked, whose best state is the one that stays. softened: how far the
+    target goes toward the temperature that the compressed model's head was given, since of text that it knows by heart
+    the dense model is surer than is good for other text. states: the weight of `states_error` at first, which fades
+    like the lr. After a kill it goes on from the last check. Of several processes each takes its share of every step's
+    windows.
     """
 
     name: Literal["distill"] = "distill"
     trains: ClassVar[bool] = True
 
-    tokens: Annotated[int, Field(ge=1)] = 2_000_000
-    batch: Annotated[int, Field(ge=1)] = 2
+    tokens: Annotated[int, Field(ge=1)] = 400_000
+    batch: Annotated[int, Field(ge=1)] = 8192
     lr: Annotated[float, Field(gt=0)] | None = None
+    vector_lr: Annotated[float, Field(gt=0)] = 0.001
     softened: Annotated[float, Field(ge=0, le=1)] = 0.5
     states: Annotated[float, Field(ge=0)] = 3.0
-    whiten: Annotated[int, Field(ge=0)] = 64
     checks: Annotated[int, Field(ge=1)] = 10
 
     def refine(self, session: Session, ranks: Ranks) -> list[str]:
         """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
         teacher, window = teacher_of(session, self.softened), session.windows.calibration.shape[1]
-        batch = max(self.batch, session.world.size)
+        batch = max(-(-self.batch // window), session.world.size)
         steps = max(1, self.tokens // (batch * window))
-        with whitened(session, self.whiten):
-            before, best = self._descend(session, teacher, steps, batch)
+        before, best = self._descend(session, teacher, steps, batch)
         session.pieces.drop(STATE)
         return [
             f"Distillation read {steps * batch * window:,} tokens and took the held-out divergence from "
@@ -63,7 +62,8 @@ class Distill(Refiner):
         held_out = session.windows.held_out.to(device)
         before = held_out_divergence(student, teacher, held_out, world)
         best = Best(parameters, before)
-        descent = Descent(parameters, lr=self.lr or lr_for(before, session), steps=steps, what=self.name, world=world)
+        lr = self.lr or lr_for(before, session)
+        descent = Descent(parameters, lr=lr, vector_lr=self.vector_lr, steps=steps, what=self.name, world=world)
         fresh = session.windows.more(steps * batch, session.windows.record["seed"] + 1).split(batch)
         every = max(1, steps // self.checks)
         done = go_on(session.pieces, STATE, descent, best)
@@ -72,13 +72,20 @@ class Distill(Refiner):
                 continue
             mine = world.share(ids).to(device)
             with training(parameters, student):
-                loss = self._loss(student, teacher, mine, cosine(step, steps))
-                descent.step(loss * (len(mine) / len(ids)))
+                descent.step(self._losses(student, teacher, mine, cosine(step, steps), len(ids)))
             if step % every == 0 or step == steps:
                 best.offer(held_out_divergence(student, teacher, held_out, world), step)
                 keep(session.pieces, STATE, descent, best, step)
         best.restore()
         return before, best
+
+    def _losses(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, fading: float, batch: int
+    ) -> Iterator[Tensor]:
+        """The parts of the loss over a batch of so many windows, some of this process's at a time."""
+        numbers = ids.shape[1] * student.config.get_text_config().vocab_size
+        for some in ids.split(max(1, (CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS) // numbers)):
+            yield self._loss(student, teacher, some, fading) * (len(some) / batch)
 
     def _loss(self, student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, fading: float) -> Tensor:
         """KL(dense || compressed) in nats a token, and the states' error; fading: from 1 to 0 over the descent."""
@@ -93,9 +100,10 @@ class Distill(Refiner):
 
 
 def lr_for(divergence: float, session: Session) -> float:
-    """0.01 sqrt(KL / width): a loss that is quadratic in the weights lies as far from its minimum as its root says.
+    """0.01 sqrt(KL / width), with the held-out KL before the first step.
 
-    In white coordinates an orthogonal step of one lr moves a linear's outputs by the root of its width.
+    A loss that is quadratic in the weights lies as far from its minimum as its root says, and an orthogonal step of one
+    lr moves a linear's outputs by the root of its width.
     """
     return 0.01 * (max(divergence, 0.0) / session.decoder.width) ** 0.5
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ HELD = 2**30  # bytes of a block's dense outputs that are held rather than compu
 class Pair:
     """The same windows on their way through the dense and the compressed model, a block at a time.
 
-    Of several processes each takes its share of the windows, and what `moments` and `block_error` give is of all.
+    Of several processes each takes its share of the windows, and what `moments` gives is of all.
     """
 
     def __init__(self, session: Session, ids: Tensor) -> None:
@@ -64,20 +63,8 @@ class Pair:
         outputs = sum(shape_of(linear)[0] for linear in self.block.values()) / self.session.decoder.width
         return self.dense.nbytes * (outputs + 2) <= min(HELD, self.session.decoder.states_room.host)
 
-    @cached_property
-    def _dense_outputs(self) -> list[Tensor]:
-        with self.session.as_dense(self.block):
-            return list(self.dense.outputs())
-
-    def block_error(self) -> float:
-        """The squared distance of the block's outputs, dense and compressed."""
-        pairs = zip(self._dense_outputs, self.compressed.outputs(), strict=True)
-        error = sum((dense - compressed).double().square().sum().item() for dense, compressed in pairs)
-        return self.session.world.total(error)
-
     def advance(self) -> None:
         """Step behind the block in both."""
-        self.__dict__.pop("_dense_outputs", None)
         known = [output for _, (_, output) in sorted(self._held.items())]
         with self.session.as_dense(self.block):
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):

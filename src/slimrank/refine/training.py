@@ -51,13 +51,21 @@ LOUDER = 1024.0  # the loss times this, a power of two, keeps float16's gradient
 class Descent:
     """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
 
-    Muon's steps are scaled to the size of AdamW's, so that one lr serves both. Gradients are clipped to norm 1.
+    Muon's steps are scaled to the size of AdamW's, so that one lr serves both unless the vectors have their own. Gradients
+    are clipped to norm 1.
     Parameters of less than float32, whose rounding would swallow small steps, follow float32 `masters` that take them.
     world: the processes whose losses are parts of one sum.
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter], *, lr: float, steps: int, what: str, world: World = ALONE
+        self,
+        parameters: list[nn.Parameter],
+        *,
+        lr: float,
+        steps: int,
+        what: str,
+        vector_lr: float | None = None,
+        world: World = ALONE,
     ) -> None:
         self.parameters, self.what, self.world = parameters, what, world
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in parameters]
@@ -68,7 +76,7 @@ class Descent:
             muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
             self.optimizers.append(muon)
         if vectors:
-            self.optimizers.append(torch.optim.AdamW(vectors, lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
+            self.optimizers.append(torch.optim.AdamW(vectors, lr=vector_lr or lr, betas=(0.9, 0.95), weight_decay=0.0))
         warmup = max(1, steps // 20)
 
         def scale(step: int) -> float:
@@ -76,13 +84,16 @@ class Descent:
 
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in self.optimizers]
 
-    def step(self, loss: Tensor) -> None:
-        """One step down `loss`; a SlimrankError if it is not finite."""
-        if not math.isfinite(self.world.total(loss.item())):
-            raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
+    def step(self, losses: Iterable[Tensor]) -> None:
+        """One step down the sum of `losses`, each asked for after the one before; a SlimrankError if not finite."""
         for parameter in self.parameters:
             parameter.grad = None
-        (loss * LOUDER).backward()
+        total = 0.0
+        for loss in losses:
+            total += loss.item()
+            (loss * LOUDER).backward()
+        if not math.isfinite(self.world.total(total)):
+            raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float().div_(LOUDER)
         gradients = [master.grad for master in self.masters if master.grad is not None]
