@@ -51,8 +51,8 @@ LOUDER = 1024.0  # the loss times this, a power of two, keeps float16's gradient
 class Descent:
     """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
 
-    Muon's steps are scaled to the size of AdamW's, so that one lr serves both unless the vectors have their own. Gradients
-    are clipped to norm 1.
+    Muon's steps are scaled to the size of AdamW's, so that one lr serves both; vector_lr: another one for the vectors.
+    Gradients are clipped to norm 1.
     Parameters of less than float32, whose rounding would swallow small steps, follow float32 `masters` that take them.
     world: the processes whose losses are parts of one sum.
     """
