@@ -3,6 +3,8 @@ import json
 import pytest
 import torch
 
+from slimrank.recipe import load_recipe
+
 CALIBRATION = ["--calibration", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4"]
 QUICK = ["dense", *CALIBRATION, "--recipes", "svd-llm", "--keeps", "0.8"]
 
@@ -103,6 +105,17 @@ def test_the_papers_are_taken_apart_on_one_calibration_row_by_row(place, run, sc
     assert (status, told) == (2, "--windows 9 is more than --samples 8: lower it.")
     run("papers_apart", "--list")
     assert "duo-svd columns: duo-svd allocate=uniform\n" in capsys.readouterr().out
+
+
+def test_every_switch_of_the_ablation_is_a_recipe_and_is_measured_beside_the_recipe_itself(place, run, script, capsys):
+    for name, settings in script("ablation").VARIANTS.values():
+        load_recipe(name, [setting.replace("WINDOWS", "4") for setting in settings])
+    asked = ["dense", *CALIBRATION, "--text", "a/test.txt", "--keeps", "0.6", "--out", "rows.json"]
+    run("ablation", *asked, "--variants", "svd-llm,slimrank,targets not shifted,G its mean diagonal")
+    content, said = json.loads((place / "rows.json").read_text()), capsys.readouterr().out
+    lost = {row["variant"]: row["nats_lost"]["test.txt"] for row in content["rows"]}
+    assert len(lost) == len(set(lost.values())) == 4
+    assert f"| targets not shifted | {lost['targets not shifted']:.3f} | " in said
 
 
 def test_block_scores_stand_beside_what_cutting_a_block_does(place, run, capsys):
