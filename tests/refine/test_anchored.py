@@ -1,5 +1,7 @@
 import pytest
 import torch
+from architectures import ARCHITECTURES
+from sessions import session as made
 
 from slimrank.calibrate import collect, collect_gradients
 from slimrank.calibrate.windows import Windows
@@ -114,3 +116,16 @@ def test_anchoring_lowers_the_distance_to_the_dense_model(tiny_llama):
             return (model.model(ids).last_hidden_state - dense).square().sum().item()
 
     assert distance(Anchored(mix=1.0)) < distance(None)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_not_run_again_changes_nothing(name, monkeypatch):
+    def anchored():
+        session = made(ARCHITECTURES[name](), metric=Whitened())
+        Anchored().refine(session, dict.fromkeys(session.dense, 5))
+        return session.decoder.model.state_dict()
+
+    replaying = anchored()
+    monkeypatch.setattr("slimrank.refine.pair.HELD", 0)
+    for key, tensor in anchored().items():
+        assert torch.equal(replaying[key], tensor)

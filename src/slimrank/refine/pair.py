@@ -1,6 +1,6 @@
 """The dense and the compressed model side by side on the same windows."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from slimrank.calibrate.pairs import PairMoments, Seen, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.linear import bias_of, shape_of
+from slimrank.refine.replay import Replay
 from slimrank.session import Session
 
 HELD = 2**30  # bytes of a block's dense outputs that are held rather than computed for every input again
@@ -24,6 +25,8 @@ class Pair:
         ids, batch = session.world.share(ids), default_batch(session.decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
+        self._replay = Replay(min(HELD, session.decoder.states_room.host))
+        self._seen: set[str] = set()  # the block's linears whose moments were given, and that were fitted since
 
     @property
     def block(self) -> dict[str, nn.Module]:
@@ -31,19 +34,32 @@ class Pair:
         return self.session.linears[self.dense.depth]
 
     def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
-        """Of the linears in `group`, which share their input."""
+        """Of the linears in `group`, which share their input; those of earlier groups do not change any more."""
+        final = self._final_children()
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
         compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
         summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
         for batch in range(len(self.dense.hidden)):
             before = self._dense_seen(batch, dense, summed)
-            with watch_sums(compressed, summed) as after:
+            with self._replay(final, batch), watch_sums(compressed, summed) as after:
                 self.compressed.output(batch)
             moments.add(before, after, biases, residual)
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
+        self._seen |= dense.keys()
         moments.add_up(self.session.world)
         return moments
+
+    def _final_children(self) -> list[nn.Module]:
+        """The block's children in which every linear has been fitted: they run before what is still to be fitted."""
+        index, decoder = self.compressed.depth, self.session.decoder
+        found = []
+        for child, module in decoder.blocks[index].named_children():
+            inside = f"{decoder.prefix}.{index}.{child}"
+            linears = {name for name in self.session.linears[index] if name == inside or name.startswith(f"{inside}.")}
+            if linears and linears <= self._seen:
+                found.append(module)
+        return found
 
     def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
         """What the dense linears give for a batch; where there is room, of the whole block at once."""
@@ -70,4 +86,14 @@ class Pair:
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):
                 pass
         self._held.clear()
-        self.compressed.skip(1)
+        for _ in self.compressed.advance(self._compressed_outputs()):
+            pass
+        self._seen.clear()
+        self._replay.clear()
+
+    def _compressed_outputs(self) -> Iterator[Tensor]:
+        final = self._final_children()
+        for batch in range(len(self.compressed.hidden)):
+            with self._replay(final, batch, keep=False):
+                output = self.compressed.output(batch)
+            yield output
