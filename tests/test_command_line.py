@@ -59,7 +59,11 @@ def test_no_memory_is_one_sentence_wherever_it_was_missing(shell, monkeypatch, e
         raise error
 
     monkeypatch.setattr(recipe, "shipped_recipes", fails)
-    assert shell("recipes") == (1, "", "error: Out of memory: use fewer --samples or a shorter --window.")
+    assert shell("recipes") == (
+        1,
+        "",
+        "error: Out of memory: use a shorter --window or a smaller model, or a machine with more of it.",
+    )
 
 
 def test_any_other_error_of_torch_comes_through(monkeypatch):

@@ -57,7 +57,7 @@ def main() -> None:
     except MisusedOption as error:
         _fail(_sentence(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("Stopped by Ctrl-C; nothing was written.", 130)
+        _fail("Stopped by Ctrl-C: no result was written; with --out the same command goes on where it was.", 130)
     except OSError as error:
         if debug:
             raise
@@ -65,7 +65,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if debug or not _out_of_memory(error):
             raise
-        _fail("Out of memory: use fewer --samples or a shorter --window.", 1)
+        _fail("Out of memory: use a shorter --window or a smaller model, or a machine with more of it.", 1)
 
 
 def _out_of_memory(error: Exception) -> bool:

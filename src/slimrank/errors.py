@@ -8,10 +8,15 @@ class SlimrankError(Exception):
 
 
 class UsageError(SlimrankError):
-    """An option, recipe key or plan that cannot be meant (exit status 2)."""
+    """An invalid option, recipe key or plan (exit status 2)."""
 
     status = 2
 
 
 class MissingLibrary(UsageError):
     """Something asked for needs an optional library that is not installed; the message says what to install."""
+
+
+def uncapitalized(sentence: str) -> str:
+    """A library's sentence as a part of ours; names inside keep their case."""
+    return sentence[:1].lower() + sentence[1:]

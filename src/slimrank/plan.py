@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from slimrank.allocate.base import allowed
-from slimrank.errors import UsageError
+from slimrank.errors import UsageError, uncapitalized
 from slimrank.forms import Joint
 from slimrank.linear import shape_of
 from slimrank.model import Decoder, fingerprint
@@ -105,7 +105,9 @@ class Plan(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"Plan {path}, key {key!r}: {first['msg'].lower()}.") from error
+            raise UsageError(
+                f"Plan {path}, key {key!r}: {uncapitalized(first['msg'].removeprefix('Value error, '))}."
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"Plan {path} cannot be read as JSON ({error}): give a file that slimrank plan wrote."

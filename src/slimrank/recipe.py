@@ -20,7 +20,7 @@ from pydantic import (
 from torch import Tensor
 
 from slimrank.allocate import ALLOCATORS, Allocator
-from slimrank.errors import UsageError
+from slimrank.errors import UsageError, uncapitalized
 from slimrank.factorize import FACTORIZERS, Factorizer
 from slimrank.metric import METRICS, Metric
 from slimrank.refine import REFINERS, Refiner
@@ -208,10 +208,10 @@ def _validated(kind: type[T], raw: Any, prefix: str) -> T:
 def _fault(error: ValidationError) -> tuple[str, str]:
     """Where the first error is and what should be there, all that may be where that is a choice between kinds."""
     first, *others = error.errors()
-    place, faults = first["loc"], [first["msg"].lower().removeprefix("value error, ")]
+    place, faults = first["loc"], [uncapitalized(first["msg"].removeprefix("Value error, "))]
     if len(place) > 1 and isinstance(place[-1], str):  # the last part is the kind
         place = place[:-1]
-        faults += [e["msg"].lower().removeprefix("input should be ") for e in others if e["loc"][:-1] == place]
+        faults += [e["msg"].removeprefix("Input should be ") for e in others if e["loc"][:-1] == place]
     return ".".join(map(str, place)), " or ".join(faults)
 
 

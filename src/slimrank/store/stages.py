@@ -17,6 +17,7 @@ class Stages:
     def __init__(self, weights: Weights, pieces: Pieces, world: World = ALONE) -> None:
         self.weights, self.pieces, self.world = weights, pieces, world
         self._begun: list[str] = []
+        self._later: list[str] = []
         self._restored: dict[Part, str] = {}
 
     @property
