@@ -112,14 +112,25 @@ def token_losses(ids: Tensor, labels: Labels, draws: list[torch.Generator]) -> L
     def loss(logits: Tensor, part: Part) -> Tensor:
         targets = following[part]
         if labels == "sampled":
-            windows = zip(logits.detach().softmax(-1), draws[part[0]], strict=True)
-            drawn = torch.stack([torch.multinomial(p, 1, generator=draw).squeeze(1) for p, draw in windows])
-            targets = torch.where(targets == NONE, NONE, drawn)
+            places = torch.stack(
+                [torch.rand(logits.shape[1], generator=draw, device=draw.device) for draw in draws[part[0]]]
+            )
+            targets = torch.where(targets == NONE, NONE, drawn(logits.detach(), places))
         return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NONE
         )
 
     return loss
+
+
+def drawn(logits: Tensor, places: Tensor) -> Tensor:
+    """The ids (...,) at these places, in [0, 1), of the cumulated probabilities; logits (..., vocabulary).
+
+    A number a token; torch.multinomial draws one for every id of the vocabulary.
+    """
+    cumulated = logits.softmax(-1).cumsum(-1)
+    found = torch.searchsorted(cumulated, (places.to(cumulated) * cumulated[..., -1]).unsqueeze(-1), right=True)
+    return found.squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
 @contextmanager
