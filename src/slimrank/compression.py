@@ -154,7 +154,10 @@ def compress(
                 plan = factorize(session, plan, build=build)
             with clock("refine"):
                 plan = refine(session, plan)
-        parameters, tokens = (before, count_parameters(loaded.model)), Frequencies.of(windows.calibration)
+        parameters, tokens = (
+            (before, count_parameters(loaded.model)),
+            [Frequencies.of(one) for one in windows.by_text()],
+        )
         result = Result(loaded, plan, session.spectrum(), parameters, clock.seconds, tokens)
         if out is not None and not plan_only:
             with clock("write"), world.apart():

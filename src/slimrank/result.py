@@ -27,7 +27,7 @@ PLAN = "slimrank/plan.json"
 class Result:
     """A compressed model in memory and the account of it.
 
-    parameters: of the whole model, before and after; tokens: of the calibration windows.
+    parameters: of the whole model, before and after; tokens: of each calibration text's windows.
     """
 
     loaded: Loaded
@@ -35,7 +35,7 @@ class Result:
     spectrum: Spectrum
     parameters: tuple[int, int]
     seconds: dict[str, float] = field(default_factory=dict)
-    tokens: Frequencies | None = None
+    tokens: list[Frequencies] = field(default_factory=list)
 
     @property
     def model(self) -> PreTrainedModel:

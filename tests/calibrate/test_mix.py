@@ -81,6 +81,7 @@ def test_windows_of_all_kinds_come_in_the_shares(draw, letters):
     drawn, held_out = letters(windows.calibration), letters(windows.held_out)
     assert drawn.count("a") == 5 and drawn.count("b") == 15 and windows.calibration.shape == (20, 4)
     assert 1 <= drawn[:8].count("a") <= 3  # 2 in the shares
+    assert [letters(own) for own in windows.by_text()] == ["a" * 5, "b" * 15]
     assert held_out.count("A") == 2 and held_out.count("B") == 6
     more = letters(windows.more(40, 4))
     assert more.count("a") == 10 and more.count("b") == 30
@@ -106,6 +107,7 @@ def test_one_text_is_read_as_it_always_was(tiny_tokenizer, make_text):
             "f14799f5395d793c",
             "54d4b382017e8c9a",
         ]
+    assert again.by_text()[0] is again.calibration
     assert windows.record == again.record and "texts" not in windows.record
 
 

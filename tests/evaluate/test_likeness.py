@@ -5,9 +5,11 @@ from typer.testing import CliRunner
 
 from slimrank import compress, evaluate_models, load
 from slimrank.account import Account
+from slimrank.calibrate import read_text
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.cli import app
 from slimrank.evaluate.likeness import Distance
+from slimrank.evaluate.perplexity import text_windows
 
 READ = ["--window", "32", "--max-windows", "8"]
 
@@ -24,14 +26,14 @@ def small(place, make_text):
 def test_a_text_is_as_far_as_usual_or_as_far_as_can_be(small):
     like, unlike = "like.txt", "unlike.txt"
     (found,) = evaluate_models(["small"], [like, unlike], window=32, max_windows=8, special_tokens=False)
-    tokens = Account.load(small / "small").calibration
+    (tokens,) = Account.load(small / "small").calibration
     ids = read_windows(load("dense"), Reading("text.txt", 64, 32, 3)).calibration
     assert sum(tokens.counts) == ids.numel() and tokens.counts == ids.unique(return_counts=True)[1].tolist()
     assert found.distances[like].usual == tokens.usual_at(8 * 32) == dict(tokens.usual)[256]
     assert found.distances[like].value == pytest.approx(found.distances[like].usual, abs=0.05)
     assert found.distances[unlike].value > 0.8  # they share the space alone
     assert found.notes == (
-        f"unlike.txt is unlike the text that small was calibrated on (distance {found.distances[unlike].value:.2f}; as "
+        f"unlike.txt is unlike any text that small was calibrated on (distance {found.distances[unlike].value:.2f}; as "
         f"many tokens of that text itself: {found.distances[like].usual:.2f}): expect it to lose more here than there.",
     )
 
@@ -50,7 +52,7 @@ def test_the_command_says_so_in_its_table_its_json_and_the_report(small):
     assert CliRunner().invoke(app, ["report", "small", "--evaluation", "out.json"]).exit_code == 0
     page = (small / "small" / "slimrank" / "report.html").read_text()
     assert f"<td>{found['distance']:.2f} ({found['distance_usual']:.2f})</td>" in page
-    assert "unlike.txt is unlike the text that small was calibrated on" in page
+    assert "unlike.txt is unlike any text that small was calibrated on" in page
 
 
 def test_an_account_without_the_tokens_is_no_obstacle(small):
@@ -63,6 +65,23 @@ def test_an_account_without_the_tokens_is_no_obstacle(small):
     path.write_text("{")
     (found,) = evaluate_models(["small"], ["text.txt"], window=32, max_windows=8)
     assert not found.distances and "is not known: " in found.notes[0] and "damaged" in found.notes[0]
+
+
+def test_the_distance_is_from_the_nearest_calibration_text(small):
+    mix = ["text.txt*0.25", "unlike.txt"]
+    compress("dense", "svd", keep=0.6, calibration=mix, samples=64, window=32, out="mixed")
+    tokens = Account.load(small / "mixed").calibration
+    assert [sum(one.counts) for one in tokens] == [16 * 32, 48 * 32]
+    (found,) = evaluate_models(["mixed"], ["like.txt", "unlike.txt"], window=32, max_windows=8, special_tokens=False)
+    for text, own, other in (("like.txt", *tokens), ("unlike.txt", *tokens[::-1])):
+        far = found.distances[text]
+        assert far.usual == own.usual_at(256) and far.value <= far.usual + 0.05
+        assert far == Distance.of(ids_of(text), [other, own]) and Distance.of(ids_of(text), [other]).value > 0.8
+    assert not found.notes
+
+
+def ids_of(text):
+    return text_windows(load("dense").tokenizer, read_text(text), 32, 8, False)
 
 
 def test_unlike_is_a_tenth_of_the_tokens_more_than_usual():

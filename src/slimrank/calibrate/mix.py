@@ -62,12 +62,21 @@ def apportioned(count: int, shares: Sequence[float]) -> list[int]:
 
 
 def interleaved(rows: Sequence[Tensor], seed: int) -> Tensor:
-    """The texts' windows (count, window) as one tensor, every beginning of which is mixed like the whole.
+    """The texts' windows (count, window) as one tensor, in the order of `places`."""
+    order = sorted(enumerate(places(list(map(len, rows)), seed)), key=lambda one: one[1])
+    return torch.cat(list(rows))[[index for index, _ in order]]
+
+
+def origins(counts: Sequence[int], seed: int) -> Tensor:
+    """(sum of counts,) which text each window of `interleaved` is of."""
+    return interleaved([torch.full((count,), index) for index, count in enumerate(counts)], seed)
+
+
+def places(counts: Sequence[int], seed: int) -> list[float]:
+    """Where each text's windows come, one text after the other, so that every beginning is mixed like the whole.
 
     Each text's windows keep their order; of n, the k-th comes at a random place of the k-th n-th of the whole. So one
     text stays as it is, and of the first m windows each of two texts has its share to less than one window.
     """
     rng = random.Random(f"{seed}/order")
-    places = [(k + rng.random()) / len(own) for own in rows for k in range(len(own))]
-    order = sorted(range(len(places)), key=places.__getitem__)
-    return torch.cat(list(rows))[order]
+    return [(k + rng.random()) / count for count in counts for k in range(count)]

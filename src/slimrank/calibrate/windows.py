@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.mix import apportioned, interleaved
+from slimrank.calibrate.mix import apportioned, interleaved, origins
 from slimrank.calibrate.texts import Text
 from slimrank.calibrate.tokens import encode, fingerprint
 from slimrank.errors import SlimrankError, UsageError
@@ -30,13 +30,21 @@ def _no_more(count: int, seed: int) -> Tensor:
 class Windows:
     """Token ids, int64: `calibration` (samples, window), `held_out` (held-out windows, window), and how they came.
 
-    `more(count, seed)` draws further windows from where the calibration ones came from.
+    `more(count, seed)` draws further windows from where the calibration ones came from. origins: (samples,) which of
+    several texts each of these is of, None where there is one.
     """
 
     calibration: Tensor
     held_out: Tensor
     record: dict[str, Any]
     more: Callable[[int, int], Tensor] = _no_more
+    origins: Tensor | None = None
+
+    def by_text(self) -> list[Tensor]:
+        """The calibration windows of each text."""
+        if self.origins is None:
+            return [self.calibration]
+        return [self.calibration[self.origins == index] for index in self.origins.unique()]
 
 
 class _Part(NamedTuple):
@@ -69,7 +77,8 @@ def sample_windows(
     shares = shares or [1 / len(texts)] * len(texts)
     heads, tails = zip(*(_parts(one, alone=len(texts) == 1) for one in texts), strict=True)
     encoder = partial(encode, tokenizer, special_tokens=special_tokens)
-    for head, count in zip(heads, apportioned(samples, shares), strict=True):
+    counts = apportioned(samples, shares)
+    for head, count in zip(heads, counts, strict=True):
         if not count:
             raise UsageError(f"--samples {samples} leaves no window for {head.name}: give more, or it a larger share.")
         _require(_disjoint(encoder, head, window, count), count, window, head)
@@ -88,7 +97,8 @@ def sample_windows(
     def more(number: int, other_seed: int) -> Tensor:
         return drawn(heads, count=number, seed=other_seed)
 
-    return Windows(more(samples, seed), drawn(tails, count=count, seed=seed), record, more)
+    of = origins(counts, seed) if len(texts) > 1 else None
+    return Windows(more(samples, seed), drawn(tails, count=count, seed=seed), record, more, of)
 
 
 def context_length(config: "PretrainedConfig") -> int | None:

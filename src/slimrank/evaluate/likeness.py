@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from slimrank.account import FILE, Account
+from slimrank.calibrate.frequencies import Frequencies
 from slimrank.calibrate.texts import Text
 from slimrank.errors import UsageError
 from slimrank.evaluate.perplexity import text_windows
@@ -14,16 +17,30 @@ FURTHER = 0.1  # than usual: a text is then called unlike the calibration text
 
 @dataclass(frozen=True)
 class Distance:
-    """value: the total variation between the frequencies of tokens, 0 to 1; usual: that of as many tokens of the
-    calibration text from the rest of it, None where that was a single window."""
+    """From the nearest calibration text.
+
+    value: the total variation between the frequencies of tokens, 0 to 1; usual: that of as many tokens of the
+    calibration text from the rest of it, None where that was a single window.
+    """
 
     value: float
     usual: float | None
 
+    @classmethod
+    def of(cls, windows: Tensor, calibration: Sequence[Frequencies]) -> "Distance":
+        """Of windows (count, window) ids from where the calibration is least further than usual."""
+        tokens = windows.numel()
+        return min((cls(one.distance(windows), one.usual_at(tokens)) for one in calibration), key=lambda d: d.further)
+
+    @property
+    def further(self) -> float:
+        """How much more than usual it is."""
+        return self.value - (self.usual or 0.0)
+
     @property
     def unlike(self) -> bool:
         """Whether a tenth of the tokens more than usual would have to be others."""
-        return self.value > (self.usual or 0.0) + FURTHER
+        return self.further > FURTHER
 
     def told(self) -> str:
         """For a table: the distance and the usual one."""
@@ -33,7 +50,7 @@ class Distance:
         """What follows from a text that is unlike."""
         usual = "" if self.usual is None else f"; as many tokens of that text itself: {self.usual:.2f}"
         return (
-            f"{text} is unlike the text that {model} was calibrated on (distance {self.value:.2f}{usual}): expect it "
+            f"{text} is unlike any text that {model} was calibrated on (distance {self.value:.2f}{usual}): expect it "
             "to lose more here than there."
         )
 
@@ -51,10 +68,10 @@ def distances(
         tokens = Account.load(loaded.directory).calibration
     except UsageError as error:
         return {}, [f"How far the texts are from the calibration text is not known: {error}"]
-    if tokens is None:
+    if not tokens:
         return {}, [f"{loaded.name} is of an older version, which did not keep what its calibration text is like."]
     found = {}
     for text in texts:
         ids = text_windows(loaded.tokenizer, text, window, max_windows, special_tokens)
-        found[text.source] = Distance(tokens.distance(ids), tokens.usual_at(ids.numel()))
+        found[text.source] = Distance.of(ids, tokens)
     return found, [one.sentence(text, loaded.name) for text, one in found.items() if one.unlike]
