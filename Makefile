@@ -15,11 +15,11 @@ demo: .venv/installed
 	$(BIN)/slimrank compress demo --keep 0.6 --samples 128 --window 256 --out demo-compressed --overwrite
 	$(BIN)/slimrank evaluate demo demo-compressed --text demo --window 256 --max-windows 128
 
-# MODEL, CALIBRATION, TEXTS (several), TASKS (a folder of task files), DEVICE; REAL: further options of the script
+# MODEL, CALIBRATION and TEXTS (several), TASKS (a folder of task files), DEVICE; REAL: further options of the script
 DEVICE ?= cpu
 real: .venv/installed
 	$(BIN)/python benchmarks/real.py $(MODEL) --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--cpu-share) \
-	  $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(foreach text,$(TEXTS),--text $(text)) \
+	  $(foreach text,$(CALIBRATION),--calibration $(text)) $(foreach text,$(TEXTS),--text $(text)) \
 	  $(if $(TASKS),--tasks-path $(TASKS)) $(REAL)
 
 test: .venv/installed lint

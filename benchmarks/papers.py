@@ -100,7 +100,7 @@ def prepare(options: argparse.Namespace) -> dict[str, dict[tuple[str, float], fl
     options.special_tokens = special if options.special_tokens is None else options.special_tokens
     options.max_windows = options.max_windows or (256 if paper else 64)
     if paper:
-        options.calibration = options.calibration or f"{WIKITEXT}:train"
+        options.calibration = options.calibration or [f"{WIKITEXT}:train"]
         given = options.text or [f"wikitext2={WIKITEXT}:test", f"c4={c4(options.out.parent)}"]
     else:
         given = options.text or ["demo=demo"]

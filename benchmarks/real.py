@@ -82,7 +82,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="by default made under out/smollm2 if missing")
-    parser.add_argument("--calibration", help="SPEC of the text, by default WikiText-2's training split on the hub")
+    rows_of.add_calibration(parser, "SPEC of the text, by default WikiText-2's training split on the hub")
     parser.add_argument("--text", action="append", help="SPEC to judge on; may be repeated")
     parser.add_argument("--recipes", type=recipe_rows.names, default=list(shipped_recipes()), help="a,b; default all")
     parser.add_argument("--set", action="append", default=[], metavar="[RECIPE:]KEY=VALUE")
@@ -130,8 +130,8 @@ def fill_texts(options: argparse.Namespace) -> None:
             options.text = [f"{papers.WIKITEXT}:test", papers.c4(HERE)]
             read_text(options.text[0])
         if options.calibration is None:
-            options.calibration = f"{papers.WIKITEXT}:train"
-            read_text(options.calibration)
+            options.calibration = [f"{papers.WIKITEXT}:train"]
+            read_text(options.calibration[0])
     except SlimrankError as error:
         reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
         raise SlimrankError(
@@ -160,7 +160,7 @@ def settings_of_file(options: argparse.Namespace) -> dict[str, Any]:
     """What all rows depend on."""
     return {
         "model": rows_of.named(options.model),
-        "calibration": rows_of.described(read_text(options.calibration)),
+        "calibration": rows_of.calibrated_on(options.calibration),
         "samples": options.samples,
         "window": options.window,
         "texts": [rows_of.described(text) for text in recipe_rows.read_texts(options.text)],

@@ -119,7 +119,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What all rows depend on."""
     return {
         "model": rows_of.named(options.model),
-        "calibration": rows_of.described(read_text(options.calibration or "demo")),
+        "calibration": rows_of.calibrated_on(options.calibration or ["demo"]),
         "samples": options.samples,
         "window": options.window,
         "texts": [rows_of.described(text) for text in read_texts(options.text)],
@@ -167,7 +167,7 @@ def add_options(parser: argparse.ArgumentParser, *, recipes: bool = True, out_re
         parser.add_argument("--set", action="append", default=[], metavar="[RECIPE:]KEY=VALUE")
     parser.add_argument("--keeps", type=keeps, default=[0.8, 0.6])
     parser.add_argument("--seeds", type=seeds, default=[3])
-    parser.add_argument("--calibration", help="SPEC of the text; needed unless MODEL is demo")
+    rows_of.add_calibration(parser, "SPEC of the text; needed unless MODEL is demo")
     parser.add_argument("--text", action="append", help="SPEC to evaluate on; may be repeated")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--window", type=int, default=256)

@@ -19,7 +19,8 @@ from typing import Any
 import provenance
 import torch
 
-from slimrank.calibrate import Text
+from slimrank.calibrate import Text, read_text
+from slimrank.calibrate.mix import mixed
 from slimrank.errors import SlimrankError, UsageError
 
 Task = dict[str, Any]
@@ -37,6 +38,11 @@ def add_options(parser: argparse.ArgumentParser, *, out_required: bool = True, j
     parser.add_argument("--out", type=Path, required=out_required, help="the JSON file, gone on with where it has rows")
     parser.add_argument("--mixed", action="store_true", help="add to a file whose rows are of another commit")
     parser.add_argument("--commit", help="the commit of this code, where it is no checkout that knows it")
+
+
+def add_calibration(parser: argparse.ArgumentParser, said: str) -> None:
+    """The calibration text or texts, as every command takes them."""
+    parser.add_argument("--calibration", action="append", help=f"{said}; may be repeated, also as FILE*0.3")
 
 
 def count(text: str) -> int:
@@ -198,6 +204,12 @@ def named(model: str) -> str:
 def described(text: Text) -> str:
     """A text's file name, size and hash, so that it can be found again wherever it is."""
     return f"{Path(text.source).name}: {len(text.text)} characters, sha256 {text.sha256[:16]}"
+
+
+def calibrated_on(specs: Sequence[str]) -> str:
+    """The calibration text, or all of them with their shares."""
+    texts = [(described(read_text(spec)), share) for spec, share in mixed(specs)]
+    return texts[0][0] if len(texts) == 1 else "; ".join(f"{share:.4g} of {text}" for text, share in texts)
 
 
 def fingerprint(value: Any) -> str:

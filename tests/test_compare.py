@@ -207,6 +207,24 @@ def test_progress_is_of_one_calibration_and_of_any_recipes(place, monkeypatch):
     assert interrupted(["svd"], reading=replace(READING, seed=4), resume=False)[1].recipe == "svd"
 
 
+def test_several_calibration_texts_are_shared_by_all_rows(place, make_text):
+    (place / "other.txt").write_text(make_text(4000, seed=1))
+    args = ["compare", "dense", "--recipes", "svd-llm", "--keep", "0.6", "--text", "text.txt", "--samples", "8"]
+    args += ["--window", "32", "--max-windows", "4", "--out", "out", "--calibration"]
+    result = CliRunner().invoke(app, [*args, "text.txt*0.75", "--calibration", "other.txt"])
+    assert result.exit_code == 0, result.output
+    found = json.loads((place / "out" / "compare.json").read_text())
+    assert found["settings"]["reading"]["spec"] == ["text.txt*0.75", "other.txt"]
+    assert [text["share"] for text in found["rows"][1]["plan"]["calibration"]["texts"]] == [0.75, 0.25]
+    own = compress("dense", "svd-llm", keep=0.6, calibration=["text.txt*0.75", "other.txt"], samples=8, window=32)
+    linears = found["rows"][1]["plan"]["linears"]
+    assert {name: one["measured"] for name, one in linears.items()} == {
+        name: one.measured for name, one in own.plan.linears.items()
+    }
+    assert CliRunner().invoke(app, [*args, "text.txt"]).exit_code == 0
+    assert json.loads((place / "out" / "compare.json").read_text())["settings"]["reading"]["spec"] == "text.txt"
+
+
 def test_memory_that_is_too_little_is_refused(place):
     args = ["compare", "dense", "--recipes", "svd", "--calibration", "text.txt", "--text", "text.txt"]
     args += ["--samples", "8", "--window", "32", "--memory", "100MiB"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from slimrank.calibrate.frequencies import Frequencies
 from slimrank.errors import UsageError
 from slimrank.spectrum import LinearSpectrum, Spectrum
 
@@ -33,7 +34,8 @@ class Account(BaseModel):
     """What a run measured.
 
     computed, stored: dtypes; parameters: of the whole model, "dense" and "compressed"; dense_bytes: of the dense
-    weights; seconds: by stage; memory: peak bytes.
+    weights; seconds: by stage; memory: peak bytes; calibration: the tokens of each of its texts, none where an
+    older version kept none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,13 +50,15 @@ class Account(BaseModel):
     seconds: dict[str, float]
     memory: int
     versions: dict[str, str]
+    calibration: list[Frequencies] = []
     curves: dict[str, Curve]
 
     def to_json(self) -> str:
-        """The account's file: a line a linear."""
-        head = json.dumps(self.model_dump(exclude={"curves"}), indent=1).removesuffix("\n}")
+        """The account's file: a line a linear and a calibration text."""
+        tokens = ",\n".join(f"  {one.model_dump_json()}" for one in self.calibration)
+        head = json.dumps(self.model_dump(exclude={"curves", "calibration"}), indent=1).removesuffix("\n}")
         curves = ",\n".join(f"  {json.dumps(name)}: {curve.model_dump_json()}" for name, curve in self.curves.items())
-        return f'{head},\n "curves": {{\n{curves}\n }}\n}}\n'
+        return f'{head},\n "calibration": [\n{tokens}\n ],\n "curves": {{\n{curves}\n }}\n}}\n'
 
     @classmethod
     def load(cls, folder: Path) -> "Account":

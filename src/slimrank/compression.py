@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from slimrank.allocate.budget import require_room
+from slimrank.calibrate.frequencies import Frequencies
 from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.clock import Clock
 from slimrank.distributed import ALONE, World
@@ -32,7 +33,7 @@ def compress(
     recipe: str | Path | Recipe = "slimrank",
     *,
     keep: float = 0.8,
-    calibration: str | None = None,
+    calibration: str | Sequence[str] | None = None,
     samples: int = 256,
     window: int | None = None,
     seed: int = 3,
@@ -58,7 +59,8 @@ def compress(
         model: hub id, directory, GGUF file, `demo`, or what slimrank.load gave.
         recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
         keep: share of the compressed linears' parameters that stays, in (0, 1].
-        calibration: SPEC of the text (see read_text); needed unless the model is the demo.
+        calibration: SPEC of the text (see read_text), or a list of them, which share the windows equally or as
+            `SPEC*0.3` says (see calibrate.mix); needed unless the model is the demo.
         samples, window, seed: how many windows of how many tokens; window defaults to the context, at most 2048.
         filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
         plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
@@ -115,7 +117,7 @@ def compress(
             reading = Reading(calibration, samples, window, seed, special_tokens, chat)
             if plan:
                 reading = Reading.again(plan.calibration, calibration)
-            windows = read_windows(loaded, reading, plan.calibration["sha256"] if plan else None)
+            windows = read_windows(loaded, reading, plan.calibration if plan else None)
             identify(pieces, identity_of(decoder, windows, linears) | choices(chosen, plan, keep))
             if out is not None:
                 done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
@@ -152,7 +154,11 @@ def compress(
                 plan = factorize(session, plan, build=build)
             with clock("refine"):
                 plan = refine(session, plan)
-        result = Result(loaded, plan, session.spectrum(), (before, count_parameters(loaded.model)), clock.seconds)
+        parameters, tokens = (
+            (before, count_parameters(loaded.model)),
+            [Frequencies.of(one) for one in windows.by_text()],
+        )
+        result = Result(loaded, plan, session.spectrum(), parameters, clock.seconds, tokens)
         if out is not None and not plan_only:
             with clock("write"), world.apart():
                 if world.main:

@@ -150,7 +150,10 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
     columns = ["model", "perplexity", "nats lost", "KL"] if several else ["model", "perplexity"]
     for text, first in results[0].texts.items():
         cells = [(r.name, *measured(r.texts[text], first)[: len(columns) - 1]) for r in results]
-        table(columns, cells, of_text(text, first))
+        far = [r.distances[text].told() if text in r.distances else "" for r in results]
+        if any(far):
+            cells = [(*row, own) for row, own in zip(cells, far, strict=True)]
+        table([*columns, "distance"] if any(far) else columns, cells, of_text(text, first))
     sizes = [(r.name, f"{r.linear_parameters:,}", f"{r.parameters:,}", f"{r.bytes:,}") for r in results]
     table(["model", "linears", "parameters", "bytes"], sizes)
     for sentence in [sentence for result in results for sentence in result.notes]:

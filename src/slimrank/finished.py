@@ -40,4 +40,5 @@ def finished(pieces: Pieces, out: Path, dense: Loaded, *, overwrite: bool, devic
     )
     loaded = load(str(out), dtype=str(dense.model.dtype).removeprefix("torch."), device=device)
     before, after = facts["parameters"]
-    return Result(replace(loaded, name=dense.name), plan, spectrum, (before, after), facts["seconds"])
+    tokens = Account.load(out).calibration
+    return Result(replace(loaded, name=dense.name), plan, spectrum, (before, after), facts["seconds"], tokens)

@@ -8,19 +8,26 @@ import typer
 from slimrank.errors import UsageError
 
 
-def _named(calibration: str | None) -> str | None:
-    if calibration == "":
+def _named(calibration: list[str] | None) -> list[str] | None:
+    if "" in (calibration or ()):
         raise UsageError("--calibration is empty: give a text such as train.txt, or `demo`.")
     return calibration
+
+
+def one_or_all(calibration: list[str] | None) -> str | list[str] | None:
+    """One text by itself, as in what was written before there could be several."""
+    return calibration[0] if calibration and len(calibration) == 1 else calibration or None
 
 
 Model = Annotated[str, typer.Argument(help="Hub id, local directory, .gguf file, or `demo`, the embedded model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
 Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
 Calibration = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`.", callback=_named
+        help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`; may be repeated: "
+        "equal shares of the windows, or `FILE*0.3`.",
+        callback=_named,
     ),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]

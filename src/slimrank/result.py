@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from slimrank.account import FILE as ACCOUNT
 from slimrank.account import Account, curves_of
+from slimrank.calibrate.frequencies import Frequencies
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
@@ -24,13 +25,17 @@ PLAN = "slimrank/plan.json"
 
 @dataclass
 class Result:
-    """A compressed model in memory and the account of it. parameters: of the whole model, before and after."""
+    """A compressed model in memory and the account of it.
+
+    parameters: of the whole model, before and after; tokens: of each calibration text's windows.
+    """
 
     loaded: Loaded
     plan: Plan
     spectrum: Spectrum
     parameters: tuple[int, int]
     seconds: dict[str, float] = field(default_factory=dict)
+    tokens: list[Frequencies] = field(default_factory=list)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -80,6 +85,7 @@ class Result:
             seconds=self.seconds,
             memory=peak_memory(),
             versions=versions(),
+            calibration=self.tokens,
             curves=curves_of(self.spectrum, {name: one.own_rank for name, one in self.plan.linears.items()}),
         )
 
@@ -94,7 +100,9 @@ class Result:
             "recipe": self.plan.recipe.name,
             "linears": f"{budget.used:,} of {budget.dense:,} parameters ({budget.used / budget.dense:.1%})",
             "whole model": f"{after:,} of {before:,} parameters ({after / before:.1%})",
-            "calibration": ", ".join(f"{key} {_short(value)}" for key, value in self.plan.calibration.items()),
+            "calibration": ", ".join(
+                f"{key} {_short(value)}" for key, value in self.plan.calibration.items() if key != "texts"
+            ),
         }
 
 

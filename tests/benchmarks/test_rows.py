@@ -30,6 +30,16 @@ def test_what_is_there_is_not_measured_again(place, run, script, monkeypatch, ca
     assert status == 2 and said.startswith("rows.json was made with texts ['test.txt: ")
 
 
+def test_several_calibration_texts_are_in_the_settings(place, run, script):
+    texts = ["--calibration", "text.txt*0.25", "--calibration", "b/test.txt"]
+    run("recipes", "dense", *texts, *CALIBRATION[2:], *QUICK[-4:], "--text", "a/test.txt", "--out", "rows.json")
+    of = script("rows").calibrated_on
+    one, other = of(["text.txt"]), of(["b/test.txt"])
+    assert one.startswith("text.txt: ") and other.startswith("test.txt: ")
+    settings = json.loads((place / "rows.json").read_text())["settings"]
+    assert settings["calibration"] == f"0.25 of {one}; 0.75 of {other}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@ import json
 import math
 
 from slimrank.evaluate import ModelResult, Perplexity, count_parameters, to_json, weight_bytes
+from slimrank.evaluate.likeness import Distance
 
 DENSE = ModelResult("dense", {"a": Perplexity(math.exp(2), 2.0, 30, 2, 16, (1.5, 2.5))}, 100, 150, 600)
 SMALL = ModelResult(
@@ -13,6 +14,7 @@ SMALL = ModelResult(
     80,
     130,
     520,
+    distances={"a": Distance(0.75, 0.125)},
 )
 
 
@@ -42,12 +44,15 @@ def test_json():
                 "tokens": 30,
                 "windows": 2,
                 "window": 16,
+                "distance": None,
+                "distance_usual": None,
             }
         },
         "tasks": {},
         "notes": [],
     }
     assert (small["texts"]["a"]["kl"], small["texts"]["a"]["kl_stderr"]) == (0.25, 0.125)
+    assert (small["texts"]["a"]["distance"], small["texts"]["a"]["distance_usual"]) == (0.75, 0.125)
     assert small["texts"]["a"]["nats_lost_stderr"] == 0.25 and small["texts"]["b"]["kl"] is None
     assert small["texts"]["a"]["nats_lost"] == 0.5
     assert small["texts"]["b"]["perplexity"] is None and small["texts"]["b"]["nats_lost"] is None

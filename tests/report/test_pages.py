@@ -45,6 +45,7 @@ def test_a_run_is_told_whole(run_folder, measured):
     assert list(block(page, "charts")) == ["map-kept", "spectra-chart", "agreement", "map-measured", "stages"]
     assert all(f'id="{name}"' in page for name in block(page, "charts"))
     assert "small &amp; &lt;fast&gt;" in page and "+0.2500" in page  # from the evaluation
+    assert "<td>0.50 (0.25)</td>" in page and "<li>a.txt is unlike it.</li>" in page
     assert "<td>piqa</td><td>acc</td><td>9</td><td>0</td><td>0.5000</td>" in page
     assert "80.0" in page and "It waits for memory." in page  # from the bench: 8 tokens in 0.1 s
 

@@ -1,7 +1,8 @@
 """Windows of tokens at random places of a text, as the literature draws them."""
 
+import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from slimrank.calibrate.mix import apportioned, interleaved, origins
 from slimrank.calibrate.texts import Text
 from slimrank.calibrate.tokens import encode, fingerprint
 from slimrank.errors import SlimrankError, UsageError
@@ -28,13 +30,21 @@ def _no_more(count: int, seed: int) -> Tensor:
 class Windows:
     """Token ids, int64: `calibration` (samples, window), `held_out` (held-out windows, window), and how they came.
 
-    `more(count, seed)` draws further windows from where the calibration ones came from.
+    `more(count, seed)` draws further windows from where the calibration ones came from. origins: (samples,) which of
+    several texts each of these is of, None where there is one.
     """
 
     calibration: Tensor
     held_out: Tensor
     record: dict[str, Any]
     more: Callable[[int, int], Tensor] = _no_more
+    origins: Tensor | None = None
+
+    def by_text(self) -> list[Tensor]:
+        """The calibration windows of each text."""
+        if self.origins is None:
+            return [self.calibration]
+        return [self.calibration[self.origins == index] for index in self.origins.unique()]
 
 
 class _Part(NamedTuple):
@@ -45,32 +55,36 @@ class _Part(NamedTuple):
 
 def sample_windows(
     tokenizer: "PreTrainedTokenizerBase",
-    text: Text,
+    text: Text | Sequence[Text],
     *,
     samples: int,
     window: int,
     seed: int,
     held_out: int | None = None,
     special_tokens: bool = False,
+    shares: Sequence[float] = (),
 ) -> Windows:
     """Draw exactly `samples` windows from the first nine tenths of the text and `held_out` from the last tenth.
 
     Each window is the first `window` tokens of the text from a random character on. A window out of the middle of a
     text has no BOS before it, so none is put there unless `special_tokens` asks for the tokenizer's default ones.
-    `held_out` defaults to max(8, samples // 8), at most what the tail yields without overlap. The same arguments give
-    the same windows. Raises SlimrankError when a part of the text is too short, UsageError for counts below 1.
+    `held_out` defaults to max(8, samples // 8), at most what the tail yields without overlap. Several texts give
+    windows in `shares`, by default equal ones, in the order of `interleaved`. The same arguments give the same windows.
+    Raises SlimrankError when a part of a text is too short, UsageError for counts below 1 or too few for the shares.
     """
     _check_counts(samples, window, held_out)
-    head, tail = _parts(text)
+    texts = [text] if isinstance(text, Text) else list(text)
+    shares = shares or [1 / len(texts)] * len(texts)
+    heads, tails = zip(*(_parts(one, alone=len(texts) == 1) for one in texts), strict=True)
     encoder = partial(encode, tokenizer, special_tokens=special_tokens)
-    _require(_disjoint(encoder, head, window, samples), samples, window, head)
-    wanted = max(8, samples // 8) if held_out is None else held_out
-    available = _disjoint(encoder, tail, window, wanted)
-    count = max(1, min(wanted, available)) if held_out is None else held_out
-    _require(available, count, window, tail)
+    counts = apportioned(samples, shares)
+    for head, count in zip(heads, counts, strict=True):
+        if not count:
+            raise UsageError(f"--samples {samples} leaves no window for {head.name}: give more, or it a larger share.")
+        _require(_disjoint(encoder, head, window, count), count, window, head)
+    count = _held_out(encoder, tails, shares, window, held_out, max(8, samples // 8))
     record = {
-        "source": text.source,
-        "sha256": text.sha256,
+        **_sources(texts, shares),
         "tokenizer": fingerprint(tokenizer),
         "samples": samples,
         "window": window,
@@ -78,11 +92,13 @@ def sample_windows(
         "held_out": count,
         "special_tokens": special_tokens,
     }
+    drawn = partial(_drawn, encoder, shares=shares, window=window)
 
     def more(number: int, other_seed: int) -> Tensor:
-        return _draw(encoder, head, number, window, other_seed)
+        return drawn(heads, count=number, seed=other_seed)
 
-    return Windows(more(samples, seed), _draw(encoder, tail, count, window, seed), record, more)
+    of = origins(counts, seed) if len(texts) > 1 else None
+    return Windows(more(samples, seed), drawn(tails, count=count, seed=seed), record, more, of)
 
 
 def context_length(config: "PretrainedConfig") -> int | None:
@@ -108,12 +124,43 @@ def _check_counts(samples: int, window: int, held_out: int | None) -> None:
             raise UsageError(f"{option} {value} is too small: give at least {least}")
 
 
-def _parts(text: Text) -> tuple[_Part, _Part]:
+def _parts(text: Text, alone: bool) -> tuple[_Part, _Part]:
     boundary = len(text.text) * 9 // 10
+    options = ("--samples", "held_out") if alone else ("", "")
     return (
-        _Part(text.text[:boundary], f"the first nine tenths of {text.source}", "--samples"),
-        _Part(text.text[boundary:], f"the last tenth of {text.source} (kept for held-out windows)", "held_out"),
+        _Part(text.text[:boundary], f"the first nine tenths of {text.source}", options[0]),
+        _Part(text.text[boundary:], f"the last tenth of {text.source} (kept for held-out windows)", options[1]),
     )
+
+
+def _sources(texts: Sequence[Text], shares: Sequence[float]) -> dict[str, Any]:
+    """What a record says of the texts: one as it is, several in a word, and each under `texts`."""
+    if len(texts) == 1:
+        return {"source": texts[0].source, "sha256": texts[0].sha256}
+    found = [
+        {"source": text.source, "sha256": text.sha256, "share": share}
+        for text, share in zip(texts, shares, strict=True)
+    ]
+    return {
+        "source": ", ".join(f"{one['source']} ({one['share']:.4g})" for one in found),
+        "sha256": hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest(),
+        "texts": found,
+    }
+
+
+def _held_out(
+    encoder: Encoder, tails: Sequence[_Part], shares: Sequence[float], window: int, asked: int | None, usual: int
+) -> int:
+    """How many held-out windows there are: those asked for, or as many of the usual ones as all tails yield."""
+    count = usual if asked is None else asked
+    wanted = apportioned(count, shares)
+    available = [_disjoint(encoder, tail, window, own) for tail, own in zip(tails, wanted, strict=True)]
+    while asked is None and count > len(tails) and any(map(int.__gt__, wanted, available)):
+        count -= 1
+        wanted = apportioned(count, shares)
+    for tail, own, there in zip(tails, wanted, available, strict=True):
+        _require(there, own, window, tail)
+    return count
 
 
 def _disjoint(encoder: Encoder, part: _Part, window: int, wanted: int) -> int:
@@ -125,14 +172,24 @@ def _disjoint(encoder: Encoder, part: _Part, window: int, wanted: int) -> int:
 
 def _require(available: int, asked: int, window: int, part: _Part) -> None:
     if available < asked:
-        fewer = f"{part.option} {available}, " if available else ""
+        fewer = (f"{part.option} {available}, " if part.option else "another share, ") if available else ""
         raise SlimrankError(
             f"The text is too short: only {available} of the {asked} windows of {window} tokens fit into {part.name},"
             f" so use {fewer}a smaller --window or more text"
         )
 
 
-def _draw(encoder: Encoder, part: _Part, count: int, window: int, seed: int) -> Tensor:
+def _drawn(
+    encoder: Encoder, parts: Sequence[_Part], *, shares: Sequence[float], window: int, count: int, seed: int
+) -> Tensor:
+    """(count, window) ids from all parts in these shares; every part after the first has a seed of its own."""
+    counts = apportioned(count, shares)
+    seeds: list[int | str] = [seed, *(f"{seed}/{index}" for index in range(1, len(parts)))]
+    rows = [_draw(encoder, part, own, window, one) for part, own, one in zip(parts, counts, seeds, strict=True)]
+    return interleaved(rows, seed)
+
+
+def _draw(encoder: Encoder, part: _Part, count: int, window: int, seed: int | str) -> Tensor:
     """(count, window) ids from random characters of the part on."""
     rng = random.Random(seed)
     rows: list[list[int]] = []

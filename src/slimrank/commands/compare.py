@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from slimrank.errors import UsageError
-from slimrank.options import Calibration, Device, Dtype, Model, Refine, Samples, Seed, Settings, Window
+from slimrank.options import Calibration, Device, Dtype, Model, Refine, Samples, Seed, Settings, Window, one_or_all
 
 NO_MATTER = {"out", "resume", "memory"}  # to the rows
 
@@ -64,7 +64,7 @@ def compare(
     if not text and model != "demo":
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
     texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
-    reading = Reading(calibration, samples, window, seed)
+    reading = Reading(one_or_all(calibration), samples, window, seed)
     size = None if memory is None else parse_size(memory)
     if memory and not out:
         raise UsageError("--memory needs --out: what has no room in memory is kept there.")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from slimrank.calibrate.texts import Text, read_text
 from slimrank.calibrate.windows import check_window, context_length
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate.likeness import distances
 from slimrank.evaluate.perplexity import Perplexity, perplexity
 from slimrank.evaluate.reference import Reference, reference_of
 from slimrank.evaluate.results import ModelResult, count_parameters, stored_bytes, weight_bytes
@@ -42,6 +43,8 @@ def evaluate_models(
 ) -> list[ModelResult]:
     """Perplexity of each model on each text, and what the models lost against the first one: nats, and KL(first || it).
 
+    Of a folder that compress wrote also how far each text is from the calibration text.
+
     models: hub ids, directories or `demo`, each in memory in its turn, and models in memory, which stay as they are:
     what slimrank.load gave, or transformers' own, such as compress's Result.model; by their names, if that is given.
     texts: SPECs, or what calibrate.read_text gave. tokenizer: of models that come without one, by default the first
@@ -59,7 +62,7 @@ def evaluate_models(
     chosen = Tasks(tasks, tasks_path, limit) if tasks else None
     specs = texts or ([] if tasks else ["demo"])
     read = [one if isinstance(one, Text) else read_text(one, part="evaluation") for one in specs]
-    options: dict[str, Any] = {"max_windows": max_windows, "special_tokens": special_tokens, "track": track}
+    options: dict[str, Any] = {"max_windows": max_windows, "special_tokens": special_tokens}
     results: list[ModelResult] = []
     for name, model in named:
         loaded = opened(model, name, tokenizer, dtype=dtype, device=device)
@@ -68,10 +71,12 @@ def evaluate_models(
         check_window(window, loaded.model.config)
         if not results:
             first, why = followed(loaded) if read and len(named) > 1 else (None, None)
-        found = perplexities(loaded, read, window=window, first=first, is_first=not results, **options)
+        measuring = options | {"window": window, "track": track}
+        found = perplexities(loaded, read, first=first, is_first=not results, **measuring)
+        far, said = distances(loaded, read, window=window, **options)
         scores = chosen.measure(loaded) if chosen else {}
-        result = ModelResult(name or loaded.name, found, *sizes(loaded, model), scores)
-        results.append(replace(result, notes=apart(result, results[0], why) if results else ()))
+        result = ModelResult(name or loaded.name, found, *sizes(loaded, model), scores, distances=far)
+        results.append(replace(result, notes=(*(apart(result, results[0], why) if results else ()), *said)))
         if first and len(results) == 1 and isinstance(model, str | Path):
             first.let_go()
         del loaded  # before the next one comes

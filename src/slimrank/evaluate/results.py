@@ -11,6 +11,7 @@ import torch
 from torch.nn import Module
 from transformers import PreTrainedModel
 
+from slimrank.evaluate.likeness import Distance
 from slimrank.evaluate.mean import Mean
 from slimrank.evaluate.perplexity import Perplexity
 from slimrank.forms.quantized import QuantizedLinear
@@ -25,7 +26,8 @@ class ModelResult:
     """One evaluated model: a Perplexity per text, tasks, parameter counts, and the bytes of its weights on disk.
 
     `linear_parameters` counts the linears that a compression may touch, `parameters` the whole model; notes: what could
-    not be compared with the first model, a sentence each.
+    not be compared with the first model, and which text is unlike the calibration text, a sentence each; distances: of
+    the texts from the calibration text, where that is known.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ModelResult:
     bytes: int
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    distances: dict[str, Distance] = field(default_factory=dict)
 
     def lost(self, first: "ModelResult") -> dict[str, Mean]:
         """Nats per token more than `first` pays, for each text that both have read."""
@@ -50,7 +53,7 @@ def to_json(results: Sequence[ModelResult]) -> str:
 
     {"version": 1, "models": [{"name", "parameters": {"linears", "model"}, "bytes",
     "texts": {source: {"perplexity", "perplexity_stderr", "nats", "nats_stderr", "nats_lost", "nats_lost_stderr", "kl",
-    "kl_stderr", "tokens", "windows", "window"}},
+    "kl_stderr", "tokens", "windows", "window", "distance", "distance_usual"}},
     "tasks": {name: {"items", "shots", "version", "metrics": {metric: {"value", "stderr"}}}}, "notes"}]}
     """
     models = [_model(result, results[0]) for result in results]
@@ -62,10 +65,18 @@ def _model(result: ModelResult, first: ModelResult) -> dict[str, Any]:
         "name": result.name,
         "parameters": {"linears": result.linear_parameters, "model": result.parameters},
         "bytes": result.bytes,
-        "texts": {text: text_json(measured, first.texts.get(text)) for text, measured in result.texts.items()},
+        "texts": {
+            text: text_json(measured, first.texts.get(text)) | _distance(result.distances.get(text))
+            for text, measured in result.texts.items()
+        },
         "tasks": {name: asdict(task) for name, task in result.tasks.items()},
         "notes": list(result.notes),
     }
+
+
+def _distance(found: Distance | None) -> dict[str, float | None]:
+    value, usual = (None, None) if found is None else (found.value, found.usual)
+    return {"distance": value, "distance_usual": usual}
 
 
 def text_json(measured: Perplexity, first: Perplexity | None) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def fingerprints(plans: dict[str, Plan]) -> list[tuple[str, str]]:
     if plan is None:
         return []
     return [
-        (f"{part}, {key}", str(value))
+        (f"{part}, {key}", value if isinstance(value, str) else json.dumps(value))
         for part in ("model", "calibration")
         for key, value in getattr(plan, part).items()
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from slimrank.errors import UsageError
+from slimrank.evaluate.likeness import Distance
 
 TEXT_HEAD = ("perplexity", "nats lost", "KL")
 Table = tuple[str, list[str], list[list[str]]]
@@ -48,9 +49,15 @@ def evaluation_tables(path: Path) -> list[Table]:
     tables = []
     for text in models[0]["texts"] if models else ():
         read = models[0]["texts"][text]
-        rows = [_text_row(model, model["texts"][text]) for model in models if text in model["texts"]]
+        there = [model for model in models if text in model["texts"]]
+        far = [_distance(model["texts"][text]) for model in there]
+        rows = [
+            _text_row(model, model["texts"][text], [own] if any(far) else [])
+            for model, own in zip(there, far, strict=True)
+        ]
         caption = f"{text}: {read['windows']} windows of {read['window']} tokens"
-        tables.append((caption, ["model", *TEXT_HEAD, "parameters", "bytes"], rows))
+        head = ["model", *TEXT_HEAD, *(["distance"] if any(far) else []), "parameters", "bytes"]
+        tables.append((caption, head, rows))
     scored = [
         [
             name,
@@ -71,9 +78,20 @@ def _score(score: dict[str, Any]) -> str:
     return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
 
 
-def _text_row(model: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def evaluation_notes(path: Path) -> list[str]:
+    """What the evaluation says beside its tables, a sentence each."""
+    return [note for model in read_json(path, "models")["models"] for note in model.get("notes", ())]
+
+
+def _text_row(model: dict[str, Any], found: dict[str, Any], more: list[str]) -> list[str]:
     sizes = [f"{model['parameters']['model']:,}", f"{model['bytes']:,}"]
-    return [model["name"], *text_cells(found), *sizes]
+    return [model["name"], *text_cells(found), *more, *sizes]
+
+
+def _distance(found: dict[str, Any]) -> str:
+    """From the calibration text, and the usual one; empty where it is not known."""
+    value, usual = found.get("distance"), found.get("distance_usual")
+    return "" if value is None else Distance(value, usual).told()
 
 
 def text_cells(found: dict[str, Any]) -> list[str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from slimrank.account import Account
-from slimrank.calibrate.texts import spec_of
+from slimrank.calibrate.reading import specs_again
 from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
 from slimrank.report import charts
 from slimrank.report.data import Columns, columns, curve_columns, linear_columns, root_mean_square
-from slimrank.report.measured import evaluation_tables, speed_table, understood
+from slimrank.report.measured import Table, evaluation_notes, evaluation_tables, speed_table, understood
 from slimrank.report.page import render
 
 Facts = list[tuple[str, str]]
@@ -26,10 +26,10 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         UsageError: if the folder has no plan or account, a JSON can't be read, or altair is not installed.
     """
     plan, account = Plan.load(folder / "slimrank" / "plan.json"), Account.load(folder)
-    rows, evaluations, speed = sizes(plan, account, folder), [], None
+    rows, evaluations, said, speed = sizes(plan, account, folder), list[Table](), list[str](), None
     if evaluation:
         with understood(evaluation):
-            evaluations = evaluation_tables(evaluation)
+            evaluations, said = evaluation_tables(evaluation), evaluation_notes(evaluation)
     if bench:
         with understood(bench):
             speed = speed_table(bench)
@@ -50,6 +50,7 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         forms=forms(plan),
         notes=plan.notes,
         evaluations=evaluations,
+        evaluation_notes=said,
         speed=speed,
         by_plan=command(plan, account, "--plan", folder / "slimrank" / "plan.json"),
         by_recipe=command(plan, account, "--recipe", "recipe.yaml", *settled(plan)),
@@ -136,8 +137,8 @@ def forms(plan: Plan) -> str:
 
 def command(plan: Plan, account: Account, *words: object) -> str:
     """The command that makes the run again from its plan or its recipe, as `words` say."""
-    text = spec_of(plan.calibration["source"])
-    spec = [] if account.model == text == "demo" else ["--calibration", text]
+    texts = specs_again(plan.calibration)
+    spec = [] if [account.model] == texts == ["demo"] else [word for text in texts for word in ("--calibration", text)]
     where = ["--device", account.device, "--dtype", account.computed]
     return shlex.join(str(word) for word in ("slimrank", "compress", account.model, *words, *spec, *where))
 
@@ -154,9 +155,10 @@ def settled(plan: Plan) -> list[object]:
 
 def fingerprints(plan: Plan, account: Account) -> Facts:
     """Hashes, the rest of what calibration recorded, and the versions."""
-    said = {"source", "samples", "window", "seed", "special_tokens", "chat"}
+    said = {"source", "samples", "window", "seed", "special_tokens", "chat", "texts"}
     found = [(f"Model, {key}", value) for key, value in plan.model.items()]
     found += [(f"Calibration, {key}", str(value)) for key, value in plan.calibration.items() if key not in said]
+    found += [(f"Calibration, {text['source']}", text["sha256"]) for text in plan.calibration.get("texts", ())]
     return [*found, *account.versions.items()]
 
 
