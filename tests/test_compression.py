@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from slimrank import compress, load, optimize
 from slimrank.calibrate import Windows
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate import count_parameters
 from slimrank.forms import compressed_layers
 from slimrank.linear import weight_of
 from slimrank.model import Decoder
@@ -137,6 +138,18 @@ def test_the_prediction_follows_an_edited_rank_and_nothing_stays_of_the_run_befo
     lowered, dense = (result.plan.linears[name] for name in names)
     assert lowered.relative > 1.5 * plan.linears[names[0]].relative
     assert (dense.form, dense.relative, dense.layer) == ("dense", 0, None)
+
+
+@pytest.mark.parametrize(
+    "refine", [[], ["refine=[anchored, temperature]"], ["refine=[anchored, {name: distill, tokens: 64}]"]]
+)
+def test_a_tied_head_is_counted_once_on_every_road(tiny_llama, directory, run, refine, tmp_path):
+    tiny_llama(tie_word_embeddings=True).to(torch.bfloat16).save_pretrained(directory)
+    inside = run("slimrank", settings=[f"refine={refine}"])
+    written = run("slimrank", settings=[f"refine={refine}"], out=tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert inside.parameters == written.parameters
+    assert inside.parameters[1] == count_parameters(loaded) == count_parameters(inside.model)
 
 
 def test_an_unedited_plan_gives_the_same_again(run, directory):

@@ -225,10 +225,13 @@ class DiskWeights(Weights):
     def _release(self, part: Part) -> None:
         if self._swapped is not None:
             self._swapped.pop(part, None)
+        away: dict[nn.Parameter, nn.Parameter] = {}  # one for all places of a tied one
         for module, leaf, _ in self._here.pop(part, ()):
             held = module._parameters.get(leaf)
             if held is not None:
-                module._parameters[leaf] = nn.Parameter(held.to("meta"), requires_grad=False)
+                if held not in away:
+                    away[held] = nn.Parameter(held.to("meta"), requires_grad=False)
+                module._parameters[leaf] = away[held]
 
     def _bytes(self) -> int:
         return sum(size for places in self._here.values() for _, _, size in places)

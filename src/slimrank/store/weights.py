@@ -79,7 +79,7 @@ class Weights:
             state = {
                 name: tensor
                 for name, tensor in self.model.state_dict().items()
-                if self.part_of(name) == part and not self._still_dense(name)
+                if self.part_of(name) == part and not self._still_dense(name, tensor)
             }
         forms = {
             name: module.entry()
@@ -103,7 +103,9 @@ class Weights:
         """The model's tensors as they are to be written, in `dtype`; None where the model itself has them."""
         return None
 
-    def _still_dense(self, name: str) -> bool:
+    def _still_dense(self, name: str, tensor: Tensor) -> bool:
+        if self.part_of(name) is None:  # no refiner changes embeddings and head, which may be one tensor
+            return tensor.ndim > 1
         module = self._matrices.get(name)
         return module is not None and self.model.get_submodule(name.rpartition(".")[0]) is module
 
