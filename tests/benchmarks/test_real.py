@@ -240,7 +240,13 @@ def test_make_real_hands_its_variables_to_the_script(script):
     given = ["CALIBRATION=train.tokens", "TEXTS=a.tokens c4.jsonl", "DEVICE=cuda", "TASKS=own", "REAL=--minutes 9"]
 
     def command(*variables):
-        said = subprocess.run(["make", "-n", "real", *variables], cwd=root, check=True, capture_output=True, text=True)
+        said = subprocess.run(
+            ["make", "--no-print-directory", "-n", "real", *variables],
+            cwd=root,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         return shlex.split(said.stdout.replace("\\\n", " ").splitlines()[-1])[1:]
 
     texts = ["--calibration", "train.tokens", "--text", "a.tokens", "--text", "c4.jsonl"]
