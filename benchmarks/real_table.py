@@ -21,7 +21,7 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Iterator[str]
     texts = list(measured[0]["texts"]) if measured else []
     yield from dense(found, tasks)
     most = {key: max((row[key] for row in rows if key in row), default=0) for key in AT_LEAST}
-    heads = [f"{what} {keep:g}" for what in ("nats", "KL", "accuracy") for keep in keeps]
+    heads = [f"{what} {keep:g}" for what in ("nats", "KL", *(["accuracy"] if tasks else [])) for keep in keeps]
     yield "| recipe | " + " | ".join(heads) + " | seconds |"
     yield "|---" * (len(heads) + 2) + "|"
     names = {row["recipe"] for row in rows} - {"dense"}
@@ -29,11 +29,12 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Iterator[str]
     for name, settings in sorted(labels, key=lambda one: (place(one[0], order), one)):
         own = [row for row in found.values() if (row["recipe"], tuple(row["settings"])) == (name, settings)]
         cells = [judged([r for r in own if r["keep"] == keep], texts, key, most) for key in KEYS for keep in keeps]
-        cells += [accuracy([r for r in own if r["keep"] == keep], tasks, most) for keep in keeps]
+        cells += [accuracy([r for r in own if r["keep"] == keep], tasks, most) for keep in keeps if tasks]
         spent = [row["seconds"] for row in own if row["part"] == "texts"]
         label = f"{name} ({', '.join(settings)})" if settings else name
         yield f"| {label} | {' | '.join(cells)} | {f'{statistics.mean(spent):.0f}' if spent else '-'} |"
-    yield f"\nNats lost and KL(dense || recipe) a token: {' / '.join(texts)}. Accuracy: the mean of {len(tasks)} tasks."
+    scored = f" Accuracy: the mean of {len(tasks)} tasks." if tasks else ""
+    yield f"\nNats lost and KL(dense || recipe) a token: {' / '.join(texts)}.{scored}"
 
 
 def largest(rows: Sequence[dict[str, Any]]) -> Found:
@@ -66,7 +67,8 @@ def dense(found: Found, tasks: Sequence[str]) -> Iterator[str]:
         for text, read in row["texts"].items()
     ]
     if said:
-        yield f"Dense: perplexity {', '.join(said)}; accuracy {accuracy(own, tasks, {})}.\n"
+        scored = f"; accuracy {accuracy(own, tasks, {})}" if tasks else ""
+        yield f"Dense: perplexity {', '.join(said)}{scored}.\n"
 
 
 def judged(rows: Sequence[dict[str, Any]], texts: Sequence[str], key: str, most: dict[str, int]) -> str:
