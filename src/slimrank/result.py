@@ -129,6 +129,8 @@ def memory_for_people(size: int) -> str:
 
 
 def _short(value: object) -> str:
-    """A hash by its first twelve digits, a path by its end."""
+    """A hash by its first twelve digits, a path by its file's name, one among several paths too."""
     text = str(value)
-    return text[:12] if len(text) == 64 and text.isalnum() else text[-60:]
+    if len(text) == 64 and text.isalnum():
+        return text[:12]
+    return ", ".join(part.rpartition("/")[2] if part.startswith("/") else part for part in text.split(", "))
