@@ -11,7 +11,7 @@ from slimrank.linear import bias_of, shape_of
 from slimrank.refine.replay import Replay
 from slimrank.session import Session
 
-HELD = 2**30  # bytes of a block's dense outputs that are held rather than computed for every input again
+HELD = 2**30  # bytes of a block's dense outputs, and a quarter of it of compressed ones, that are not computed again
 
 
 class Pair:
@@ -25,7 +25,7 @@ class Pair:
         ids, batch = session.world.share(ids), default_batch(session.decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
-        self._replay = Replay(min(HELD, session.decoder.states_room.host))
+        self._replay = Replay(min(HELD, session.decoder.states_room.host) // 4)
         self._seen: set[str] = set()  # the block's linears whose moments were given, and that were fitted since
 
     @property
