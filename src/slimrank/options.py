@@ -19,6 +19,14 @@ def one_or_all(calibration: list[str] | None) -> str | list[str] | None:
     return calibration[0] if calibration and len(calibration) == 1 else calibration or None
 
 
+def _placed(context: typer.Context, device: str) -> str:
+    if device != "auto" or context.resilient_parsing:
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 Model = Annotated[str, typer.Argument(help="Hub id, local directory, .gguf file, or `demo`, the embedded model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
 Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
@@ -43,6 +51,9 @@ Refine = Annotated[
 ]
 Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
 SpecialTokens = Annotated[bool, typer.Option(help="Begin windows with the tokenizer's special tokens (BOS).")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
+Device = Annotated[
+    str,
+    typer.Option(help="Where to compute: auto (a CUDA device where there is one), cpu, cuda, ...", callback=_placed),
+]
 Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON to this file.")]

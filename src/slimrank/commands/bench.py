@@ -20,7 +20,7 @@ def bench(
         bool, typer.Option("--compile", help="Decode by torch.compile, all models alike; it needs a C++ compiler.")
     ] = False,
     json_file: JsonFile = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")] = "bfloat16",
 ) -> None:
     """Prefill, first token, decoding and memory of models that take turns, and where low rank does not pay.

@@ -38,7 +38,7 @@ def compare(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory to stay within with --out; by default what is free.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
     """Compare recipes on one model, calibrating once; nothing is written unless --out says where.

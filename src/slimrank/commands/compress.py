@@ -50,7 +50,7 @@ def compress(
     ] = None,
     chat: Chat = False,
     special_tokens: SpecialTokens = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
     """Compress MODEL and write a checkpoint that loads like any other.

@@ -22,7 +22,7 @@ def evaluate(
     tasks_path: Annotated[Path | None, typer.Option(help="Folder with task files (YAML) of your own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
     json_file: JsonFile = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
     """Perplexity, nats lost, task scores, parameters and bytes of models, side by side.

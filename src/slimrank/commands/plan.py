@@ -34,7 +34,7 @@ def plan(
     settings: Settings = None,
     chat: Chat = False,
     special_tokens: SpecialTokens = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
     """Do everything up to the plan, and write that: a JSON file to read, edit, and give to `compress --plan`.
