@@ -10,10 +10,10 @@ KEYS = ("nats_lost", "kl")
 Found = dict[tuple[Any, ...], dict[str, Any]]
 
 
-def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Iterator[str]:
-    """A line a recipe: nats lost and KL by text, the tasks' mean accuracy, each at every keep, and seconds of a row.
+def table(rows: Sequence[dict[str, Any]], order: Sequence[str], *, seconds: bool = True) -> Iterator[str]:
+    """A line a recipe: nats lost and KL by text, the tasks' mean accuracy, each at every keep.
 
-    Means over seeds. A star: judged on less text than other rows, or on fewer documents.
+    seconds: also those of a row. Means over seeds. A star: judged on less text than other rows, or on fewer documents.
     """
     found, tasks = largest(rows), sorted({row["part"] for row in rows} - {"texts"})
     keeps = sorted({row["keep"] for row in found.values() if row["recipe"] != "dense"}, reverse=True)
@@ -22,8 +22,9 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Iterator[str]
     yield from dense(found, tasks)
     most = {key: max((row[key] for row in rows if key in row), default=0) for key in AT_LEAST}
     heads = [f"{what} {keep:g}" for what in ("nats", "KL", *(["accuracy"] if tasks else [])) for keep in keeps]
-    yield "| recipe | " + " | ".join(heads) + " | seconds |"
-    yield "|---" * (len(heads) + 2) + "|"
+    heads += ["seconds"] if seconds else []
+    yield "| recipe | " + " | ".join(heads) + " |"
+    yield "|---" * (len(heads) + 1) + "|"
     names = {row["recipe"] for row in rows} - {"dense"}
     labels = {(name, tuple(row["settings"])) for row in found.values() if (name := row["recipe"]) in names}
     for name, settings in sorted(labels, key=lambda one: (place(one[0], order), one)):
@@ -32,7 +33,8 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Iterator[str]
         cells += [accuracy([r for r in own if r["keep"] == keep], tasks, most) for keep in keeps if tasks]
         spent = [row["seconds"] for row in own if row["part"] == "texts"]
         label = f"{name} ({', '.join(settings)})" if settings else name
-        yield f"| {label} | {' | '.join(cells)} | {f'{statistics.mean(spent):.0f}' if spent else '-'} |"
+        cells += [f"{statistics.mean(spent):.0f}" if spent else "-"] if seconds else []
+        yield f"| {label} | {' | '.join(cells)} |"
     scored = f" Accuracy: the mean of {len(tasks)} tasks." if tasks else ""
     yield f"\nNats lost and KL(dense || recipe) a token: {' / '.join(texts)}.{scored}"
 
