@@ -140,9 +140,7 @@ def test_the_prediction_follows_an_edited_rank_and_nothing_stays_of_the_run_befo
     assert (dense.form, dense.relative, dense.layer) == ("dense", 0, None)
 
 
-@pytest.mark.parametrize(
-    "refine", [[], ["refine=[anchored, temperature]"], ["refine=[anchored, {name: distill, tokens: 64}]"]]
-)
+@pytest.mark.parametrize("refine", ["[]", "[anchored, temperature]", "[anchored, {name: distill, tokens: 64}]"])
 def test_a_tied_head_is_counted_once_on_every_road(tiny_llama, directory, run, refine, tmp_path):
     tiny_llama(tie_word_embeddings=True).to(torch.bfloat16).save_pretrained(directory)
     inside = run("slimrank", settings=[f"refine={refine}"])
