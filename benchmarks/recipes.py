@@ -11,7 +11,7 @@ import argparse
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import rows as rows_of
@@ -31,19 +31,27 @@ SLOW = ("dipsvd-bo", "duo-svd", "asvd", "svd-llm-lora", "svd-llm-distilled", "sl
 
 
 def measure(options: argparse.Namespace, tasks: list[Task]) -> Iterator[dict[str, Any]]:
-    """The tasks' rows, those of one seed from one calibration."""
+    """The tasks' rows."""
+    for task, _, row in measured(options, tasks, lambda task: recipe(options, task["recipe"])):
+        yield task | row
+
+
+def measured(
+    options: argparse.Namespace, tasks: list[Task], made: Callable[[Task], Recipe]
+) -> Iterator[tuple[Task, Recipe, dict[str, Any]]]:
+    """Each task with the recipe that is made of it and its figures, those of one seed from one calibration."""
     texts = read_texts(options.text)
     for seed in dict.fromkeys(task["seed"] for task in tasks):
         group = [task for task in tasks if task["seed"] == seed]
         loaded = slimrank.load(options.model, device=options.device, dtype=options.dtype)
         reading = Reading(options.calibration, options.samples, options.window, seed)
-        runs = [(recipe(options, task["recipe"]), task["keep"]) for task in group]
+        runs = [(made(task), task["keep"]) for task in group]
         found = compare(
             loaded, runs, texts, reading, max_windows=options.max_windows, special_tokens=options.special_tokens
         )
         dense = next(found)
-        for task, row in zip(group, found, strict=True):
-            yield task | figures(row, dense, texts)
+        for task, (own, _), row in zip(group, runs, found, strict=True):
+            yield task, own, figures(row, dense, texts)
 
 
 def recipe(options: argparse.Namespace, name: str) -> Recipe:

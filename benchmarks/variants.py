@@ -10,9 +10,6 @@ import recipes as recipe_rows
 import rows as rows_of
 from rows import Task
 
-import slimrank
-from slimrank.calibrate.reading import Reading
-from slimrank.compare import compare
 from slimrank.errors import UsageError
 from slimrank.recipe import Recipe, load_recipe
 
@@ -55,19 +52,9 @@ def tasks(options: argparse.Namespace) -> list[Task]:
 
 
 def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str, Any]]:
-    """The tasks' rows, those of one seed from one calibration."""
-    texts = recipe_rows.read_texts(options.text)
-    for seed in dict.fromkeys(task["seed"] for task in todo):
-        group = [task for task in todo if task["seed"] == seed]
-        loaded = slimrank.load(options.model, device=options.device, dtype=options.dtype)
-        reading = Reading(options.calibration, options.samples, options.window, seed)
-        runs = [(recipe(options, task["variant"]), task["keep"]) for task in group]
-        found = compare(
-            loaded, runs, texts, reading, max_windows=options.max_windows, special_tokens=options.special_tokens
-        )
-        dense = next(found)
-        for task, (made, _), row in zip(group, runs, found, strict=True):
-            yield task | {"recipe": made.name} | recipe_rows.figures(row, dense, texts)
+    """The tasks' rows."""
+    for task, made, row in recipe_rows.measured(options, todo, lambda task: recipe(options, task["variant"])):
+        yield task | {"recipe": made.name} | row
 
 
 def table(found: Sequence[dict[str, Any]], keeps: Sequence[float]) -> Iterator[str]:
