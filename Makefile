@@ -35,7 +35,7 @@ test-all: .venv/installed lint
 	touch $@
 
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest tests/integrations/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/serve/test_vllm.py
 
 .venv-torchao/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchao
@@ -44,7 +44,7 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 test-torchao: .venv-torchao/installed
-	.venv-torchao/bin/python -m pytest tests/test_quantize.py
+	.venv-torchao/bin/python -m pytest tests/serve/test_quantize.py
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict --site-dir out/site

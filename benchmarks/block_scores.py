@@ -25,11 +25,11 @@ from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.dipsvd import effective_rank, sensitivity
 from slimrank.allocate.measure import Damage
 from slimrank.calibrate import collect_gradients, read_text
-from slimrank.calibrate.reading import Reading, read_windows
-from slimrank.model import Decoder
-from slimrank.pipeline import calibrate, decompose_all
+from slimrank.model.decoder import Decoder
 from slimrank.recipe import load_recipe
-from slimrank.session import Session
+from slimrank.run.pipeline import calibrate, decompose_all
+from slimrank.run.session import Session
+from slimrank.texts.reading import Reading, read_windows
 
 SCORES = ("effective_rank", "gradient", "fisher", "turn")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import slimrank
 from slimrank import load_recipe
-from slimrank.calibrate.reading import Reading, read_windows
 from slimrank.factorize.columns import ColumnsFactorizer
-from slimrank.model import Decoder
-from slimrank.pipeline import calibrate, decompose_all, make_plan
-from slimrank.session import Session
+from slimrank.model.decoder import Decoder
+from slimrank.run.pipeline import calibrate, decompose_all, make_plan
+from slimrank.run.session import Session
+from slimrank.texts.reading import Reading, read_windows
 
 
 def main():

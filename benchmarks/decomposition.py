@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from slimrank.metric.grams import Grams, square_root
-from slimrank.spectrum import LinearSpectrum, curve, decompose
+from slimrank.numerics.grams import Grams, square_root
+from slimrank.spectrum.decomposition import LinearSpectrum, curve, decompose
 
 SHAPES = [(1024, 1024), (1024, 2816), (2816, 1024), (2048, 2048)]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import recipes as recipe_rows
 
 import slimrank
-from slimrank.calibrate.reading import Reading
-from slimrank.compare import compare
-from slimrank.versions import versions
+from slimrank.run.compare import compare
+from slimrank.runtime.versions import versions
+from slimrank.texts.reading import Reading
 
 
 def main():

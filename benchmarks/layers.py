@@ -14,7 +14,7 @@ import torch
 from random_forms import add_options, random_form, set_up
 from torch import nn
 
-from slimrank.load import DTYPES
+from slimrank.model.load import DTYPES
 
 SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632)]
 FORMS = ["low_rank", "pivoted", "columns"]

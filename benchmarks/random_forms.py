@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimrank.forms import Joint, KeptColumns, LowRank, Pivoted, link
 from slimrank.forms.bits import pack
-from slimrank.linear import is_linear
-from slimrank.load import DTYPES
+from slimrank.model.linear import is_linear
+from slimrank.model.load import DTYPES
 
 ALIGN = 8
 """Ranks are multiples of this, which matrix kernels like; set it to 1 for any rank."""

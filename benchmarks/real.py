@@ -28,7 +28,7 @@ from rows import Task
 
 from slimrank.calibrate import read_text
 from slimrank.errors import MissingLibrary, SlimrankError, UsageError
-from slimrank.integrations.lm_eval import Tasks
+from slimrank.evaluate.tasks import Tasks
 from slimrank.recipe import Recipe, load_recipe, settings_by_recipe, shipped_recipes
 
 EFFORT = {  # recipe: option, here, in the paper

@@ -15,15 +15,15 @@ from rows import Task
 
 import slimrank
 from slimrank.calibrate import Text
-from slimrank.calibrate.reading import Reading
-from slimrank.compare import compare
 from slimrank.errors import SlimrankError
 from slimrank.evaluate import text_json
 from slimrank.evaluate.memory import begin_peak, peak
-from slimrank.integrations.lm_eval import TaskResult, Tasks
-from slimrank.load import Loaded
+from slimrank.evaluate.tasks import TaskResult, Tasks
+from slimrank.model.load import Loaded
 from slimrank.recipe import Recipe
-from slimrank.rows import Row
+from slimrank.run.compare import compare
+from slimrank.run.rows import Row
+from slimrank.texts.reading import Reading
 
 AT_LEAST = ("max_windows", "limit")
 KEYS = ("recipe", "keep", "seed", "settings", "part", *AT_LEAST)

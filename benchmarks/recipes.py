@@ -19,13 +19,13 @@ from rows import Task
 
 import slimrank
 from slimrank.calibrate import Text, read_text
-from slimrank.calibrate.reading import Reading
-from slimrank.commands.compare import parse_keeps
-from slimrank.compare import compare
+from slimrank.cli.commands.compare import parse_keeps
 from slimrank.errors import UsageError
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe, settings_by_recipe, shipped_recipes
-from slimrank.rows import Row
+from slimrank.run.compare import compare
+from slimrank.run.rows import Row
+from slimrank.texts.reading import Reading
 
 SLOW = ("dipsvd-bo", "duo-svd", "asvd", "svd-llm-lora", "svd-llm-distilled", "slimrank")  # begun first
 

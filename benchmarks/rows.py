@@ -20,8 +20,8 @@ import provenance
 import torch
 
 from slimrank.calibrate import Text, read_text
-from slimrank.calibrate.mix import mixed
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.texts.mix import mixed
 
 Task = dict[str, Any]
 Measure = Callable[[argparse.Namespace, list[Task]], Iterable[Task | str]]

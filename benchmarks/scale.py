@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from slimrank import demo, load_recipe
-from slimrank.versions import versions
+from slimrank.runtime.versions import versions
 
 SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},

@@ -13,10 +13,10 @@ import platform
 import torch
 from random_forms import add_options, random_llama, set_up
 
-from slimrank import console
+from slimrank.cli import console
 from slimrank.evaluate.speed import Asked, bench
-from slimrank.load import DTYPES
-from slimrank.optimize import optimize
+from slimrank.model.load import DTYPES
+from slimrank.serve.optimize import optimize
 
 
 def main():

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from slimrank.metric.grams import Grams
-from slimrank.spectrum import curve, decompose, decompose_again
+from slimrank.numerics.grams import Grams
+from slimrank.spectrum.decomposition import curve, decompose, decompose_again
 
 
 def plain(weight, gram, rank):

@@ -7,6 +7,6 @@ was imported before, it leaves them to the commands, each of which imports what 
 
 def main() -> None:
     """The console entry point."""
-    from slimrank.cli import main
+    from slimrank.cli.main import main
 
     main()

@@ -4,10 +4,10 @@ import torch
 from transformers import PreTrainedModel
 
 from slimrank.forms import joint_layers
-from slimrank.linear import bias_of
-from slimrank.model import set_module
-from slimrank.optimize import shared_inputs
+from slimrank.model.decoder import set_module
+from slimrank.model.linear import bias_of
 from slimrank.plan import Plan
+from slimrank.serve.optimize import shared_inputs
 
 
 def groups(model: PreTrainedModel) -> list[list[str]]:

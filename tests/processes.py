@@ -10,8 +10,8 @@ import slimrank
 DIES = "SLIMRANK_TEST_DIES"
 _PROGRAM = """
 import os, signal
-from slimrank.distributed import World
-from slimrank.cli import main
+from slimrank.runtime.world import World
+from slimrank.cli.main import main
 
 rank, left = map(int, os.environ[{dies!r}].split(":"))
 whole = World._reduce

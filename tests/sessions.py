@@ -10,9 +10,9 @@ from slimrank.calibrate import Windows
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.metric import Metric
 from slimrank.metric.whitened import Whitened
-from slimrank.model import Decoder
-from slimrank.pipeline import calibrate, decompose_all
-from slimrank.session import Session
+from slimrank.model.decoder import Decoder
+from slimrank.run.pipeline import calibrate, decompose_all
+from slimrank.run.session import Session
 
 
 def windows(vocabulary: int, count: int = 12, tokens: int = 32, seed: int = 1) -> Windows:

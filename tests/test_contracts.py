@@ -10,21 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimrank.account import curve_of
 from slimrank.allocate.bayes import scale
 from slimrank.allocate.dipsvd import block_shares, effective_rank, importance
 from slimrank.allocate.prices import LIMIT, corrected_losses
-from slimrank.calibrate.products import GramSum
-from slimrank.distributed import World
 from slimrank.factorize import FACTORIZERS
 from slimrank.factorize.columns import bought_columns, every_trade, golden_section
 from slimrank.forms import FORMS
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
-from slimrank.forms.pivots import LARGEST, pivot_rows
 from slimrank.forms.quantized import GROUP, dequantize, pack_halves
-from slimrank.metric.grams import Grams, square_root, squared_error
+from slimrank.numerics.gram_sum import GramSum
+from slimrank.numerics.grams import Grams, square_root, squared_error
+from slimrank.numerics.pivots import LARGEST, pivot_rows
 from slimrank.plan import Plan
-from slimrank.spectrum import ROUTES, LinearSpectrum, decompose
+from slimrank.run.account import curve_of
+from slimrank.runtime.world import World
+from slimrank.spectrum.decomposition import ROUTES, LinearSpectrum, decompose
 
 quick = settings(max_examples=25, deadline=None)
 sizes = st.integers(1, 24)

@@ -16,9 +16,9 @@ from transformers import modeling_utils
 
 from slimrank import compress
 from slimrank.errors import SlimrankError
-from slimrank.estimate import Estimate
-from slimrank.limits import Limits
-from slimrank.model import Room
+from slimrank.model.decoder import Room
+from slimrank.run.estimate import Estimate
+from slimrank.runtime.memory import Limits
 from slimrank.store import pieces
 
 RECIPES = {

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from slimrank import compress
 from slimrank.calibrate import read_text
-from slimrank.cli import app
+from slimrank.cli.main import app
 from slimrank.errors import SlimrankError
-from slimrank.load import load
+from slimrank.model.load import load
 from slimrank.plan import Plan
 from slimrank.recipe import load_recipe, shipped_recipes
 from slimrank.report import write_report

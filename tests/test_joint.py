@@ -13,17 +13,17 @@ from slimrank import compress
 from slimrank.allocate import Problem
 from slimrank.allocate.prices import measure, rank_joined
 from slimrank.errors import UsageError
-from slimrank.export.dense import multiplied_out
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import Joint, compressed_layers
-from slimrank.metric.grams import Blocks, Grams
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
-from slimrank.pipeline import decompose_all, factorize, make_plan
+from slimrank.numerics.grams import Blocks, Grams
 from slimrank.plan import Plan
 from slimrank.recipe import load_recipe
 from slimrank.refine.anchored import Anchored
-from slimrank.spectrum import curve, decompose
+from slimrank.run.pipeline import decompose_all, factorize, make_plan
+from slimrank.serve.export.dense import multiplied_out
+from slimrank.spectrum.decomposition import curve, decompose
 
 BLOCK = "model.layers.0"
 GROUP = tuple(f"{BLOCK}.self_attn.{name}_proj" for name in "qkv")

@@ -4,14 +4,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 if "slimrank_command" not in sys.modules:
-    import slimrank.integrations.transformers  # noqa: F401  (registers the quantization method "slimrank")
-    from slimrank.compression import compress
+    import slimrank.checkpoint.register  # noqa: F401  (registers the quantization method "slimrank")
     from slimrank.evaluate import evaluate_models
-    from slimrank.load import Loaded, load
-    from slimrank.optimize import optimize
+    from slimrank.model.load import Loaded, load
     from slimrank.plan import Plan
     from slimrank.recipe import Recipe, load_recipe, shipped_recipes
-    from slimrank.result import Result
+    from slimrank.run.compress import compress
+    from slimrank.run.result import Result
+    from slimrank.serve.optimize import optimize
 
 try:
     __version__ = version("slimrank")

@@ -11,8 +11,8 @@ from torch import nn
 from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError, uncapitalized
 from slimrank.forms import Joint
-from slimrank.linear import shape_of
-from slimrank.model import Decoder, fingerprint
+from slimrank.model.decoder import Decoder, fingerprint
+from slimrank.model.linear import shape_of
 from slimrank.recipe import Recipe
 
 __all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]

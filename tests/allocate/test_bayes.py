@@ -14,7 +14,7 @@ from slimrank.allocate.bayes import Bayes, block_shares, scale
 from slimrank.allocate.budget import fit_ranks, used
 from slimrank.allocate.measure import Damage
 from slimrank.errors import UsageError
-from slimrank.session import Session
+from slimrank.run.session import Session
 
 optuna = pytest.importorskip("optuna")
 QUICK = {"windows": 2, "sampler": "tpe"}

@@ -9,7 +9,7 @@ from slimrank.allocate import Problem, Uniform
 from slimrank.allocate.budget import used
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
-from slimrank.spectrum import LinearSpectrum, Spectrum
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
 
 shapes = st.lists(st.tuples(st.integers(2, 90), st.integers(2, 90)), min_size=1, max_size=8)
 

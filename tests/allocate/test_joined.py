@@ -8,7 +8,7 @@ from slimrank.allocate.hull import lower_hull
 from slimrank.allocate.joined import Choices, sums
 from slimrank.allocate.nats import Nats
 from slimrank.factorize.pivoted import PivotedFactorizer
-from slimrank.spectrum import LinearSpectrum, Spectrum
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
 
 SHAPES = {"q": (6, 8), "k": (4, 8), "o": (8, 6)}
 GROUP = ("q", "k")

@@ -11,8 +11,8 @@ from slimrank.allocate.budget import cost, fit_ranks, used
 from slimrank.allocate.duo import MeasuredModules, Scan, choose, settle
 from slimrank.allocate.measure import Damage
 from slimrank.errors import UsageError
-from slimrank.linear import weight_of
-from slimrank.session import Session
+from slimrank.model.linear import weight_of
+from slimrank.run.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from slimrank.allocate.nats import Nats
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.pivoted import PivotedFactorizer
-from slimrank.spectrum import LinearSpectrum, Spectrum
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
 
 SHAPES = [(16, 16), (24, 16), (16, 40), (8, 16)]
 

@@ -7,9 +7,9 @@ from slimrank.allocate.nats import Nats
 from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.metric.two_sided import TwoSided
-from slimrank.model import set_module
-from slimrank.pipeline import decompose_all
-from slimrank.spectrum import decompose
+from slimrank.model.decoder import set_module
+from slimrank.run.pipeline import decompose_all
+from slimrank.spectrum.decomposition import decompose
 from tests.refine.test_anchored import start
 
 LOSSES = np.array([8.0, 4, 2, 1, 0])

@@ -10,7 +10,7 @@ from slimrank.allocate import Problem, Uniform
 from slimrank.allocate.budget import used
 from slimrank.allocate.v2 import TypeGroups, inverse_logs
 from slimrank.factorize.low_rank import LowRankFactorizer
-from slimrank.spectrum import LinearSpectrum, Spectrum
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
 
 ROLES = {"q": (64, 64), "up": (160, 64)}
 

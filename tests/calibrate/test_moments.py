@@ -4,7 +4,7 @@ from architectures import ARCHITECTURES, VOCABULARY
 
 from slimrank.calibrate import collect, collect_gradients
 from slimrank.errors import SlimrankError
-from slimrank.model import Decoder
+from slimrank.model.decoder import Decoder
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import torch
 
 from slimrank.calibrate import collect, collect_gradients
 from slimrank.calibrate.shelf import on_shelves, shelve, take_up
-from slimrank.model import Decoder
+from slimrank.model.decoder import Decoder
 from slimrank.store import DiskPieces
 
 

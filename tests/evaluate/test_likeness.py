@@ -4,12 +4,12 @@ import pytest
 from typer.testing import CliRunner
 
 from slimrank import compress, evaluate_models, load
-from slimrank.account import Account
 from slimrank.calibrate import read_text
-from slimrank.calibrate.reading import Reading, read_windows
-from slimrank.cli import app
+from slimrank.cli.main import app
 from slimrank.evaluate.likeness import Distance
 from slimrank.evaluate.perplexity import text_windows
+from slimrank.run.account import Account
+from slimrank.texts.reading import Reading, read_windows
 
 READ = ["--window", "32", "--max-windows", "8"]
 

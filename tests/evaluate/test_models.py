@@ -4,8 +4,8 @@ from lossless import factors
 
 from slimrank.evaluate.models import linear_parameters
 from slimrank.forms import FORMS
-from slimrank.linear import is_linear, weight_of
-from slimrank.load import Loaded
+from slimrank.model.linear import is_linear, weight_of
+from slimrank.model.load import Loaded
 
 RANK = 3
 

@@ -13,10 +13,10 @@ from slimrank.calibrate import Text
 from slimrank.errors import UsageError
 from slimrank.evaluate import perplexity
 from slimrank.evaluate.reference import reference_of
-from slimrank.limits import Limits
-from slimrank.load import Loaded
-from slimrank.model import Room
+from slimrank.model.decoder import Room
+from slimrank.model.load import Loaded
 from slimrank.recipe import load_recipe
+from slimrank.runtime.memory import Limits
 
 WINDOW = 16
 

@@ -5,7 +5,7 @@ import torch
 from architectures import ARCHITECTURES, gemma3_with_vision, llama
 from lossless import compress
 
-from slimrank.commands.bench import parse_batches
+from slimrank.cli.commands.bench import parse_batches
 from slimrank.errors import UsageError
 from slimrank.evaluate.decoding import decoder, prefill, prompt
 from slimrank.evaluate.memory import peak_of

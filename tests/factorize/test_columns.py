@@ -13,9 +13,9 @@ from slimrank.factorize.columns import (
     split_at,
 )
 from slimrank.forms import KeptColumns, LowRank
-from slimrank.linear import weight_of
 from slimrank.metric import Grams
-from slimrank.spectrum import decompose
+from slimrank.model.linear import weight_of
+from slimrank.spectrum.decomposition import decompose
 
 
 def matrix(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from slimrank.factorize import Target
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import Pivoted
 from slimrank.metric import Grams
-from slimrank.spectrum import decompose
+from slimrank.spectrum.decomposition import decompose
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])

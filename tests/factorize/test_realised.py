@@ -3,9 +3,9 @@ from sessions import session
 
 from slimrank.factorize import FACTORIZERS
 from slimrank.forms import Form
-from slimrank.metric.grams import squared_error
-from slimrank.pipeline import factorize, make_plan
+from slimrank.numerics.grams import squared_error
 from slimrank.recipe import Recipe
+from slimrank.run.pipeline import factorize, make_plan
 
 
 @pytest.mark.parametrize("form", ["low_rank", "pivoted", {"name": "columns", "gain": 0.0, "search": "every"}])

@@ -7,10 +7,10 @@ from joined import join
 from torch import nn
 
 from slimrank.errors import SlimrankError
-from slimrank.fold import fold_orders
 from slimrank.forms import Joint, compressed_layers, joint_layers, link
 from slimrank.forms.bits import unpack
-from slimrank.optimize import optimize, shared_inputs
+from slimrank.serve.fold import fold_orders
+from slimrank.serve.optimize import optimize, shared_inputs
 
 SIZES = (6, 9, 4)
 

@@ -10,7 +10,7 @@ from slimrank.evaluate.results import count_parameters
 from slimrank.evaluate.speed import read_numbers
 from slimrank.forms import FORMS, Form, form_of
 from slimrank.forms.quantized import GROUP, QuantizedLinear, dequantize, pack_halves
-from slimrank.load import Loaded
+from slimrank.model.load import Loaded
 
 
 def filled(bits: int, out: int = 5, inp: int = 40, bias: bool = False) -> tuple[QuantizedLinear, torch.Tensor]:

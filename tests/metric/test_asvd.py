@@ -4,8 +4,8 @@ import torch
 from slimrank.calibrate.moments import PackedInput
 from slimrank.metric import Site
 from slimrank.metric.asvd import MeanAbs
-from slimrank.metric.grams import squared_error
-from slimrank.spectrum import decompose
+from slimrank.numerics.grams import squared_error
+from slimrank.spectrum.decomposition import decompose
 
 
 def site():

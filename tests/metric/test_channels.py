@@ -10,8 +10,8 @@ from slimrank.calibrate import InputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric import Site
 from slimrank.metric.channels import CANDIDATES, Channels, best_gain, channel_weights, truncation_losses, weighted_gram
-from slimrank.metric.grams import Grams, squared_error
-from slimrank.spectrum import decompose
+from slimrank.numerics.grams import Grams, squared_error
+from slimrank.spectrum.decomposition import decompose
 
 
 def random(*shape, seed=0):

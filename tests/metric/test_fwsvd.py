@@ -8,8 +8,8 @@ from slimrank.calibrate.moments import PackedInput
 from slimrank.errors import SlimrankError
 from slimrank.metric import Site
 from slimrank.metric.fwsvd import FisherRows
-from slimrank.metric.grams import squared_error
-from slimrank.spectrum import decompose
+from slimrank.numerics.grams import squared_error
+from slimrank.spectrum.decomposition import decompose
 
 
 def site(rows):

@@ -6,9 +6,9 @@ from slimrank.calibrate import collect, collect_gradients
 from slimrank.calibrate.moments import InputMoments, OutputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric import Site
-from slimrank.metric.grams import squared_error
 from slimrank.metric.two_sided import TwoSided, ledoit_wolf, shrunk_
-from slimrank.model import Decoder
+from slimrank.model.decoder import Decoder
+from slimrank.numerics.grams import squared_error
 
 
 def outputs(g):

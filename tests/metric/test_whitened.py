@@ -2,8 +2,8 @@ import pytest
 import torch
 from sessions import session
 
-from slimrank.metric.grams import square_root
 from slimrank.metric.whitened import Whitened
+from slimrank.numerics.grams import square_root
 
 
 def test_whitened_calibration_activations_have_identity_covariance(tiny_llama):

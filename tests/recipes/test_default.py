@@ -3,10 +3,10 @@ from architectures import ARCHITECTURES
 from sessions import session
 
 from slimrank.forms import compressed_layers
-from slimrank.pipeline import decompose_all, factorize, make_plan, refine
 from slimrank.recipe import load_recipe
 from slimrank.refine.distill import held_out_divergence
 from slimrank.refine.training import teacher_of
+from slimrank.run.pipeline import decompose_all, factorize, make_plan, refine
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -4,8 +4,8 @@ import pytest
 from sessions import session
 
 from slimrank.forms import compressed_layers
-from slimrank.pipeline import decompose_all, factorize, make_plan, refine
 from slimrank.recipe import load_recipe
+from slimrank.run.pipeline import decompose_all, factorize, make_plan, refine
 
 SHORT = {"asvd": ["allocate.windows=4"], "svd-llm-lora": ["refine=[{name: lora, steps: 1, batch: 2}]"]}
 NAMES = ["fwsvd", "asvd", "svd-llm-v2", "dipsvd", "cpsvd", "cpsvd-shares", "svd-llm-update", "svd-llm-lora"]

@@ -4,16 +4,16 @@ from architectures import ARCHITECTURES
 from sessions import session as made
 
 from slimrank.calibrate import collect, collect_gradients
-from slimrank.calibrate.windows import Windows
 from slimrank.errors import SlimrankError
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import Form
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
-from slimrank.model import Decoder, set_module
+from slimrank.model.decoder import Decoder, set_module
 from slimrank.refine.anchored import Anchored, anchored_target
-from slimrank.session import Session
-from slimrank.spectrum import decompose
+from slimrank.run.session import Session
+from slimrank.spectrum.decomposition import decompose
+from slimrank.texts.windows import Windows
 
 
 def start(model, metric, keep=0.6):

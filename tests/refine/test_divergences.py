@@ -2,7 +2,7 @@ import torch
 from sessions import session
 
 from slimrank.calibrate.stream import final_states
-from slimrank.losses import scaled_divergences
+from slimrank.numerics.losses import scaled_divergences
 from slimrank.refine.divergences import logits_of, mean_divergences
 
 

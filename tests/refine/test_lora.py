@@ -7,7 +7,7 @@ from sessions import session
 
 from slimrank.errors import UsageError
 from slimrank.forms.low_rank import LowRank
-from slimrank.model import set_module
+from slimrank.model.decoder import set_module
 from slimrank.refine.lora import Lora, held_out_loss, next_token_loss, train_adapter
 
 

@@ -6,7 +6,7 @@ from transformers import OPTConfig
 
 from slimrank.allocate.measure import cut
 from slimrank.calibrate.stream import final_states
-from slimrank.model import set_module
+from slimrank.model.decoder import set_module
 from slimrank.refine.temperature import Gain, Temperature, final_norm, lowest
 
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
-from slimrank.losses import divergence
-from slimrank.model import set_module
-from slimrank.pipeline import factorize, make_plan
+from slimrank.model.decoder import set_module
+from slimrank.numerics.losses import divergence
 from slimrank.recipe import load_recipe
 from slimrank.refine.blocks import Blocks, variance
 from slimrank.refine.distill import Distill, held_out_divergence, lr_for, states_error
 from slimrank.refine.training import Best, Descent, teacher_of, trainable
+from slimrank.run.pipeline import factorize, make_plan
 
 
 @pytest.fixture

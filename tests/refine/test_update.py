@@ -7,7 +7,7 @@ from sessions import session
 from slimrank.errors import UsageError
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
-from slimrank.model import set_module
+from slimrank.model.decoder import set_module
 from slimrank.refine.update import Update, updated_left
 
 

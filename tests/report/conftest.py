@@ -6,7 +6,7 @@ from made_up import BENCH, EVALUATION
 from typer.testing import CliRunner
 
 from slimrank import compress
-from slimrank.cli import app
+from slimrank.cli.main import app
 
 
 @pytest.fixture(scope="module")

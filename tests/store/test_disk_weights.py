@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slimrank.skeleton import in_parts
+from slimrank.model.skeleton import in_parts
 
 
 @pytest.fixture

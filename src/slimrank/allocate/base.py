@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from slimrank.factorize.base import Factorizer
-from slimrank.session import Group, Session
-from slimrank.spectrum import LinearSpectrum, Spectrum
+from slimrank.run.session import Group, Session
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
 
 Ranks = dict[str, int | None]  # None leaves a linear dense
 

@@ -11,8 +11,8 @@ from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage
 from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
-from slimrank.model import fingerprint
-from slimrank.session import Session
+from slimrank.model.decoder import fingerprint
+from slimrank.run.session import Session
 from slimrank.store.disk import disk_errors
 
 RESUMABLE = {"trials", "storage"}  # what may change when a study goes on

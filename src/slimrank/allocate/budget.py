@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from slimrank.allocate.base import Problem, Ranks, allowed
 from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
-from slimrank.session import Group
+from slimrank.run.session import Group
 
 
 def fit_ranks(problem: Problem, shares: dict[str, float]) -> Ranks:

@@ -10,7 +10,7 @@ from torch import Tensor
 from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.shares import scaled_to
-from slimrank.spectrum import LinearSpectrum
+from slimrank.spectrum.decomposition import LinearSpectrum
 
 
 class BlockSimilarity(Allocator):

@@ -13,7 +13,7 @@ from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.shares import min_max, scaled_to
 from slimrank.calibrate.moments import OutputMoments
 from slimrank.errors import SlimrankError
-from slimrank.threads import one_thread
+from slimrank.runtime.threads import one_thread
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(lambda clip: ascending(clip))]

@@ -10,9 +10,9 @@ from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
-from slimrank.linear import bias_of, shape_of, weight_of
-from slimrank.losses import next_token_losses
-from slimrank.session import Group, Session
+from slimrank.model.linear import bias_of, shape_of, weight_of
+from slimrank.numerics.losses import next_token_losses
+from slimrank.run.session import Group, Session
 
 CPU_ROWS, DEVICE_ROWS = 32, 1024  # tokens at a time: what fits the cache, and what keeps a device busy
 CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # numbers at a time, where the head is still as fast as on all

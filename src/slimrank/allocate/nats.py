@@ -14,7 +14,7 @@ from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.joined import Choices, sums
 from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.errors import UsageError
-from slimrank.session import Group
+from slimrank.run.session import Group
 
 Losses = dict[Group, Floats]  # by linear, and by group as one, at every rank
 

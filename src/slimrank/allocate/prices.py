@@ -7,7 +7,7 @@ from slimrank.allocate.base import Problem, Ranks
 from slimrank.allocate.budget import cost, joint_costs
 from slimrank.allocate.hull import Floats
 from slimrank.allocate.measure import Damage
-from slimrank.session import Group
+from slimrank.run.session import Group
 
 LIMIT = 4.0  # a correction beyond this factor either way says more of the few windows than of the linear
 EXPONENTS = (0.5, 2.0)

@@ -3,8 +3,8 @@
 from slimrank.calibrate.collect import collect
 from slimrank.calibrate.gradients import collect_gradients
 from slimrank.calibrate.moments import InputMoments, Moments, OutputMoments
-from slimrank.calibrate.texts import Text, read_text
-from slimrank.calibrate.windows import Windows, check_window, context_length, sample_windows
+from slimrank.texts.texts import Text, read_text
+from slimrank.texts.windows import Windows, check_window, context_length, sample_windows
 
 __all__ = [
     "InputMoments",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slimrank.calibrate.collect import require_finite
 from slimrank.calibrate.stream import Part, Stream, default_batch, parts_at_once
-from slimrank.model import Decoder
+from slimrank.model.decoder import Decoder
 
 Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabulary) and which part of the batch they are
 

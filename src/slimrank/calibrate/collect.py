@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
-from slimrank.linear import shape_of
-from slimrank.model import Decoder, attached
-from slimrank.progress import Track, no_track
+from slimrank.model.decoder import Decoder, attached
+from slimrank.model.linear import shape_of
+from slimrank.runtime.track import Track, no_track
 
 Linears = list[dict[str, nn.Module]]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from slimrank.calibrate.backward import Loss, States, head_gradient, step_back
 from slimrank.calibrate.collect import Linears, merged
 from slimrank.calibrate.moments import Moments, PackedOutput
-from slimrank.calibrate.products import product
 from slimrank.calibrate.stream import Part
-from slimrank.linear import shape_of
-from slimrank.model import Decoder, attached
-from slimrank.progress import Track, no_track
+from slimrank.model.decoder import Decoder, attached
+from slimrank.model.linear import shape_of
+from slimrank.numerics.gram_sum import product
+from slimrank.runtime.track import Track, no_track
 
 Labels = Literal["text", "sampled"]
 NONE = -100  # for the token after the last

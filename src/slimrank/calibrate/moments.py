@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.products import GramSum
-from slimrank.distributed import World
 from slimrank.errors import SlimrankError
+from slimrank.numerics.gram_sum import GramSum
+from slimrank.runtime.world import World
 
 
 class _PerToken:

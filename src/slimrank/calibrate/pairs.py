@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.calibrate.products import GramSum, product
-from slimrank.distributed import World
-from slimrank.model import attached
+from slimrank.model.decoder import attached
+from slimrank.numerics.gram_sum import GramSum, product
+from slimrank.runtime.world import World
 
 
 @dataclass

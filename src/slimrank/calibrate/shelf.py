@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput, PackedOutput
-from slimrank.calibrate.products import GramSum
+from slimrank.numerics.gram_sum import GramSum
 from slimrank.store.pieces import Pieces
 
 M = TypeVar("M")

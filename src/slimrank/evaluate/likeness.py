@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slimrank.account import FILE, Account
-from slimrank.calibrate.frequencies import Frequencies
-from slimrank.calibrate.texts import Text
 from slimrank.errors import UsageError
 from slimrank.evaluate.perplexity import text_windows
-from slimrank.load import Loaded
+from slimrank.model.load import Loaded
+from slimrank.run.account import FILE, Account
+from slimrank.texts.frequencies import Frequencies
+from slimrank.texts.texts import Text
 
 FURTHER = 0.1  # than usual: a text is then called unlike the calibration text
 

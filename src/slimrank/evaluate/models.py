@@ -8,20 +8,20 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slimrank.calibrate.texts import Text, read_text
-from slimrank.calibrate.windows import check_window, context_length
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.likeness import distances
 from slimrank.evaluate.perplexity import Perplexity, perplexity
 from slimrank.evaluate.reference import Reference, reference_of
 from slimrank.evaluate.results import ModelResult, count_parameters, stored_bytes, weight_bytes
+from slimrank.evaluate.tasks import Tasks
 from slimrank.forms.base import Form
-from slimrank.integrations.lm_eval import Tasks
-from slimrank.limits import Limits
-from slimrank.linear import is_linear, shape_of
-from slimrank.load import Loaded, load
-from slimrank.model import find_blocks
-from slimrank.progress import Track, no_track
+from slimrank.model.decoder import find_blocks
+from slimrank.model.linear import is_linear, shape_of
+from slimrank.model.load import Loaded, load
+from slimrank.runtime.memory import Limits
+from slimrank.runtime.track import Track, no_track
+from slimrank.texts.texts import Text, read_text
+from slimrank.texts.windows import check_window, context_length
 
 Model = str | Path | Loaded | PreTrainedModel
 

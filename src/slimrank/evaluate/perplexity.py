@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.texts import Text
-from slimrank.calibrate.tokens import encode, require_embedded
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.mean import Mean
 from slimrank.evaluate.predictions import at_once, blockwise
 from slimrank.evaluate.predictions import batch_size as batch_of
 from slimrank.evaluate.reference import Reference
-from slimrank.losses import next_token_losses
-from slimrank.model import Decoder, evaluating
-from slimrank.progress import Track, no_track
+from slimrank.model.decoder import Decoder, evaluating
+from slimrank.numerics.losses import next_token_losses
+from slimrank.runtime.track import Track, no_track
+from slimrank.texts.texts import Text
+from slimrank.texts.tokens import encode, require_embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

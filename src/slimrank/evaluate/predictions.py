@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.model import Decoder
-from slimrank.progress import Track
+from slimrank.model.decoder import Decoder
+from slimrank.runtime.track import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.calibrate.stream import Home
-from slimrank.losses import divergences
-from slimrank.model import Decoder, Room, attached, evaluating
+from slimrank.model.decoder import Decoder, Room, attached, evaluating
+from slimrank.numerics.losses import divergences
 
 
 @dataclass

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from slimrank.evaluate.likeness import Distance
 from slimrank.evaluate.mean import Mean
 from slimrank.evaluate.perplexity import Perplexity
+from slimrank.evaluate.tasks import TaskResult
 from slimrank.forms.quantized import QuantizedLinear
-from slimrank.integrations.lm_eval import TaskResult
 from slimrank.store.source import weight_files
 
 JSON_VERSION = 1

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from slimrank.one_token import product
+from slimrank.serve.one_token import product
 
 _MEGA = 2**20
 SLOW = 0.1  # seconds of a product after which no larger one is tried

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.calibrate.windows import context_length
 from slimrank.errors import UsageError
 from slimrank.evaluate.decoding import decoder, first_token, prefill, prompt
 from slimrank.evaluate.memory import peak_of
 from slimrank.evaluate.roofline import Limits, measure_limits, reason
 from slimrank.forms.quantized import QuantizedLinear
-from slimrank.progress import Track, no_track
+from slimrank.runtime.track import Track, no_track
+from slimrank.texts.windows import context_length
 
 JSON_VERSION = 1
 

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
-from slimrank.linear import bias_of
-from slimrank.metric.grams import Grams
-from slimrank.spectrum import Decomposition
+from slimrank.model.linear import bias_of
+from slimrank.numerics.grams import Grams
+from slimrank.spectrum.decomposition import Decomposition
 
 Shape = tuple[int, int]
 

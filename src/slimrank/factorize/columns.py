@@ -13,8 +13,8 @@ from slimrank.factorize.base import Factorizer, Shape, Target
 from slimrank.forms.base import Form
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
-from slimrank.metric.grams import Grams, times
-from slimrank.spectrum import Decomposition, decompose
+from slimrank.numerics.grams import Grams, times
+from slimrank.spectrum.decomposition import Decomposition, decompose
 
 GOLDEN = (3 - 5**0.5) / 2
 Search = Literal["golden", "every"]

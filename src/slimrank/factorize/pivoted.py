@@ -9,8 +9,8 @@ from slimrank.factorize.base import Factorizer, Shape, Target
 from slimrank.forms.bits import packed_bytes
 from slimrank.forms.joint import Joint, joint_layers
 from slimrank.forms.pivoted import Pivoted
-from slimrank.linear import bias_of, shape_of, weight_of
-from slimrank.spectrum import Decomposition
+from slimrank.model.linear import bias_of, shape_of, weight_of
+from slimrank.spectrum.decomposition import Decomposition
 
 
 class PivotedFactorizer(Factorizer):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.quantized import quantize_factors
-from slimrank.linear import shape_of, weight_of
+from slimrank.model.linear import shape_of, weight_of
 
 
 class Form(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.bits import packed_bytes
 from slimrank.forms.pivoted import Pivoted
-from slimrank.forms.pivots import pivot_rows
+from slimrank.numerics.pivots import pivot_rows
 
 
 class Joint(Pivoted):

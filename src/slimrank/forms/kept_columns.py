@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from slimrank.forms.bits import places
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.quantized import matrix_of
-from slimrank.linear import permute_inputs, permute_outputs
+from slimrank.model.linear import permute_inputs, permute_outputs
 
 
 class KeptColumns(Ordered):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.forms.base import Form
 from slimrank.forms.quantized import matrix_of
-from slimrank.linear import permute_inputs, permute_outputs
+from slimrank.model.linear import permute_inputs, permute_outputs
 
 
 class LowRank(Form):

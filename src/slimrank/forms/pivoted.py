@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
 from slimrank.forms.ordered import Ordered
-from slimrank.forms.pivots import pivot_rows
 from slimrank.forms.quantized import matrix_of
-from slimrank.linear import permute_inputs, permute_outputs
+from slimrank.model.linear import permute_inputs, permute_outputs
+from slimrank.numerics.pivots import pivot_rows
 
 
 class Pivoted(Ordered):

@@ -4,10 +4,10 @@ from slimrank.metric.asvd import MeanAbs
 from slimrank.metric.base import Metric, Site
 from slimrank.metric.channels import Channels
 from slimrank.metric.fwsvd import FisherRows
-from slimrank.metric.grams import Grams
 from slimrank.metric.identity import Identity
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
+from slimrank.numerics.grams import Grams
 
 METRICS: dict[str, type[Metric]] = {
     "identity": Identity,

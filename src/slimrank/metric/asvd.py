@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams
+from slimrank.numerics.grams import Grams
 
 
 class MeanAbs(Metric):

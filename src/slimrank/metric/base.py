@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import InputMoments, OutputMoments
-from slimrank.metric.grams import Blocks, Grams, Left
+from slimrank.numerics.grams import Blocks, Grams, Left
 
 
 @dataclass(frozen=True)

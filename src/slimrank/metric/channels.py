@@ -8,8 +8,8 @@ from torch import Tensor
 
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams, square_root, times
-from slimrank.threads import one_thread
+from slimrank.numerics.grams import Grams, square_root, times
+from slimrank.runtime.threads import one_thread
 
 Variant = Literal["paper", "released"]
 GAINS: dict[Variant, float] = {"paper": 30**0.5, "released": 30.0}

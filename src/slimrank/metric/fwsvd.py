@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams
+from slimrank.numerics.grams import Grams
 
 
 class FisherRows(Metric):

@@ -10,7 +10,7 @@ from slimrank.calibrate.gradients import Labels
 from slimrank.calibrate.moments import OutputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams, shrunk_
+from slimrank.numerics.grams import Grams, shrunk_
 
 
 class TwoSided(Metric):

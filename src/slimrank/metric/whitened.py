@@ -3,7 +3,7 @@
 from typing import Literal
 
 from slimrank.metric.base import Metric, Site
-from slimrank.metric.grams import Grams
+from slimrank.numerics.grams import Grams
 
 
 class Whitened(Metric):

@@ -11,17 +11,17 @@ from slimrank.allocate import Ranks
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
-from slimrank.linear import weight_of
 from slimrank.metric import Grams
-from slimrank.metric.grams import shrunk_
-from slimrank.model import set_module
+from slimrank.model.decoder import set_module
+from slimrank.model.linear import weight_of
+from slimrank.numerics.damped import factor_, solved
+from slimrank.numerics.grams import shrunk_
 from slimrank.refine.base import Refiner
-from slimrank.refine.damped import factor_, solved
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
-from slimrank.session import Group, Session
-from slimrank.spectrum import decompose
-from slimrank.threads import Job
+from slimrank.run.session import Group, Session
+from slimrank.runtime.threads import Job
+from slimrank.spectrum.decomposition import decompose
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

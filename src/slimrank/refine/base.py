@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from slimrank.allocate import Ranks
-from slimrank.session import Session
+from slimrank.run.session import Session
 
 
 class Refiner(BaseModel):

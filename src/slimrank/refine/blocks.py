@@ -10,7 +10,7 @@ from slimrank.allocate import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.refine.base import Refiner
 from slimrank.refine.training import Best, Descent, default_lr, trainable, training
-from slimrank.session import Session
+from slimrank.run.session import Session
 
 
 class Blocks(Refiner):

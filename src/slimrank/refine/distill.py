@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
-from slimrank.distributed import ALONE, World
-from slimrank.losses import divergence
+from slimrank.numerics.losses import divergence
 from slimrank.refine.base import Refiner
 from slimrank.refine.restart import go_on, keep
 from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainable, training
-from slimrank.session import Session
+from slimrank.run.session import Session
+from slimrank.runtime.world import ALONE, World
 
 STATE = "distill/state"
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # numbers at a time, of several copies

@@ -6,8 +6,8 @@ from slimrank.errors import UsageError
 from slimrank.forms import form_of
 from slimrank.forms.base import Form
 from slimrank.forms.low_rank import LowRank
-from slimrank.session import Group, Session
-from slimrank.threads import Job, in_threads, is_small
+from slimrank.run.session import Group, Session
+from slimrank.runtime.threads import Job, in_threads, is_small
 
 
 def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:

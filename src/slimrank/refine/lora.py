@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.allocate import Ranks
-from slimrank.distributed import ALONE, World
 from slimrank.errors import MissingLibrary, SlimrankError
-from slimrank.losses import next_token_losses
+from slimrank.numerics.losses import next_token_losses
 from slimrank.refine.base import Refiner
 from slimrank.refine.factors import low_rank_layers
-from slimrank.session import Session
+from slimrank.run.session import Session
+from slimrank.runtime.world import ALONE, World
 
 Count = Annotated[int, Field(ge=1)]
 

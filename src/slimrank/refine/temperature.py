@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from slimrank.allocate import Ranks
 from slimrank.calibrate.stream import Part, Stream, final_states
-from slimrank.losses import scaled_divergences
-from slimrank.model import Decoder, attached
+from slimrank.model.decoder import Decoder, attached
+from slimrank.numerics.losses import scaled_divergences
 from slimrank.refine.base import Refiner
 from slimrank.refine.divergences import logits_of, mean_divergences
-from slimrank.session import Session
+from slimrank.run.session import Session
 
 # Above 1 the compressed model would learn how sure the dense one is of text that it knows by heart.
 FACTORS = tuple(step / 10 for step in range(1, 11))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.distributed import ALONE, World
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
-from slimrank.session import Session
+from slimrank.run.session import Session
+from slimrank.runtime.world import ALONE, World
 
 
 def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

@@ -10,10 +10,10 @@ from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.forms.low_rank import LowRank
-from slimrank.linear import weight_of
+from slimrank.model.linear import weight_of
 from slimrank.refine.base import Refiner
 from slimrank.refine.factors import low_rank_layers
-from slimrank.session import Session
+from slimrank.run.session import Session
 
 
 class Update(Refiner):

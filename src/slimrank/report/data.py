@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slimrank.account import Curve
 from slimrank.plan import LinearPlan, Plan
+from slimrank.run.account import Curve
 
 Columns = dict[str, list[Any]]
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from slimrank.report.charts import Spec, altair
 from slimrank.report.data import Columns
-from slimrank.versions import versions
+from slimrank.runtime.versions import versions
 
 
 def render(template: str, charts: dict[str, Spec], data: dict[str, Columns], **values: Any) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from slimrank.checkpoint import find, write_text
+from slimrank.cli.output import check_file
 from slimrank.errors import UsageError
-from slimrank.output import check_file
 from slimrank.report.comparison import comparison_page
 from slimrank.report.measured import understood
 from slimrank.report.run import run_page

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from slimrank.distributed import World
+from slimrank.runtime.world import World
 from slimrank.store.pieces import DiskPieces, Facts
 
 

@@ -1,6 +1,6 @@
 """What the steps after the plan make of the model, stage by stage and block by block, and how far they came."""
 
-from slimrank.distributed import ALONE, World
+from slimrank.runtime.world import ALONE, World
 from slimrank.store.pieces import Facts, Pieces
 from slimrank.store.weights import Part, Weights
 

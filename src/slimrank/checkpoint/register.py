@@ -1,0 +1,74 @@
+"""transformers loads a compressed checkpoint through its public registration of quantization methods.
+
+Works with transformers 4.57 and 5. Once loaded, the model is an ordinary one whose weights are plain floats, so the
+quantizer withdraws: `.half()`, `.float()`, Trainer and PEFT treat it as any other, and `save_pretrained` writes the
+config and the tensors that it has. Where factors have 8 or 4 bits it stays, so that Trainer refuses: these get no
+gradients.
+"""
+
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from slimrank.checkpoint.schema import METHOD, VERSION, check_layers
+from slimrank.errors import SlimrankError
+from slimrank.forms import form_of, link
+from slimrank.model.linear import is_linear
+
+
+@register_quantization_config(METHOD)
+class SlimrankConfig(QuantizationConfigMixin):
+    """`quantization_config` of config.json: which layers are compressed, and how."""
+
+    def __init__(
+        self, layers: dict[str, dict[str, Any]] | None = None, version: int = VERSION, quant_method: str = METHOD
+    ) -> None:
+        self.quant_method = quant_method  # type: ignore[assignment]  # the registry's key, no member of HF's enum
+        self.version = version
+        self.layers = check_layers(version, layers)
+
+
+@register_quantizer(METHOD)
+class SlimrankQuantizer(HfQuantizer):
+    """Puts the compressed layers' empty modules into the skeleton before transformers reads the weights."""
+
+    quantization_config: SlimrankConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for name, entry in self.quantization_config.layers.items():
+            path = _path_in(model, name)
+            dense = model.get_submodule(path)
+            model.set_submodule(path, form_of(name, entry).shell(dense, entry))
+        link(model)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        if self.is_trainable:
+            del model.hf_quantizer
+            model.is_quantized = False  # type: ignore[assignment]
+        return model
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        """Saving writes the factors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether all factors are floats."""
+        return not any(entry.get("bits") for entry in self.quantization_config.layers.values())
+
+
+def _path_in(model: nn.Module, name: str) -> str:
+    """The path of the layer `name` in `model`, which may be the checkpoint's model with or without its head."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    modules = dict(model.named_modules())
+    for path in (name, name.removeprefix(prefix), prefix + name):
+        if path in modules and is_linear(modules[path]):
+            return path
+    raise SlimrankError(
+        f"The checkpoint compresses the layer {name}, which {type(model).__name__} doesn't have as a linear layer; "
+        "load it with the model class and the transformers version that wrote it."
+    )

@@ -1,0 +1,57 @@
+"""slimrank bench: how fast models run, side by side."""
+
+from typing import Annotated
+
+import typer
+
+from slimrank.cli.options import Device, JsonFile
+from slimrank.cli.output import check_file
+from slimrank.errors import UsageError
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models; the first one is the reference.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    batches: Annotated[str, typer.Option(help="Batch sizes to decode at, separated by commas.")] = "1,8,32",
+    steps: Annotated[int, typer.Option(min=1, help="Decoding steps a round.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of which the median is taken, after a warm-up.")] = 5,
+    optimize: Annotated[bool, typer.Option(help="Run all models through slimrank.serve.optimize.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode by torch.compile, all models alike; it needs a C++ compiler.")
+    ] = False,
+    json_file: JsonFile = None,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")] = "bfloat16",
+) -> None:
+    """Prefill, first token, decoding and memory of models that take turns, and where low rank does not pay.
+
+    Example: slimrank bench demo small --dtype float32
+    """
+    from slimrank.checkpoint import write_text
+    from slimrank.cli import console
+    from slimrank.evaluate.speed import Asked, bench
+    from slimrank.model.load import load
+    from slimrank.serve.optimize import optimize as pack
+
+    if len(set(models)) < len(models):
+        raise UsageError(f"MODEL {max(models, key=models.count)} is named twice: name each model once.")
+    check_file("--json", json_file)
+    asked = Asked(tokens, parse_batches(batches), steps, rounds, compiled)
+    loaded = {name: load(name, dtype=dtype, device=device).model for name in models}
+    if optimize:
+        loaded = {name: pack(model) for name, model in loaded.items()}
+    found = bench(loaded, asked, {"device": device, "dtype": dtype, "optimize": optimize}, console.track)
+    console.show_bench(found)
+    if json_file:
+        write_text(json_file, found.to_json())
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """The whole numbers from 1 of a list such as 1,8,32."""
+    try:
+        batches = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        batches = ()
+    if not batches or min(batches) < 1:
+        raise UsageError(f"--batches {text!r} must be whole numbers from 1, separated by commas, such as 1,8,32.")
+    return batches

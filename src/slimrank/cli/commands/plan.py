@@ -1,0 +1,56 @@
+"""slimrank plan: everything up to the plan."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimrank.cli.options import (
+    Calibration,
+    Chat,
+    Device,
+    Dtype,
+    Keep,
+    Model,
+    RecipeName,
+    Samples,
+    Seed,
+    Settings,
+    SpecialTokens,
+    Window,
+)
+from slimrank.cli.output import check_file
+
+
+def plan(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The plan's file.")],
+    recipe: RecipeName = "slimrank",
+    keep: Keep = 0.8,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    window: Window = None,
+    seed: Seed = 3,
+    settings: Settings = None,
+    chat: Chat = False,
+    special_tokens: SpecialTokens = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Do everything up to the plan, and write that: a JSON file to read, edit, and give to `compress --plan`.
+
+    Example: slimrank plan demo --keep 0.6 --out plan.json
+    """
+    from slimrank.checkpoint import write_text
+    from slimrank.cli import console
+    from slimrank.run.compress import compress
+
+    check_file("--out", out)
+    result = compress(
+        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+        track=console.track,
+    )  # fmt: skip
+    write_text(out, result.plan.to_json())
+    console.show_plan(result.plan)
+    console.out.print(f"Written to {out}")

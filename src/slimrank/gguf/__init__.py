@@ -1,5 +1,0 @@
-"""Models in GGUF files, dequantised."""
-
-from slimrank.gguf.model import load_gguf, said, stored_dtype
-
-__all__ = ["load_gguf", "said", "stored_dtype"]

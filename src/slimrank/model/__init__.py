@@ -1,0 +1,1 @@
+"""A causal LM as blocks of linears, and where it comes from."""

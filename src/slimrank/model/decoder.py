@@ -1,0 +1,242 @@
+"""A causal LM as entry, blocks and head, found by walking its modules: no module name is ever looked at."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.forms import Form
+from slimrank.model.linear import is_linear, weight_of
+from slimrank.runtime.world import ALONE
+from slimrank.store.weights import Weights
+
+Filter = Callable[[str, nn.Module], bool]
+OUTWARD = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block receives beside its hidden states: masks, rotary embeddings, positions."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Room(NamedTuple):
+    """Bytes that the hidden states of one set of windows may take on the device and in host memory."""
+
+    device: int = 2**62
+    host: int = 2**62
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The ModuleList whose modules hold the most linear parameters, the outermost where two tie.
+
+    Of a compressed model the one that holds compressed layers: it may have become smaller than a vision tower's.
+    """
+
+    def linear_parameters(module: nn.Module) -> int:
+        return sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
+
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    compressed = [item for item in lists if any(isinstance(module, Form) for module in item[1].modules())]
+    if compressed:
+        return compressed[0]
+    found = max(lists, key=lambda item: linear_parameters(item[1]), default=None)
+    if found is None or linear_parameters(found[1]) == 0:
+        raise SlimrankError(f"{type(model).__name__} has no list of blocks with linears in it, so nothing to compress.")
+    return found
+
+
+class _Entered(Exception):
+    """The last block was reached: what follows is of no interest to `enter`."""
+
+
+class Decoder:
+    """A causal LM that can be run a block at a time.
+
+    `enter` gives the first block's input, `run` one block, `head` the logits that follow from the last block's output.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: Weights | None = None) -> None:
+        """weights: where they live, in memory by default."""
+        self.model = model.eval()
+        self.prefix, self.blocks = find_blocks(model)
+        self.weights = weights or Weights(model, self.prefix, len(self.blocks))
+        self.states_room = Room()
+        self.world = ALONE
+        self._returns_tuple: dict[type, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entry embeddings are."""
+        return self.weights.device
+
+    @property
+    def width(self) -> int:
+        """How many numbers a token's hidden state has."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def linears(self, chosen: Filter | None = None) -> list[dict[str, nn.Module]]:
+        """Per block, its dense linears by full name; `chosen` may drop some of them.
+
+        Raises:
+            UsageError: if the filter leaves none.
+        """
+        found = [
+            {
+                name: module
+                for name, module in block.named_modules(prefix=f"{self.prefix}.{index}")
+                if is_linear(module) and (chosen is None or chosen(name, module))
+            }
+            for index, block in enumerate(self.blocks)
+        ]
+        if not any(found):
+            raise UsageError("The filter matches none of the decoder blocks' linears: widen it.")
+        return found
+
+    def role(self, name: str) -> str:
+        """A linear's name inside its block."""
+        return name.removeprefix(f"{self.prefix}.").partition(".")[2]
+
+    def outside_linears(self) -> dict[str, int]:
+        """The blocks' matrices that are in no linear and stay as they are, such as fused experts, by numbers held."""
+        inside = {id(p) for module in self.blocks.modules() if is_linear(module) for p in module.parameters()}
+        named = self.blocks.named_parameters(prefix=self.prefix)
+        return {name: p.numel() for name, p in named if p.ndim > 1 and id(p) not in inside}
+
+    @contextmanager
+    def _replaced(self, forwards: list[Callable[..., Any]]) -> Iterator[None]:
+        for block, forward in zip(self.blocks, forwards, strict=True):
+            block.forward = forward
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    def _like_block(self, index: int, hidden: Tensor) -> Any:
+        """`hidden` in the container this block returns it in."""
+        return (hidden,) if self._returns_tuple.get(type(self.blocks[index])) else hidden
+
+    def _split(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+        if args:
+            return args[0], Call(args[1:], kwargs)
+        name = list(inspect.signature(type(self.blocks[index]).forward).parameters)[1]
+        return kwargs[name], Call((), {k: v for k, v in kwargs.items() if k != name})
+
+    def enter(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
+        """The hidden states (batch, tokens, width) before the first block, and each block's Call."""
+        first: list[Tensor] = []
+        calls: list[Call] = []
+
+        def recorder(index: int) -> Callable[..., Any]:
+            original = self.blocks[index].forward
+            kind = type(self.blocks[index])
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden, call = self._split(index, args, kwargs)
+                if not first:
+                    first.append(hidden)
+                calls.append(call)
+                if kind not in self._returns_tuple:
+                    with self.weights.hold(index):
+                        self._returns_tuple[kind] = isinstance(original(*args, **kwargs), tuple)
+                if index == len(self) - 1:
+                    raise _Entered
+                return self._like_block(index, hidden)
+
+            return forward
+
+        recorders = [recorder(i) for i in range(len(self))]
+        with self.weights.hold(None), self._replaced(recorders), torch.no_grad(), suppress(_Entered):
+            self.model(input_ids=ids, use_cache=False)
+        if len(calls) != len(self):
+            raise SlimrankError(
+                f"{self.prefix}: {len(calls)} of its {len(self)} blocks ran once each; cannot follow it."
+            )
+        return first[0], calls
+
+    def run(self, index: int, hidden: Tensor, call: Call) -> Tensor:
+        """The hidden states after block `index`, on the model's device; `hidden` may be elsewhere."""
+        with self.weights.hold(index):
+            output = self.blocks[index](hidden.to(self.device), *call.args, **call.kwargs)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def head(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Logits (batch, tokens, vocabulary) from the last block's output; differentiable in `hidden`."""
+        last = len(self) - 1
+
+        def stub(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return self._like_block(index, hidden if index == last else self._split(index, args, kwargs)[0])
+
+            return forward
+
+        with self.weights.hold(None), self._replaced([stub(i) for i in range(len(self))]):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits
+
+
+@contextmanager
+def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """The hooks are removed at the end."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode inside, each module's own mode coming back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def require_finite_weights(model: nn.Module) -> None:
+    """Raise a SlimrankError that names the first parameter with NaN or Inf in it."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise SlimrankError(f"{name} holds NaN or Inf: the model cannot be compressed, get intact weights.")
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule of that name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def fingerprint(decoder: Decoder) -> dict[str, str]:
+    """The model's class, and a hash of its settings and of its tensors' names, shapes and 256 values of each."""
+    config = settings(json.loads(decoder.model.config.to_json_string(use_diff=False)))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, shape, values in sorted(decoder.weights.dense_samples(256), key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(shape)}".encode() + values.numpy().tobytes())
+    return {"class": type(decoder.model).__name__, "sha256": digest.hexdigest()}
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings, less what says where it came from and in what it computes."""
+    kept = {name: value for name, value in config.items() if not name.startswith("_") and name not in OUTWARD}
+    return {name: settings(value) if isinstance(value, dict) else value for name, value in kept.items()}

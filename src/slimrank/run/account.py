@@ -1,0 +1,105 @@
+"""The account of a run: what was measured on the way, beside the plan; the report is made from the two."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slimrank.errors import UsageError
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
+from slimrank.texts.frequencies import Frequencies
+
+VERSION = 1
+FILE = "slimrank/account.json"
+POINTS = 40  # of a curve
+TOTAL = 9000  # points of all curves, for models of any depth
+
+
+class Curve(BaseModel):
+    """A linear's spectrum at some ranks, counted from 1.
+
+    singular: the value at each of the ranks as a share of the first; error: what a cut there loses, as a share of the
+    output's norm in the metric.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ranks: list[int]
+    singular: list[float]
+    error: list[float]
+
+
+class Account(BaseModel):
+    """What a run measured.
+
+    computed, stored: dtypes; parameters: of the whole model, "dense" and "compressed"; dense_bytes: of the dense
+    weights; seconds: by stage; memory: peak bytes; calibration: the tokens of each of its texts, none where an
+    older version kept none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = VERSION
+    model: str
+    device: str
+    computed: str
+    stored: str
+    parameters: dict[str, int]
+    dense_bytes: int
+    seconds: dict[str, float]
+    memory: int
+    versions: dict[str, str]
+    calibration: list[Frequencies] = []
+    curves: dict[str, Curve]
+
+    def to_json(self) -> str:
+        """The account's file: a line a linear and a calibration text."""
+        tokens = ",\n".join(f"  {one.model_dump_json()}" for one in self.calibration)
+        head = json.dumps(self.model_dump(exclude={"curves", "calibration"}), indent=1).removesuffix("\n}")
+        curves = ",\n".join(f"  {json.dumps(name)}: {curve.model_dump_json()}" for name, curve in self.curves.items())
+        return f'{head},\n "calibration": [\n{tokens}\n ],\n "curves": {{\n{curves}\n }}\n}}\n'
+
+    @classmethod
+    def load(cls, folder: Path) -> "Account":
+        """The account of the checkpoint in `folder`.
+
+        Raises:
+            UsageError: if there is none, or none that this version reads.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise UsageError(f"{path} is missing, which compress writes beside the weights: compress the model again.")
+        try:
+            account = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{path} is damaged or of another version of slimrank: compress the model again."
+            ) from error
+        if account.version != VERSION:
+            raise UsageError(f"{path} has version {account.version}, this slimrank reads {VERSION}: update slimrank.")
+        return account
+
+
+def curves_of(spectrum: Spectrum, ranks: Mapping[str, int | None]) -> dict[str, Curve]:
+    """Every linear's curve, the rank it was cut to among the points."""
+    points = max(12, min(POINTS, TOTAL // len(spectrum.linears)))
+    return {name: curve_of(linear, ranks.get(name), points) for name, linear in spectrum.linears.items()}
+
+
+def curve_of(linear: LinearSpectrum, cut: int | None, points: int) -> Curve:
+    """A spectrum at no more than `points` ranks, evenly spaced, with the first, the last and `cut` among them."""
+    full = len(linear.values)
+    evenly = {1 + round(i * (full - 1) / max(points - 2, 1)) for i in range(points - 1)}
+    ranks = sorted({rank for rank in (*evenly, cut or 1) if 1 <= rank <= full})
+    losses = linear.losses().tolist()
+    first, norm = max(linear.values[0].item(), 1e-300), max(losses[0], 1e-300)
+    return Curve(
+        ranks=ranks,
+        singular=[_short(linear.values[rank - 1].item() / first) for rank in ranks],
+        error=[_short((losses[rank] / norm) ** 0.5) for rank in ranks],
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,86 @@
+"""Compare recipes at several keeps on one model: calibrated once, and each metric's spectra found once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from slimrank.calibrate import Text
+from slimrank.model.decoder import Decoder, require_finite_weights
+from slimrank.model.load import Loaded, load, require_dense
+from slimrank.recipe import Recipe
+from slimrank.run.comparison import Comparison, Run
+from slimrank.run.estimate import Announce, silent
+from slimrank.run.resume import identify, identity_of, progress_folder, progress_of
+from slimrank.run.rows import Row
+from slimrank.runtime.memory import Limits, give_memory_back
+from slimrank.runtime.track import Track, no_track
+from slimrank.store.disk import size_of
+from slimrank.store.pieces import DiskPieces, MemoryPieces
+from slimrank.texts.reading import Reading, read_windows
+
+Failed = Callable[[Recipe, float, Exception], None]
+
+
+def compare(
+    model: str | Path | Loaded,
+    runs: Sequence[Run],
+    texts: Sequence[Text],
+    reading: Reading,
+    *,
+    max_windows: int | None = None,
+    special_tokens: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    out: str | Path | None = None,
+    resume: bool = True,
+    memory: int | None = None,
+    announce: Announce = silent,
+    track: Track = no_track,
+    failed: Failed | None = None,
+) -> Iterator[Row]:
+    """The dense model's row, then one for each run, a recipe at a keep, as it is done; the model ends as it began.
+
+    A model in memory is the row's own until the next row is asked for, unless the row was kept in `out`.
+
+    model, device, dtype, memory, announce, track: as for compress. max_windows, special_tokens: of the evaluation. out:
+    a folder; the model is then read from its checkpoint a block at a time, and moments, spectra and finished rows are
+    kept in `.rows.progress` in it until all rows are done, so that the same call goes on after a kill, also with other
+    runs. resume: False throws such progress away. failed: told of a run that failed, which is left out; by default its
+    error ends the comparison.
+
+    Raises:
+        UsageError: for options that cannot be meant.
+        SlimrankError: if the comparison cannot go on.
+    """
+    limits = Limits.of(memory, device)
+    if memory is not None:
+        give_memory_back()
+    with ExitStack() as stack:
+        pieces: MemoryPieces | DiskPieces = MemoryPieces()
+        if out is not None:
+            pieces = stack.enter_context(progress_of(Path(out) / "rows", True, resume))
+        room = None if out is None else limits.weights
+        loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
+        require_dense(loaded)
+        if loaded.weights is None:
+            require_finite_weights(loaded.model)
+        decoder = Decoder(loaded.model, loaded.weights)
+        decoder.states_room = limits.states
+        linears, windows = decoder.linears(), read_windows(loaded, reading)
+        judging = {"max_windows": max_windows, "special_tokens": special_tokens, "window": windows.calibration.shape[1]}
+        comparison = Comparison(loaded, decoder, linears, windows, texts, judging, pieces, track, limits.weights)
+        if out is not None:
+            identify(pieces, identity_of(decoder, windows, linears))
+            expected = comparison.expected(runs)
+            announce(expected)
+            expected.check(limits, Path(out), memory is not None, size_of(progress_folder(Path(out) / "rows")))
+        yield comparison.dense()
+        for number, (recipe, keep) in enumerate(runs):
+            try:
+                yield from comparison.row(recipe, keep)
+            except Exception as error:  # an optional library's too, and what a device out of memory raises
+                if failed is None:
+                    raise
+                comparison.pieces.clear(f"work/{comparison.name_of(recipe, keep)}")
+                failed(recipe, keep, error)
+            comparison.let_go(recipe, keep, runs[number + 1 :])

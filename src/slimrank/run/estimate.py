@@ -1,0 +1,183 @@
+"""What a run will take, before it starts: memory, disk and time, from the model's shapes and this machine's speed."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slimrank.calibrate.stream import CPU_LOGITS, default_batch
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate.predictions import logits_bytes
+from slimrank.model.decoder import Decoder
+from slimrank.model.linear import shape_of
+from slimrank.refine import Refiner
+from slimrank.runtime.memory import Limits
+from slimrank.runtime.threads import at_once
+from slimrank.store.weights import Part
+
+LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
+LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
+TRAINED = 3 * 4  # bytes of a parameter's numbers in training beside itself, in float32 in any dtype
+EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
+PASSES = 3, 6, 9  # forward passes over the windows: calibration, gradients, refiners a block at a time
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of host memory and of disk beside the output, and seconds; what it takes, within a factor of about two.
+
+    largest: what takes the memory, for a sentence.
+    """
+
+    memory: int
+    disk: int
+    seconds: float
+    largest: str = "the largest block and its moments"
+
+    def check(self, limits: Limits, folder: Path, asked: bool, kept: int = 0) -> None:
+        """Compare with what there is; asked: the limit was given as --memory; kept: bytes of progress on the disk.
+
+        Raises:
+            UsageError: if --memory is too little.
+            SlimrankError: if the disk, or the memory that is free, is.
+        """
+        free = shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.is_dir())).free
+        if self.disk - kept > free:
+            raise SlimrankError(
+                f"The run would keep about {gib(self.disk - kept)} more beside {folder}, whose disk has {gib(free)} "
+                "free: free some or name an --out on another disk."
+            )
+        if self.memory > limits.host:
+            kind = UsageError if asked else SlimrankError
+            given = f"--memory {gib(limits.host)} is" if asked else f"The free memory, {gib(limits.host)}, is"
+            raise kind(
+                f"{given} too little: {self.largest} need about {gib(self.memory)}; "
+                "compute in --dtype bfloat16, use a --window of fewer tokens or a larger machine."
+            )
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def estimate(
+    decoder: Decoder,
+    linears: list[dict[str, nn.Module]],
+    windows: torch.Tensor,
+    *,
+    gradients: bool,
+    refine: Sequence[Refiner],
+    whole: bool = False,
+    bases: bool = False,
+    joins: bool = False,
+) -> Estimate:
+    """What compressing these linears takes with windows (samples, tokens).
+
+    Memory beside the libraries: of what is outside the blocks with some logits, or of one block with its Grams' sums
+    and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take, or of
+    the whole model where a refiner or, with `whole`, the allocator runs it, whichever is most. Disk: half of each Gram
+    in float32, and the held-out ones or what the finished blocks hold and, with `bases`, what they are cut from.
+    joins: whether linears that share an input are decomposed stacked too.
+    """
+    tokens = windows.numel()
+    sizes = _part_bytes(decoder)
+    dtype = next(decoder.model.parameters()).dtype
+    closed = any(not refiner.whole_model for refiner in refine)
+    shapes = [[shape_of(module) for module in block.values()] for block in linears]
+    flat = [shape for block in shapes for shape in block]
+    stacks = [stack for block in linears for stack in stacks_of(block)] if joins else []
+    block = max(size for part, size in sizes.items() if part is not None)
+    in_flight = default_batch(decoder, windows.shape[1]) * windows.shape[1]
+    sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
+    activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
+    solving = {shape: 8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat}
+    solving |= {
+        stacked(one): 8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks
+    }
+    most = max(at_once(shape, decoder.device) * size for shape, size in solving.items())
+    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + most)
+    inputs = 2 * sum(n * n for _, n in flat)
+    disk = sum(2 * m * m for m, _ in flat) if gradients else 0
+    kept = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
+    disk += inputs + max(inputs, sum(sizes.values()) + kept)
+    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if closed else 0)
+    work = 2 * tokens * sum(m * n for m, n in flat) * passes
+    work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
+    rounds = 1 + sum(refiner.work for refiner in refine)
+    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(one)) for one in stacks)
+    seconds = work / speed(decoder.device, dtype) + 2 * solved / speed(decoder.device, torch.float64)
+    total = _whole_bytes(sum(sizes.values()), dtype.itemsize, refine, whole)
+    if total > memory:
+        return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
+    return Estimate(memory, disk, seconds)
+
+
+def evaluation(decoder: Decoder, window: int) -> Estimate:
+    """What it takes to read texts in windows of so many tokens a block at a time, whose time is not counted."""
+    sizes, vocabulary = _part_bytes(decoder), decoder.model.config.get_text_config().vocab_size
+    block = max(size for part, size in sizes.items() if part is not None)
+    memory = LIBRARIES + max(block, sizes[None] + logits_bytes(window, vocabulary))
+    return Estimate(memory, 0, 0.0, "the logits of the evaluation")
+
+
+def stacks_of(block: dict[str, nn.Module]) -> list[list[tuple[int, int]]]:
+    """The shapes of a block's linears by module and width: where there are several, they may share their input."""
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for name, module in block.items():
+        shape = shape_of(module)
+        found.setdefault((name.rpartition(".")[0], shape[1]), []).append(shape)
+    return [shapes for shapes in found.values() if len(shapes) > 1]
+
+
+def stacked(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of matrices on each other."""
+    return sum(rows for rows, _ in shapes), shapes[0][1]
+
+
+def solution(shape: tuple[int, int]) -> int:
+    """Multiplications and additions of a matrix's decomposition."""
+    return EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape)
+
+
+def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bool) -> int:
+    """Of the whole model in memory, with what training adds; 0 where nothing needs it."""
+    needing = [refiner for refiner in refine if refiner.whole_model]
+    if not needing and not whole:
+        return 0
+    return LIBRARIES + model + any(refiner.trains for refiner in needing) * (model // itemsize * TRAINED)
+
+
+def m_n(shape: tuple[int, int]) -> int:
+    """The numbers of a matrix."""
+    return shape[0] * shape[1]
+
+
+def speed(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Floating-point operations a second of a matrix product, measured."""
+    a = torch.randn(size, size, device=device).to(dtype)
+
+    def once() -> float:
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        return time.perf_counter() - started
+
+    return 2 * size**3 / min(once() for _ in range(3))
+
+
+def _part_bytes(decoder: Decoder) -> dict[Part, int]:
+    sizes: dict[Part, int] = dict.fromkeys(decoder.weights.parts, 0)
+    for name, parameter in decoder.model.named_parameters():
+        sizes[decoder.weights.part_of(name)] += parameter.nbytes
+    return sizes
+
+
+Announce = Callable[[Estimate], None]
+
+
+def silent(estimate: Estimate) -> None:
+    """Tell nobody."""

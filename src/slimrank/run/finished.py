@@ -1,0 +1,44 @@
+"""A run that has ended: noted before its result appears, and found where the same command is given again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from slimrank.checkpoint import check_free
+from slimrank.model.load import Loaded, load
+from slimrank.plan import Plan
+from slimrank.run.account import FILE as ACCOUNT
+from slimrank.run.account import Account
+from slimrank.run.result import PLAN, Result
+from slimrank.run.resume import WRITTEN
+from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
+from slimrank.store.disk import sha256_of, sha256_of_text
+from slimrank.store.pieces import Pieces
+
+
+def note(pieces: Pieces, result: Result, account: Account) -> None:
+    """Say which folder is this run's result, by its account, which tells it from any other run's by its seconds."""
+    values = {name: linear.values for name, linear in result.spectrum.linears.items()}
+    facts = {"account": sha256_of_text(account.to_json()), "parameters": result.parameters, "seconds": result.seconds}
+    pieces.save(WRITTEN, values, facts)
+
+
+def finished(pieces: Pieces, out: Path, dense: Loaded, *, overwrite: bool, device: str) -> Result | None:
+    """The result that an earlier process of this run wrote to `out` before it was killed, loaded; None if it did not.
+
+    Raises:
+        UsageError: if `out` holds something else and is not to be overwritten.
+    """
+    if WRITTEN not in pieces:
+        return None
+    values, facts = pieces.load(WRITTEN)
+    if not (out / ACCOUNT).is_file() or sha256_of(out / ACCOUNT) != facts["account"]:
+        check_free(out, overwrite)
+        return None
+    plan = Plan.load(out / PLAN)
+    spectrum = Spectrum(
+        {name: LinearSpectrum(values[name], one.shape, one.block, one.role) for name, one in plan.linears.items()}
+    )
+    loaded = load(str(out), dtype=str(dense.model.dtype).removeprefix("torch."), device=device)
+    before, after = facts["parameters"]
+    tokens = Account.load(out).calibration
+    return Result(replace(loaded, name=dense.name), plan, spectrum, (before, after), facts["seconds"], tokens)

@@ -1,0 +1,136 @@
+"""What compress gives: the model, its plan and the account, and how they are saved."""
+
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from slimrank.checkpoint import model_card, write_checkpoint
+from slimrank.evaluate import weight_bytes
+from slimrank.forms import compressed_layers
+from slimrank.model.load import Loaded
+from slimrank.plan import Plan
+from slimrank.run.account import FILE as ACCOUNT
+from slimrank.run.account import Account, curves_of
+from slimrank.runtime.versions import versions
+from slimrank.spectrum.decomposition import Spectrum
+from slimrank.texts.frequencies import Frequencies
+
+PLAN = "slimrank/plan.json"
+
+
+@dataclass
+class Result:
+    """A compressed model in memory and the account of it.
+
+    parameters: of the whole model, before and after; tokens: of each calibration text's windows.
+    """
+
+    loaded: Loaded
+    plan: Plan
+    spectrum: Spectrum
+    parameters: tuple[int, int]
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: list[Frequencies] = field(default_factory=list)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The compressed model, in the dtype it was computed in."""
+        return self.loaded.model
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+        account: Account | None = None,
+    ) -> None:
+        """Write the Hugging Face directory, in the dtype the model was stored in.
+
+        tensors: see write_checkpoint; account: by default what is measured now.
+        """
+        out = Path(out)
+        write_checkpoint(
+            self.model,
+            out,
+            layers=compressed_layers(self.model),
+            dtype=self.loaded.dtype,
+            source=self.loaded.directory,
+            tokenizer=self.loaded.tokenizer,
+            extras={
+                PLAN: self.plan.to_json(),
+                ACCOUNT: (account or self.account()).to_json(),
+                "README.md": self.card(out.name),
+            },
+            overwrite=overwrite,
+            tensors=tensors,
+        )
+
+    def account(self) -> Account:
+        """What the run measured beside the plan; the bytes of a hub model are what its stored dtype takes."""
+        loaded, (before, after) = self.loaded, self.parameters
+        size, directory = loaded.dtype.itemsize, loaded.directory
+        return Account(
+            model=loaded.name,
+            device=str(loaded.weights.device if loaded.weights else self.model.device),
+            computed=str(self.model.dtype).removeprefix("torch."),
+            stored=str(loaded.dtype).removeprefix("torch."),
+            parameters={"dense": before, "compressed": after},
+            dense_bytes=weight_bytes(directory) if directory else before * size,
+            seconds=self.seconds,
+            memory=peak_memory(),
+            versions=versions(),
+            calibration=self.tokens,
+            curves=curves_of(self.spectrum, {name: one.own_rank for name, one in self.plan.linears.items()}),
+        )
+
+    def card(self, name: str) -> str:
+        """The model card."""
+        return card(name, self.plan, self.parameters, self.loaded.hub)
+
+    def summary(self) -> dict[str, str]:
+        """The totals, for people."""
+        budget, (before, after) = self.plan.budget, self.parameters
+        return {
+            "recipe": self.plan.recipe.name,
+            "linears": f"{budget.used:,} of {budget.dense:,} parameters ({budget.used / budget.dense:.1%})",
+            "whole model": f"{after:,} of {before:,} parameters ({after / before:.1%})",
+            "calibration": ", ".join(
+                f"{key} {_short(value)}" for key, value in self.plan.calibration.items() if key != "texts"
+            ),
+        }
+
+
+def card(name: str, plan: Plan, parameters: tuple[int, int], hub: str | None = None) -> str:
+    """The model card; parameters: of the whole model, before and after; hub: the dense model's id there."""
+    budget, (before, after) = plan.budget, parameters
+    rows = {
+        "dense": {"parameters of the linears": budget.dense, "of the model": before},
+        "compressed": {"parameters of the linears": budget.used, "of the model": after},
+    }
+    return model_card(name=name, recipe=plan.recipe.to_yaml(), results=rows, base_model=hub)
+
+
+def peak_memory() -> int:
+    """The process's peak resident memory in bytes, or the device's where CUDA is used."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_for_people(size: int) -> str:
+    """Of `peak_memory`; resident pages of mapped files, which the system takes back at need, are in it."""
+    return f"{size / 2**20:,.0f} MiB" + ("" if torch.cuda.is_available() else ", mapped files included")
+
+
+def _short(value: object) -> str:
+    """A hash by its first twelve digits, a path by its file's name, one among several paths too."""
+    text = str(value)
+    if len(text) == 64 and text.isalnum():
+        return text[:12]
+    return ", ".join(part.rpartition("/")[2] if part.startswith("/") else part for part in text.split(", "))

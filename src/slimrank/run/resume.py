@@ -1,0 +1,129 @@
+"""Whether what an earlier process left belongs to this run."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimrank.calibrate import Windows
+from slimrank.checkpoint import check_free, discard, locked, recover
+from slimrank.errors import UsageError
+from slimrank.model.decoder import Decoder, fingerprint
+from slimrank.plan import Plan
+from slimrank.recipe import Recipe
+from slimrank.runtime.versions import needed_versions
+from slimrank.runtime.world import World
+from slimrank.store.disk import disk_errors
+from slimrank.store.pieces import DiskPieces, Pieces
+from slimrank.store.shared import SharedPieces
+
+IDENTITY = "identity"
+WRITTEN = "written"
+
+
+def progress_folder(out: Path) -> Path:
+    """Where a run that writes `out` keeps what it has finished."""
+    return out.resolve().with_name(f".{out.resolve().name}.progress")
+
+
+@contextmanager
+def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces]:
+    """The pieces of the run that writes `out`; removed when the block ends well. Without an identity they are nobody's.
+
+    Raises:
+        UsageError: if `out` is taken, unless perhaps by this run itself, or another process is at work on it.
+    """
+    folder = progress_folder(out)
+    pieces = DiskPieces(folder)
+    with disk_errors(folder):
+        recover(out)
+        if not (resume and IDENTITY in pieces and WRITTEN in pieces):
+            check_free(out, overwrite)
+    with locked(folder / "lock", out):
+        for stale in folder.glob("*.lock"):  # of a killed process's study
+            stale.unlink()
+        if not resume:
+            pieces.drop(IDENTITY)
+        if IDENTITY not in pieces:
+            pieces.clear()
+        try:
+            yield pieces
+        except BaseException:
+            pieces.drop_empty(but=IDENTITY)
+            raise
+        discard(folder, out)
+
+
+@contextmanager
+def shared_progress_of(out: Path, overwrite: bool, resume: bool, world: World) -> Iterator[Pieces]:
+    """As progress_of, the first of several processes holding the folder for all.
+
+    Raises:
+        UsageError: if another process does not see the folder.
+    """
+    if world.size == 1:
+        with progress_of(out, overwrite, resume) as pieces:
+            yield pieces
+        return
+    with progress_of(out, overwrite, resume) if world.main else nullcontext(DiskPieces(progress_folder(out))) as pieces:
+        world.barrier()
+        if not (pieces.folder / "lock").exists():
+            raise UsageError(
+                f"Process {world.rank} does not see {pieces.folder}: name an --out that all machines share."
+            )
+        yield SharedPieces(pieces, world)
+        world.barrier()
+
+
+def identity_of(decoder: Decoder, windows: Windows, linears: list[dict[str, nn.Module]]) -> dict[str, Any]:
+    """What a calibration depends on."""
+    return {
+        "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose sample is in it
+        "model": fingerprint(decoder)["sha256"],
+        "device": decoder.device.type,
+        "number of processes": decoder.world.size,
+        "linears": digest([name for block in linears for name in block]),
+        **{f"calibration.{key}": value for key, value in windows.record.items()},
+        **{f"version of {name}": version for name, version in needed_versions().items()},
+    }
+
+
+def choices(recipe: Recipe, plan: Plan | None, keep: float) -> dict[str, Any]:
+    """What else a compression depends on."""
+    return {
+        "keep": keep,
+        **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
+        "plan": plan and digest(plan.model_dump(mode="json")),
+    }
+
+
+def identify(pieces: Pieces, identity: dict[str, Any]) -> None:
+    """Note what the run is, or compare it with what was noted.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    identity = json.loads(json.dumps(identity))
+    if IDENTITY not in pieces:
+        pieces.save(IDENTITY, {}, identity)
+    theirs = pieces.load(IDENTITY)[1]
+    for key in {**identity, **theirs}:
+        if theirs.get(key) != identity.get(key):
+            raise UsageError(
+                f"The progress beside --out is of a run whose {key} is {_short(theirs.get(key))}, and this one's is "
+                f"{_short(identity.get(key))}: give the same options, or --fresh to begin anew."
+            )
+
+
+def digest(value: Any) -> str:
+    """The SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

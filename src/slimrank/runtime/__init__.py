@@ -1,0 +1,1 @@
+"""What runs the machine: processes, threads, memory, progress."""

@@ -1,0 +1,1 @@
+"""Compressed models made fast, and taken elsewhere."""

@@ -1,0 +1,55 @@
+"""A plain checkpoint with every layer multiplied out: as large as the dense model, loads everywhere."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from slimrank.checkpoint import write_checkpoint
+from slimrank.forms import Form
+from slimrank.model.linear import bias_of
+from slimrank.model.load import Loaded
+from slimrank.serve.export.parity import Runner, torch_runner
+
+
+def export_dense(loaded: Loaded, folder: Path) -> Runner:
+    """Write it in the checkpoint's own dtype, with all that lies beside the weights, and load it back."""
+    plain = multiplied_out(loaded.model)
+    write_checkpoint(
+        plain, folder, layers={}, dtype=loaded.dtype, source=loaded.directory, tokenizer=loaded.tokenizer,
+        overwrite=True,
+    )  # fmt: skip
+    written = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
+    return torch_runner(written, rounded=loaded.dtype != torch.float32)
+
+
+@torch.no_grad()
+def multiplied_out(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose compressed layers are dense ones of the class that the architecture has in their place."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    plain = copy.deepcopy(model)
+    plain.config = config
+    for name, form in [(name, module) for name, module in plain.named_modules() if isinstance(module, Form)]:
+        plain.set_submodule(name, _dense(form, skeleton.get_submodule(name), _bias(form), model.dtype))
+    return plain
+
+
+def _dense(form: Form, like: nn.Module, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Module:
+    weight = form.dense_weight().to(dtype)
+    like.weight = nn.Parameter((weight if isinstance(like, nn.Linear) else weight.T).contiguous())
+    if bias is not None:
+        like.bias = nn.Parameter(bias.to(dtype))
+    return like
+
+
+def _bias(form: Form) -> torch.Tensor | None:
+    """A form keeps its bias itself or in its output factor."""
+    return bias_of(form) if hasattr(form, "bias") else bias_of(form.get_submodule("up"))

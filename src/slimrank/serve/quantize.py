@@ -1,0 +1,89 @@
+"""Weight-only quantization of the factors, rounded by torchao and stored in the same checkpoint."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.checkpoint import write_checkpoint
+from slimrank.errors import MissingLibrary, UsageError
+from slimrank.forms import Form, compressed_layers, form_of, link
+from slimrank.forms.quantized import BITS, GROUP, pack_halves
+from slimrank.model.decoder import set_module
+from slimrank.model.load import Loaded
+from slimrank.plan import Plan
+from slimrank.run.account import FILE as ACCOUNT
+from slimrank.run.account import Account
+from slimrank.run.build import with_entry
+from slimrank.run.result import PLAN, card
+
+
+def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = False) -> None:
+    """Write the compressed model to the folder `out` with its factors in 8 bits, or in 4 where all are U V.
+
+    Raises:
+        UsageError: for other bits, a model without compressed layers, or one that is quantized already.
+        SlimrankError: for 4 bits and a pivoted layer.
+    """
+    layers = compressed_layers(loaded.model)
+    if bits not in BITS:
+        raise UsageError(f"--bits {bits} is unknown: choose 8 or 4.")
+    if not layers or any("bits" in entry for entry in layers.values()):
+        state = "has quantized factors already" if layers else "has no compressed layers"
+        raise UsageError(f"MODEL {loaded.name} {state}: give what slimrank compress wrote.")
+    kinds = {name: form_of(name, entry | {"bits": bits}) for name, entry in layers.items()}
+    for name, kind in kinds.items():
+        form = loaded.model.get_submodule(name)
+        assert isinstance(form, kind)
+        set_module(loaded.model, name, quantized(form, bits))
+    link(loaded.model)
+    write_checkpoint(
+        loaded.model, out, layers=compressed_layers(loaded.model), dtype=loaded.dtype, source=loaded.directory,
+        tokenizer=loaded.tokenizer, extras=records(loaded, bits, out.name), overwrite=overwrite,
+    )  # fmt: skip
+
+
+def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
+    """What compress left beside the weights, by path: the plan with the layers as they are now, account and card."""
+    folder, layers = loaded.directory, compressed_layers(loaded.model)
+    if folder is None or not (folder / PLAN).is_file():
+        return {}
+    plan, account = Plan.load(folder / PLAN), Account.load(folder)
+    linears = {path: with_entry(linear, layers.get(path)) for path, linear in plan.linears.items()}
+    notes = [*plan.notes, f"The factors were then rounded to {bits} bits (slimrank quantize)."]
+    plan = plan.model_copy(update={"linears": linears, "notes": notes})
+    parameters = account.parameters["dense"], account.parameters["compressed"]
+    return {PLAN: plan.to_json(), ACCOUNT: account.to_json(), "README.md": card(name, plan, parameters)}
+
+
+@torch.no_grad()
+def quantized(form: Form, bits: int) -> Form:
+    """A copy of the form with its factors rounded."""
+    made = copy.deepcopy(form)
+    factors = {name: child for name, child in form.named_children() if isinstance(child, nn.Linear)}
+    made.use_bits(bits)
+    for name, linear in factors.items():
+        weight, scale = rounded(linear.weight, bits)
+        stored = made.get_submodule(name)
+        stored.weight.copy_(weight)  # type: ignore[operator]
+        stored.scale.copy_(scale)  # type: ignore[operator]
+    return made
+
+
+def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """torchao's symmetric rounding of weight (out, in), as QuantizedLinear stores it: numbers and scales."""
+    try:
+        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
+    except ImportError as error:
+        raise MissingLibrary("Quantizing needs torchao: run pip install 'slimrank[quantize]'.") from error
+    padded = weight.float()
+    if bits == 4:
+        padded = nn.functional.pad(padded, (0, -weight.shape[1] % GROUP))
+    block, low, high = (1, GROUP if bits == 4 else weight.shape[1]), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scale, zero = choose_qparams_affine(
+        padded, MappingType.SYMMETRIC, block, torch.int8, low, high, torch.finfo(torch.float32).tiny,
+        scale_dtype=torch.float32,
+    )  # fmt: skip
+    numbers = quantize_affine(padded, block, scale, zero, torch.int8, low, high)
+    return (pack_halves(numbers) if bits == 4 else numbers), scale.reshape(len(weight), -1)

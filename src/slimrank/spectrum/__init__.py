@@ -1,0 +1,1 @@
+"""From moments to what every rank costs."""

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCABULARY
+from torch import nn
+
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.model.decoder import Decoder, find_blocks, fingerprint, require_finite_weights
+from slimrank.model.linear import is_linear
+from slimrank.store.weights import sample
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_block_by_block_gives_the_whole_models_logits(name, ids):
+    model = ARCHITECTURES[name]()
+    expected = model(input_ids=ids).logits
+    decoder = Decoder(model)
+    hidden, calls = decoder.enter(ids)
+    for index in range(len(decoder)):
+        hidden = decoder.run(index, hidden, calls[index])
+    torch.testing.assert_close(decoder.head(ids, hidden), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=0)  # nothing stays replaced
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_linears_are_all_those_inside_the_blocks(name):
+    decoder = Decoder(ARCHITECTURES[name]())
+    output = decoder.model.get_output_embeddings()
+    expected = {n for n, m in decoder.model.named_modules() if is_linear(m) and m is not output}
+    assert {n for block in decoder.linears() for n in block} == expected
+
+
+def test_a_filter_chooses_and_one_that_matches_nothing_is_an_error(tiny_llama):
+    decoder = Decoder(tiny_llama())
+    chosen = decoder.linears(lambda name, module: module.weight.shape[0] == 48)
+    assert [len(block) for block in chosen] == [2, 2]
+    with pytest.raises(UsageError, match="matches none"):
+        decoder.linears(lambda name, module: False)
+
+
+def test_fused_experts_are_named(ids):
+    outside = Decoder(ARCHITECTURES["mixtral"]()).outside_linears()
+    if outside:  # transformers 5 fuses experts, 4 keeps them as linears
+        assert all("experts" in name or "gate" in name for name in outside)
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(SlimrankError, match="no list of blocks"):
+        find_blocks(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_weight_that_is_not_finite_is_named(tiny_llama):
+    model = tiny_llama()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
+    with pytest.raises(SlimrankError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        require_finite_weights(model)
+
+
+def test_the_fingerprint_sees_settings_and_every_column(tiny_llama):
+    model = tiny_llama(hidden_size=64)
+    decoder = Decoder(model)
+    before = fingerprint(decoder)
+    assert before == fingerprint(Decoder(model))
+    model.config.rms_norm_eps = 1e-2
+    assert fingerprint(decoder) != before
+    assert set(sample(torch.arange(64.0).repeat(512, 1), 256).tolist()) == set(range(64))

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+import torch
+
+from slimrank import compress
+from slimrank.errors import UsageError
+from slimrank.run.account import Account, curve_of
+from slimrank.spectrum.decomposition import LinearSpectrum
+
+
+def test_a_curve_is_the_spectrum_at_some_ranks():
+    values = torch.linspace(5, 0.1, 100, dtype=torch.float64)
+    curve = curve_of(LinearSpectrum(values, (100, 200), 0, "a"), cut=37, points=12)
+    assert {1, 37, 100} <= set(curve.ranks) and len(curve.ranks) <= 12
+    for rank, singular, error in zip(curve.ranks, curve.singular, curve.error, strict=True):
+        assert singular == pytest.approx((values[rank - 1] / values[0]).item(), rel=1e-3)
+        assert error == pytest.approx((values[rank:].square().sum() / values.square().sum()).sqrt().item(), rel=1e-3)
+
+
+def test_a_short_spectrum_is_whole():
+    curve = curve_of(LinearSpectrum(torch.tensor([2.0, 1.0, 0.0]), (3, 5), 0, "a"), cut=None, points=40)
+    assert curve.ranks == [1, 2, 3] and curve.singular == [1, 0.5, 0] and curve.error[2] == 0
+
+
+def test_compress_leaves_an_account_in_the_checkpoint(tiny_llama, tiny_tokenizer, make_text, tmp_path):
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(make_text(2000))
+    text = str(tmp_path / "text.txt")
+    result = compress(str(tmp_path / "dense"), "svd-llm", keep=0.6, calibration=text, samples=8, window=32)
+    result.save(tmp_path / "small")
+    account = Account.load(tmp_path / "small")
+    assert account.curves.keys() == result.plan.linears.keys()
+    for name, linear in result.plan.linears.items():
+        curve = account.curves[name]
+        assert curve.error[curve.ranks.index(linear.rank)] == pytest.approx(linear.relative, rel=1e-3)
+    assert (account.stored, account.computed, account.device) == ("bfloat16", "float32", "cpu")
+    assert account.dense_bytes == (tmp_path / "dense" / "model.safetensors").stat().st_size
+    assert account.parameters["compressed"] < account.parameters["dense"]
+    assert {"calibrate", "decompose"} <= account.seconds.keys() and "torch" in account.versions
+
+
+def test_an_account_that_cannot_be_read_says_what_is_missing(tmp_path):
+    with pytest.raises(UsageError, match=r"account\.json is missing.*compress the model again"):
+        Account.load(tmp_path)
+    (tmp_path / "slimrank").mkdir()
+    (tmp_path / "slimrank" / "account.json").write_text(json.dumps({"version": 1}))
+    with pytest.raises(UsageError, match=r"account\.json is damaged"):
+        Account.load(tmp_path)
