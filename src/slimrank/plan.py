@@ -1,21 +1,16 @@
 """A plan: per linear its form and rank, and the budget's arithmetic; JSON that a person can read, edit and apply."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from reprlib import repr as shortly
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
-from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError, uncapitalized
-from slimrank.forms import Joint
-from slimrank.model.decoder import Decoder, fingerprint
-from slimrank.model.linear import shape_of
+from slimrank.forms import FORMS
+from slimrank.model.units import Unit, stacked
 from slimrank.recipe import Recipe
-
-__all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]
 
 VERSION = 1
 
@@ -23,11 +18,11 @@ VERSION = 1
 class LinearPlan(BaseModel):
     """One linear: which block it is in, its role (its name inside the block), and what it becomes.
 
-    rank None leaves it dense. joint: the first linear of those that become one factorisation with it; they all have
-    its rank, and the first one counts what they share and has the loss of all. loss: the squared error in the metric;
-    relative: the error's share of the output's norm there. Known only after compression, measured: the same share on
-    held-out windows; layer: the entry of what was built, such as {"form": "columns", "rank": 20, "columns": 7}, which
-    may cost less than `rank`.
+    rank None leaves it dense. unit: the first linear of those that become one factorisation with it, None where it
+    becomes one by itself; they all have the same rank, and the first one counts what they share and has the loss of
+    all. loss: the squared error in the metric; relative: the error's share of the output's norm there. Known only after
+    compression, measured: the same share on held-out windows; layer: the entry of what was built, such as
+    {"form": "columns", "rank": 20, "columns": 7}, which may cost less than `rank`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,7 +31,7 @@ class LinearPlan(BaseModel):
     role: str
     form: str
     rank: int | None = None
-    joint: str | None = None
+    unit: str | None = None
     shape: tuple[int, int]
     parameters: int
     loss: float = 0.0
@@ -46,8 +41,15 @@ class LinearPlan(BaseModel):
 
     @property
     def own_rank(self) -> int | None:
-        """The rank at which this linear's own spectrum is cut, if it is."""
-        return None if self.joint else self.rank
+        """The rank at which this linear's own curve is cut, if it is."""
+        return None if self.unit else self.rank
+
+    def built(self, entry: dict[str, Any] | None) -> "LinearPlan":
+        """The plan of a linear that has become the layer of this entry, None where it stayed as it was."""
+        if entry is None:
+            return self
+        parameters = FORMS[entry["form"]].count_parameters(*self.shape, entry)
+        return self.model_copy(update={"form": entry["form"], "layer": entry, "parameters": parameters})
 
 
 class Budget(BaseModel):
@@ -81,13 +83,25 @@ class Plan(BaseModel):
             blocks.setdefault(linear.block, {})[linear.role] = linear
         return blocks
 
-    def joint(self) -> dict[str, list[str]]:
-        """The linears that become one factorisation, by the first one's name."""
-        groups: dict[str, list[str]] = {}
+    def ranks(self) -> dict[Unit, int | None]:
+        """Every unit and its rank, in the model's order."""
+        members: dict[str, list[Unit]] = {}
         for name, linear in self.linears.items():
-            if linear.joint is not None and linear.rank is not None:
-                groups.setdefault(linear.joint, []).append(name)
-        return groups
+            leader = linear.unit if linear.unit and linear.rank is not None else name
+            single = Unit((name,), linear.block, linear.role, (linear.shape,))
+            members.setdefault(leader, []).append(single)
+        for leader, units in members.items():
+            units.sort(key=lambda unit, leader=leader: unit.leader != leader)  # type: ignore[misc]
+        return {stacked(units): self.linears[units[0].leader].rank for units in members.values()}
+
+    def with_linears(self, linears: dict[str, LinearPlan]) -> "Plan":
+        """The plan with these linears and what they use."""
+        used = sum(linear.parameters for linear in linears.values())
+        return self.model_copy(update={"linears": linears, "budget": self.budget.model_copy(update={"used": used})})
+
+    def with_notes(self, notes: Sequence[str]) -> "Plan":
+        """The plan with these notes before its own, less those that it has already."""
+        return self.model_copy(update={"notes": [*(one for one in notes if one not in self.notes), *self.notes]})
 
     def to_json(self) -> str:
         """The plan's file."""
@@ -112,88 +126,3 @@ class Plan(BaseModel):
             raise UsageError(
                 f"Plan {path} cannot be read as JSON ({error}): give a file that slimrank plan wrote."
             ) from error
-
-
-def check_plan(plan: Plan, decoder: Decoder, linears: dict[str, nn.Module]) -> Plan:
-    """The plan with its arithmetic done again, after a person may have edited it.
-
-    Raises:
-        UsageError: if a linear is not in the model, a shape or rank does not fit, or the budget it states is overshot.
-    """
-    if plan.version != VERSION:
-        raise UsageError(f"The plan has version {plan.version}, this slimrank reads {VERSION}: make it again.")
-    if plan.model != fingerprint(decoder):
-        raise UsageError(
-            f"The plan was made for {shortly(plan.model)}, this model is {fingerprint(decoder)}: make it again."
-        )
-    checked = {}
-    for name, linear in plan.linears.items():
-        if name not in linears:
-            raise UsageError(f"The plan names {name}, which is no linear of this model's blocks: remove it.")
-        shape = shape_of(linears[name])
-        if linear.shape != shape:
-            raise UsageError(f"The plan gives {name} the shape {linear.shape}, the model has {shape}: make it again.")
-        block, role = decoder.weights.part_of(name), decoder.role(name)
-        if (linear.block, linear.role) != (block, role):
-            raise UsageError(
-                f"The plan puts {name} into block {linear.block} as {linear.role!r}, where the model has it in block "
-                f"{block} as {role!r}: make it again."
-            )
-        if linear.rank is not None and not 1 <= linear.rank <= (most := highest_rank(plan, name)):
-            raise UsageError(f"The plan gives {name} rank {linear.rank}: choose 1 to {most}, or null for dense.")
-        checked[name] = _checked(plan, name, linear)
-    dense = sum(rows * columns for rows, columns in (linear.shape for linear in checked.values()))
-    if dense != plan.budget.dense:
-        raise UsageError(
-            f"The plan's linears have {dense} parameters and its budget.dense is {plan.budget.dense}: put back those "
-            "that were removed, with rank null where they are to stay dense."
-        )
-    used = sum(linear.parameters for linear in checked.values())
-    budget = Budget(dense=dense, allowed=allowed(plan.keep, dense), used=used)
-    if budget.used > budget.allowed:
-        raise UsageError(
-            f"The plan's linears need {budget.used} parameters and its keep, {plan.keep}, allows {budget.allowed}: "
-            "lower some ranks or raise keep."
-        )
-    built = any(linear.layer is not None for linear in plan.linears.values())  # its notes are of that run
-    return plan.model_copy(update={"linears": checked, "budget": budget, "notes": [] if built else plan.notes})
-
-
-def highest_rank(plan: Plan, name: str) -> int:
-    """That of a linear, or of those that the plan joins with it."""
-    rows, columns = plan.linears[name].shape
-    members = plan.joint().get(plan.linears[name].joint or "")
-    return min(sum(plan.linears[member].shape[0] for member in members) if members else rows, columns)
-
-
-def _checked(plan: Plan, name: str, linear: LinearPlan) -> LinearPlan:
-    """A linear's plan without what an earlier run made and measured of it."""
-    rows, columns = linear.shape
-    update: dict[str, Any] = {"measured": None, "layer": None}
-    if linear.rank is None:
-        nothing = {"form": "dense", "joint": None, "parameters": rows * columns, "loss": 0.0, "relative": 0.0}
-        return linear.model_copy(update=update | nothing)
-    form = plan.recipe.form
-    if linear.joint is not None:
-        return linear.model_copy(update=update | {"form": Joint.form, "parameters": _joint_share(plan, name, linear)})
-    if linear.form not in (form.name, (linear.layer or {}).get("form")):
-        raise UsageError(
-            f"The plan gives {name} the form {linear.form!r}, and its recipe builds {form.name!r}: give that, or "
-            "rank null for dense."
-        )
-    return linear.model_copy(update=update | {"form": form.name, "parameters": form.cost(linear.shape, linear.rank)})
-
-
-def _joint_share(plan: Plan, name: str, linear: LinearPlan) -> int:
-    """What a linear of a group stores, as planned."""
-    if not plan.recipe.form.joins:
-        raise UsageError(f"The plan joins {name} to {linear.joint}, and its recipe's form doesn't: set joint to null.")
-    members = sorted(plan.joint()[str(linear.joint)], key=lambda member: member != linear.joint)
-    if members[0] != linear.joint or len(members) < 2:
-        raise UsageError(
-            f"The plan joins {name} to {linear.joint}, which isn't joined to itself and others: set joint to null."
-        )
-    if {plan.linears[member].rank for member in members} != {linear.rank}:
-        raise UsageError(f"The plan joins {', '.join(members)} and gives them several ranks: choose one for all.")
-    shapes = [plan.linears[member].shape for member in members]
-    return plan.recipe.form.joint_costs(shapes, linear.rank or 0)[members.index(name)]

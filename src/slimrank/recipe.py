@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from importlib.resources import files
+from operator import or_
 from pathlib import Path
 from reprlib import repr as shortly
 from typing import Any, Literal, TypeVar
@@ -17,13 +19,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from torch import Tensor
 
 from slimrank.allocate import ALLOCATORS, Allocator
+from slimrank.calibrate.needs import Needs
 from slimrank.errors import UsageError, uncapitalized
 from slimrank.factorize import FACTORIZERS, Factorizer
 from slimrank.metric import METRICS, Metric
 from slimrank.refine import REFINERS, Refiner
+from slimrank.spectrum.decomposition import Route
 
 T = TypeVar("T", bound=BaseModel)
 Refinement = Literal["none", "blocks", "distill"]
@@ -41,6 +44,7 @@ class Recipe(BaseModel):
     metric: SerializeAsAny[Metric]
     allocate: SerializeAsAny[Allocator]
     form: SerializeAsAny[Factorizer]
+    route: Route = "projector"
     refine: tuple[SerializeAsAny[Refiner], ...] = ()
 
     @field_validator(*TABLES, mode="before")
@@ -57,36 +61,36 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        if self.form.joins and not self.allocate.joins:
+        if self.form.stacks and not self.allocate.stacks:
             raise UsageError(
-                "Recipe key form.joint needs an allocator that chooses what to join: take allocate nats, or set "
-                "form.joint to false."
+                f"Recipe key form: {self.form.name} is to make one factorisation of several linears, and allocate "
+                f"{self.allocate.name} does not choose which: take allocate nats, or leave that option of the form out."
             )
         return self
 
     @property
-    def gradients(self) -> bool:
-        """Whether calibration must run the gradient pass."""
-        return self.metric.gradients or self.allocate.gradients or any(step.gradients for step in self.refine)
+    def needs(self) -> Needs:
+        """What its steps need from calibration."""
+        return reduce(or_, (step.needs for step in self.refine), self.metric.needs | self.allocate.needs)
 
     @property
-    def weight_gradients(self) -> bool:
-        """Whether the gradient pass must look at the gradients of the weights themselves."""
-        return self.metric.weight_gradients or self.allocate.weight_gradients
+    def rebuilds(self) -> bool:
+        """Whether the first refiner builds all factors itself, so that the plain ones need not be built."""
+        return bool(self.refine) and self.refine[0].rebuilds and not self.form.searches
 
-    def gradient_windows(self, windows: Tensor) -> Tensor:
-        """Of the calibration windows (count, tokens) those that the gradient pass reads."""
-        tokens = self.metric.gradient_tokens
-        if tokens is None or self.allocate.gradients or any(step.gradients for step in self.refine):
-            return windows
-        return windows[: -(-tokens // windows.shape[1])]
+    @property
+    def cuts_later(self) -> bool:
+        """Whether decompositions will be asked for after the curves are known."""
+        return self.allocate.measures or not self.rebuilds
 
     def refined(self, by: Refinement) -> "Recipe":
         """The recipe with this one, or none, in the place of its refiners that train."""
         solved = tuple(step for step in self.refine if not step.trains)
         if by == "none":
             return self.model_copy(update={"refine": solved})
-        return self.model_copy(update={"name": f"{self.name}+{by}", "refine": (*solved, REFINERS[by]())})
+        return self.model_copy(
+            update={"name": f"{self.name}+{by}", "refine": (*solved, REFINERS[by].model_validate({"name": by}))}
+        )
 
     def to_yaml(self) -> str:
         """The recipe as a file that `--recipe` reads."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.budget import rank_at, used, within_budget
 from slimrank.allocate.measure import Damage
+from slimrank.model.units import Unit
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -25,19 +26,18 @@ class PerplexityScan(Allocator):
     grid: Annotated[tuple[Share, ...], Len(1)] | None = None
 
     @property
-    def whole_model(self) -> bool:
-        """It measures."""
+    def measures(self) -> bool:
+        """It does."""
         return True
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the lowest threshold within the budget."""
         grid = sorted(self.grid or default_grid(problem.keep))
-        damage = Damage(problem.session, windows=self.windows)
-        scans: dict[str, dict[int | None, float]] = {}
-        names = list(problem.spectrum.linears)
-        for name in problem.session.track(names, "scanning", len(names)):
-            ranks = dict.fromkeys(rank_at(problem, name, share) for share in grid)
-            scans[name] = {rank: damage.nats({name: rank}) for rank in ranks} | {None: damage.nats({})}
+        damage = Damage(problem.spectra, windows=self.windows)
+        scans: dict[Unit, dict[int | None, float]] = {}
+        for unit in problem.run.track(list(problem.curves), "scanning", len(problem.curves)):
+            ranks = dict.fromkeys(rank_at(problem, unit, share) for share in grid)
+            scans[unit] = {rank: damage.nats({unit: rank}) for rank in ranks} | {None: damage.nats({})}
         models = 1 + sum(len(losses) - 1 for losses in scans.values())
         return Allocation(common_threshold(problem, scans), (damage.account(models),))
 
@@ -48,7 +48,7 @@ def default_grid(keep: float) -> list[float]:
     return [tenth / 10 for tenth in range(lowest, 10)]
 
 
-def common_threshold(problem: Problem, scans: dict[str, dict[int | None, float]]) -> Ranks:
+def common_threshold(problem: Problem, scans: dict[Unit, dict[int | None, float]]) -> Ranks:
     """The ranks at the lowest threshold within the budget.
 
     scans: per linear its ranks in ascending order, dense (None) last, with the loss of the model where it alone is cut.
@@ -62,12 +62,12 @@ def common_threshold(problem: Problem, scans: dict[str, dict[int | None, float]]
 
     def ranks_at(threshold: float) -> Ranks:
         return {
-            name: next((rank for rank, loss in losses.items() if loss <= threshold), None)
-            for name, losses in scans.items()
+            unit: next((rank for rank, loss in losses.items() if loss <= threshold), None)
+            for unit, losses in scans.items()
         }
 
     low, high = 0, len(thresholds) - 1
-    best = {name: next(iter(losses)) for name, losses in scans.items()}
+    best = {unit: next(iter(losses)) for unit, losses in scans.items()}
     while low <= high:
         middle = (low + high) // 2
         ranks = ranks_at(thresholds[middle])

@@ -12,7 +12,7 @@ from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage
 from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
 from slimrank.model.decoder import fingerprint
-from slimrank.run.session import Session
+from slimrank.model.units import Unit
 from slimrank.store.disk import disk_errors
 
 RESUMABLE = {"trials", "storage"}  # what may change when a study goes on
@@ -37,23 +37,22 @@ class Bayes(Allocator):
     storage: str | None = None
 
     @property
-    def whole_model(self) -> bool:
-        """It measures."""
+    def measures(self) -> bool:
+        """It does."""
         return True
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the best trial."""
-        session = problem.session
-        damage = Damage(session, windows=self.windows, prefixes=False)
-        names = [f"block {index}" for index, block in enumerate(session.linears) if block]
-        world = session.world
-        file = session.pieces.file("study.journal")
+        run, world = problem.run, problem.spectra.model.decoder.world
+        damage = Damage(problem.spectra, windows=self.windows, prefixes=False)
+        names = [f"block {index}" for index in problem.by_block()]
+        file = run.pieces.file("study.journal")
         storage = self.storage or (str(file) if file else None)
         with quiet(), disk_errors(Path(storage or "")):
             study: Any = self._study(problem, storage) if world.main else None
             done = world.from_main(lambda: completed(study))
-            for _ in session.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
-                asked = world.from_main(lambda: self._ask(study, names, self._seed(session)))
+            for _ in run.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
+                asked = world.from_main(lambda: self._ask(study, names, self._seed(problem)))
                 if asked is None:
                     break  # other runs have done the rest
                 value = damage.nats(fit_ranks(problem, block_shares(problem, asked[1])))
@@ -65,8 +64,8 @@ class Bayes(Allocator):
     def _study(self, problem: Problem, storage: str | None) -> Any:
         return open_study(storage, self._identity(problem), shared=self.storage is not None)
 
-    def _seed(self, session: Session) -> int:
-        return int(session.windows.record["seed"]) if self.seed is None else self.seed
+    def _seed(self, problem: Problem) -> int:
+        return int(problem.spectra.evidence.windows.record["seed"]) if self.seed is None else self.seed
 
     def _ask(self, study: Any, names: list[str], seed: int) -> tuple[int, list[float]] | None:
         """The next trial's number and values, None where enough are done."""
@@ -76,17 +75,18 @@ class Bayes(Allocator):
         return trial.number, [trial.params[name] for name in names]
 
     def _identity(self, problem: Problem) -> dict[str, Any]:
-        session = problem.session
+        spectra = problem.spectra
         identity = {
-            "model": fingerprint(session.decoder)["sha256"],
-            "linears": list(session.dense),
+            "model": fingerprint(spectra.model.decoder)["sha256"],
+            "linears": list(spectra.model.linears),
             "keep": problem.keep,
             "budget": problem.budget,
-            **{f"calibration.{key}": value for key, value in session.windows.record.items()},
-            "metric": session.metric.model_dump(mode="json"),
-            "form": session.form.model_dump(mode="json"),
+            **{f"calibration.{key}": value for key, value in spectra.evidence.windows.record.items()},
+            "metric": spectra.metric.model_dump(mode="json"),
+            "route": spectra.route,
+            "form": problem.form.model_dump(mode="json"),
             **{f"allocate.{key}": value for key, value in self.model_dump(mode="json", exclude=RESUMABLE).items()},
-            "allocate.seed": self._seed(session),
+            "allocate.seed": self._seed(problem),
         }
         return dict(json.loads(json.dumps(identity)))
 
@@ -104,18 +104,15 @@ def progress(study: Any) -> str:
     return "searching" if best is None else f"searching, best perplexity {exp(best):.3f}"
 
 
-def block_shares(problem: Problem, values: list[float]) -> dict[str, float]:
+def block_shares(problem: Problem, values: list[float]) -> dict[Unit, float]:
     """Every linear's share, its block's value times a common factor, at most 1, so that the budget is spent.
 
     values: one a block that has linears, in order.
     """
-    linears = problem.spectrum.linears
-    blocks = sorted({spectrum.block for spectrum in linears.values()})
-    sizes = dict.fromkeys(blocks, 0)
-    for spectrum in linears.values():
-        sizes[spectrum.block] += spectrum.shape[0] * spectrum.shape[1]
-    by_block = dict(zip(blocks, scale([sizes[b] for b in blocks], values, problem.keep * problem.dense), strict=True))
-    return {name: by_block[spectrum.block] for name, spectrum in linears.items()}
+    blocks = problem.by_block()
+    sizes = [sum(unit.parameters for unit in units) for units in blocks.values()]
+    scaled = scale(sizes, values, problem.keep * problem.dense)
+    return {unit: share for units, share in zip(blocks.values(), scaled, strict=True) for unit in units}
 
 
 def scale(sizes: list[int], values: list[float], budget: float) -> list[float]:

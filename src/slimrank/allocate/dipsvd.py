@@ -1,8 +1,7 @@
 """DipSVD's heuristic global protection (arXiv 2506.20353): blocks that matter more keep more."""
 
-import math
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -12,7 +11,8 @@ from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.shares import min_max, scaled_to
 from slimrank.calibrate.moments import OutputMoments
-from slimrank.errors import SlimrankError
+from slimrank.calibrate.needs import Needs
+from slimrank.model.units import Unit
 from slimrank.runtime.threads import one_thread
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -30,8 +30,6 @@ class BlockImportance(Allocator):
     """
 
     name: Literal["block_importance"] = "block_importance"
-    gradients: ClassVar[bool] = True
-    weight_gradients: ClassVar[bool] = True
 
     beta: Share = 0.3
     direction: Direction = "released"
@@ -41,27 +39,26 @@ class BlockImportance(Allocator):
     spread: Share = 0.2
     clip: Interval = (0.3, 0.98)
 
+    @property
+    def needs(self) -> Needs:
+        """The gradients of the weights, and the blocks' output Grams."""
+        return Needs(gradients=True, of_weights=True, blocks=True)
+
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks from the blocks' shares."""
-        blocks: dict[int, list[str]] = {}
-        for name, spectrum in problem.spectrum.linears.items():
-            blocks.setdefault(spectrum.block, []).append(name)
-        moments = problem.session.moments
-        sensitivities = torch.tensor([sum(self._sensitivity(problem, n) for n in names) for names in blocks.values()])
-        ranks = torch.tensor([effective_rank(moments.blocks[index].gram, self.energy) for index in blocks])
+        blocks, moments = problem.by_block(), problem.spectra.evidence.moments
+        sensitivities = torch.tensor([sum(self._sensitivity(problem, u) for u in units) for units in blocks.values()])
+        ranks = torch.tensor([effective_rank(moments.blocks[index].gram(), self.energy) for index in blocks])
         sensitivities = balanced(sensitivities.double(), self.segments)
         scores = importance(sensitivities, ranks.double(), self.beta, self.direction)
-        linears = problem.spectrum.linears
-        sizes = [float(sum(math.prod(linears[name].shape) for name in names)) for names in blocks.values()]
+        sizes = [float(sum(unit.parameters for unit in units)) for units in blocks.values()]
         kept = block_shares(scores, torch.tensor(sizes).double(), problem.keep, self.spread, self.clip).tolist()
-        shares = {name: share for share, names in zip(kept, blocks.values(), strict=True) for name in names}
+        shares = {unit: share for share, units in zip(kept, blocks.values(), strict=True) for unit in units}
         return Allocation(fit_ranks(problem, shares), self._notes(problem.keep, scores))
 
-    def _sensitivity(self, problem: Problem, name: str) -> float:
-        site = problem.session.site(name)
-        if site.outputs is None:
-            raise SlimrankError(f"No gradient reached {name}: calibrate on more text or leave it dense.")
-        return sensitivity(site.outputs, site.weight, self.sensitivity)
+    def _sensitivity(self, problem: Problem, unit: Unit) -> float:
+        outputs = problem.spectra.evidence.output_of(unit.leader)
+        return sensitivity(outputs, problem.spectra.weight(unit), self.sensitivity)
 
     def _notes(self, keep: float, scores: Tensor) -> tuple[str, ...]:
         low, high = self.clip

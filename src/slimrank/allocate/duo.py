@@ -8,9 +8,10 @@ from annotated_types import Len
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
-from slimrank.allocate.budget import cost, fit_ranks, rank_at
+from slimrank.allocate.budget import rank_at, same_share
 from slimrank.allocate.knapsack import knapsack
 from slimrank.allocate.measure import Damage
+from slimrank.model.units import Unit
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -64,46 +65,45 @@ class MeasuredModules(Allocator):
     tolerance: float = Field(0.005, ge=0)
 
     @property
-    def whole_model(self) -> bool:
-        """It measures."""
+    def measures(self) -> bool:
+        """It does."""
         return True
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks of the knapsack's optimum."""
-        names = list(problem.spectrum.linears)
-        damage = Damage(problem.session, fit_ranks(problem, dict.fromkeys(names, problem.keep)), windows=self.windows)
-        scans = {name: self._scan(problem, damage, name) for name in names}
-        for name in problem.session.track(names, "measuring", len(names)):
-            scans[name].start()
+        damage = Damage(problem.spectra, same_share(problem), windows=self.windows)
+        scans = {unit: self._scan(problem, damage, unit) for unit in problem.curves}
+        for unit in problem.run.track(list(scans), "measuring", len(scans)):
+            scans[unit].start()
         ranks = settle(problem, scans, self.units, self.tolerance * damage.kl({}))
         models = 2 + sum(len(scan.ranks) for scan in scans.values())  # the dense one and the base beside every option
         return Allocation(ranks, (damage.account(models),))
 
-    def _scan(self, problem: Problem, damage: Damage, name: str) -> Scan:
-        base = damage.base[name]
-        ranks = {base, *(rank_at(problem, name, share) for share in self.grid)}
-        return Scan(sorted(ranks, key=lambda rank: (rank is None, rank)), base, lambda rank: damage.kl({name: rank}))
+    def _scan(self, problem: Problem, damage: Damage, unit: Unit) -> Scan:
+        base = damage.base[unit]
+        ranks = {base, *(rank_at(problem, unit, share) for share in self.grid)}
+        return Scan(sorted(ranks, key=lambda rank: (rank is None, rank)), base, lambda rank: damage.kl({unit: rank}))
 
 
-def settle(problem: Problem, scans: dict[str, Scan], units: int, tolerance: float) -> Ranks:
+def settle(problem: Problem, scans: dict[Unit, Scan], units: int, tolerance: float) -> Ranks:
     """The best assignment of measured options, once none with unmeasured ones can be better by more than `tolerance`.
 
     Each round solves the knapsack with the least that every damage can be, and halves the gaps that it chose from.
     """
     while True:
-        least = {name: scan.least() for name, scan in scans.items()}
-        measured = {name: scan.measured() for name, scan in scans.items()}
+        least = {unit: scan.least() for unit, scan in scans.items()}
+        measured = {unit: scan.measured() for unit, scan in scans.items()}
         hoped, had = choose(problem, least, units), choose(problem, measured, units)
-        open_gaps = [name for name, rank in hoped.items() if rank not in measured[name]]
-        gap = sum(measured[name][had[name]] - least[name][hoped[name]] for name in scans)
+        open_gaps = [unit for unit, rank in hoped.items() if rank not in measured[unit]]
+        gap = sum(measured[unit][had[unit]] - least[unit][hoped[unit]] for unit in scans)
         if not open_gaps or gap <= tolerance:
             return had
-        for name in problem.session.track(open_gaps, "measuring", len(open_gaps)):
-            scans[name].halve(hoped[name])
+        for unit in problem.run.track(open_gaps, "measuring", len(open_gaps)):
+            scans[unit].halve(hoped[unit])
 
 
-def choose(problem: Problem, damages: dict[str, dict[int | None, float]], units: int) -> Ranks:
+def choose(problem: Problem, damages: dict[Unit, dict[int | None, float]], units: int) -> Ranks:
     """Of each module's measured ranks the ones with the least summed damage within the budget."""
-    costs = [[cost(problem, name, rank) for rank in options] for name, options in damages.items()]
+    costs = [[problem.cost(unit, rank) for rank in options] for unit, options in damages.items()]
     options = knapsack(costs, [list(losses.values()) for losses in damages.values()], problem.budget, units=units)
-    return {name: list(losses)[option] for (name, losses), option in zip(damages.items(), options, strict=True)}
+    return {unit: list(losses)[option] for (unit, losses), option in zip(damages.items(), options, strict=True)}

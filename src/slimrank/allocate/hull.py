@@ -10,14 +10,14 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Curve:
+class Tradeoff:
     """One matrix's choices: costs (c,) strictly ascending, losses (c,) not ascending."""
 
     costs: Floats
     losses: Floats
 
     @classmethod
-    def of(cls, costs: Floats, losses: Floats) -> tuple["Curve", NDArray[np.int64]]:
+    def of(cls, costs: Floats, losses: Floats) -> tuple["Tradeoff", NDArray[np.int64]]:
         """The choices that no cheaper one beats, and their places in what was given."""
         order = np.lexsort((losses, costs))
         best = np.minimum.accumulate(np.concatenate([[np.inf], losses[order]]))
@@ -38,7 +38,7 @@ def lower_hull(costs: Floats, losses: Floats) -> list[int]:
     return hull
 
 
-def sweep(curves: list[Curve], budget: float) -> list[int]:
+def sweep(curves: list[Tradeoff], budget: float) -> list[int]:
     """One choice a curve, cost within the budget, loss the least that hull points give, then filled up.
 
     Hull steps are taken in the order of loss saved per number, which is the Lagrangian's solution for the price of the
@@ -68,7 +68,7 @@ def sweep(curves: list[Curve], budget: float) -> list[int]:
     return _filled(curves, chosen, left)
 
 
-def _filled(curves: list[Curve], chosen: list[int], left: float) -> list[int]:
+def _filled(curves: list[Tradeoff], chosen: list[int], left: float) -> list[int]:
     while True:
         gains = [_best_step(curve, at, left) for curve, at in zip(curves, chosen, strict=True)]
         index = min(range(len(gains)), key=lambda i: gains[i][0], default=0)
@@ -79,7 +79,7 @@ def _filled(curves: list[Curve], chosen: list[int], left: float) -> list[int]:
         chosen[index] = target
 
 
-def _best_step(curve: Curve, at: int, left: float) -> tuple[float, int]:
+def _best_step(curve: Tradeoff, at: int, left: float) -> tuple[float, int]:
     """The steepest affordable step from `at`: its slope, and where it leads; (inf, at) where there is none."""
     costs, losses = curve.costs[at + 1 :] - curve.costs[at], curve.losses[at + 1 :] - curve.losses[at]
     affordable = int(np.searchsorted(costs, left, side="right"))

@@ -10,13 +10,15 @@ from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
-from slimrank.model.linear import bias_of, shape_of, weight_of
+from slimrank.model.linear import bias_of, weight_of
+from slimrank.model.units import Unit
 from slimrank.numerics.losses import next_token_losses
-from slimrank.run.session import Group, Session
+from slimrank.spectrum.spectra import Spectra
 
 CPU_ROWS, DEVICE_ROWS = 32, 1024  # tokens at a time: what fits the cache, and what keeps a device busy
 CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # numbers at a time, where the head is still as fast as on all
 Factors = tuple[Tensor, Tensor]  # (m, q) and (q, n)
+Modules = dict[str, nn.Module]
 Compare = Callable[[int, Tensor, Tensor], float]  # of a part's number, ids and logits
 
 
@@ -31,7 +33,12 @@ class Damage:
     """
 
     def __init__(
-        self, session: Session, base: Ranks | None = None, *, windows: int = 32, prefixes: bool = True
+        self,
+        spectra: Spectra,
+        base: Ranks | None = None,
+        *,
+        windows: int = 32,
+        prefixes: bool = True,
     ) -> None:
         """`base` is all dense by default; prefixes: False where all blocks differ in every assignment.
 
@@ -40,19 +47,20 @@ class Damage:
         Raises:
             UsageError: if there are fewer calibration windows.
         """
-        available = len(session.windows.calibration)
+        calibration, self._model = spectra.evidence.windows.calibration, spectra.model
+        available = len(calibration)
         if available < windows:
             raise UsageError(
                 f"allocate.windows {windows} is more than the {available} calibration windows: "
                 "lower it or raise --samples."
             )
-        self.session, self.decoder = session, session.decoder
-        self.base: Ranks = dict.fromkeys(session.dense) if base is None else dict(base)
+        self.spectra, self.decoder = spectra, spectra.model.decoder
+        self.base: Ranks = dict(base or {})
         self.passes = 0
-        self.windows, self._world = windows, session.world
-        self._ids = session.world.share(session.windows.calibration[:windows])
-        self._block = {name: index for index, block in enumerate(session.linears) for name in block}
-        self._factors: dict[str, Factors] | None = None if prefixes or session.decompositions.room else {}
+        self.windows, self._world = windows, self.decoder.world
+        self._ids = self._world.share(calibration[:windows])
+        holds = prefixes or spectra.held.room
+        self._factors: dict[Unit, Factors] | None = None if holds else {}
         self._layers = self._cuts(self.base)
         self._known: dict[tuple[str, frozenset], float] = {}
         self._stream, self._hidden = self._run_base(self._layers, prefixes)
@@ -61,11 +69,6 @@ class Damage:
     def kl(self, ranks: Ranks) -> float:
         """KL(dense || base with `ranks` in it) in nats: the sum over a window's tokens, the mean over windows."""
         return self._measured("kl", ranks) / self.windows
-
-    def kl_joined(self, group: Group, rank: int) -> float:
-        """As kl, of the base with a group cut as one."""
-        layers = zip(group, cut_together(self.session, group, rank), strict=True)
-        return self._compared(self._divergence, dict(layers)) / self.windows
 
     def nats(self, ranks: Ranks) -> float:
         """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
@@ -77,17 +80,18 @@ class Damage:
         return f"Measured in {took} block passes of {self.windows} windows; {models} models run whole: {whole}."
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
-        changes = {name: rank for name, rank in ranks.items() if rank != self.base[name]}
+        changes = {unit: rank for unit, rank in ranks.items() if rank != self.base.get(unit)}
         key = (kind, frozenset(changes.items()))
         if key not in self._known:
             compare = self._divergence if kind == "kl" else likelihood
             self._known[key] = self._compared(compare, self._cuts(changes))
         return self._known[key]
 
-    def _cuts(self, ranks: Ranks) -> dict[str, nn.Module]:
-        return {name: cut(self.session, name, rank, self._factors) for name, rank in ranks.items()}
+    def _cuts(self, ranks: Ranks) -> Modules:
+        cuts = (cut(self.spectra, unit, rank, self._factors) for unit, rank in ranks.items())
+        return {name: layer for layers in cuts for name, layer in layers.items()}
 
-    def _compared(self, compare: Compare, layers: dict[str, nn.Module]) -> float:
+    def _compared(self, compare: Compare, layers: Modules) -> float:
         """The sum over the windows, with these layers in the base."""
         logits = zip(self._parts, self._logits(layers), strict=True)
         found = [compare(number, ids, scores) for number, (ids, scores) in enumerate(logits)]
@@ -100,16 +104,16 @@ class Damage:
     @cached_property
     def _dense(self) -> list[tuple[Tensor, float]]:
         """By part the dense model's probabilities (windows, tokens, vocabulary) float32, and the sum of p log p."""
-        dense = self._logits(self._cuts(dict.fromkeys(name for name, rank in self.base.items() if rank is not None)))
+        dense = self._logits(self._cuts(dict.fromkeys(unit for unit, rank in self.base.items() if rank is not None)))
         pairs = ((logits.softmax(-1), logits) for logits in dense)
         return [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
 
     @torch.no_grad()
-    def _run_base(self, layers: dict[str, nn.Module], prefixes: bool) -> tuple[Stream, list[list[Tensor]]]:
+    def _run_base(self, layers: Modules, prefixes: bool) -> tuple[Stream, list[list[Tensor]]]:
         """The stream of the windows, and hidden[b]: the hidden states before block b by batch, b up to their number."""
         stream = Stream(self.decoder, self._ids, default_batch(self.decoder, self._ids.shape[1]))
         hidden = [list(stream.hidden)]
-        with self.session.replaced(layers):
+        with self._model.replaced(layers):
             while prefixes and stream.depth < len(self.decoder):
                 stream.skip(1)
                 hidden.append(list(stream.hidden))
@@ -124,13 +128,13 @@ class Damage:
         return [part for ids in self._stream.ids for part in ids.split(windows)]
 
     @torch.no_grad()
-    def _logits(self, layers: dict[str, nn.Module]) -> Iterator[Tensor]:
+    def _logits(self, layers: Modules) -> Iterator[Tensor]:
         """The float32 logits of each part with these in the base, only the blocks from the first one on being run."""
-        first = min((self._block[name] for name in layers), default=len(self.decoder))
+        first = min((self._model.units[name].block for name in layers), default=len(self.decoder))
         first = min(first, len(self._hidden) - 1)
         self.passes += len(self.decoder) - first
         parts = iter(self._parts)
-        with self.session.replaced(self._layers | layers):
+        with self._model.replaced(self._layers | layers):
             for batch, hidden in enumerate(self._hidden[first]):
                 for index in range(first, len(self.decoder)):
                     hidden = self.decoder.run(index, hidden, self._stream.calls[batch][index])
@@ -152,31 +156,25 @@ def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:
     return next_token_losses(logits, ids).double().sum().item()
 
 
-def cut_together(session: Session, group: Group, rank: int) -> list[nn.Module]:
-    """A group's linears, factorised as one at a rank, each as two thin linears."""
-    dense = [session.dense[name] for name in group]
-    left, right = session.decomposed(group, rank).cut(rank)
-    parts = zip(dense, left.split([shape_of(linear)[0] for linear in dense]), strict=True)
-    return [
-        LowRank.from_low_rank(part.to(weight_of(linear).dtype), right.to(weight_of(linear).dtype), bias_of(linear))
-        for linear, part in parts
-    ]
+def cut(spectra: Spectra, unit: Unit, rank: int | None, known: dict[Unit, Factors] | None = None) -> Modules:
+    """A unit's linears at a rank, each as two thin linears: the cheapest to build and to run, equal to any other form.
 
-
-def cut(session: Session, name: str, rank: int | None, known: dict[str, Factors] | None = None) -> nn.Module:
-    """The linear at a rank as two thin linears: the cheapest to build and to run, equal to every other form of it.
-
-    known: where the factors of all ranks are held, in the linear's dtype.
+    known: where the factors of all ranks are held, in the linears' dtype.
     """
-    dense = session.dense[name]
+    dense = {name: spectra.model.linears[name] for name in unit.names}
     if rank is None:
         return dense
-    dtype = weight_of(dense).dtype
+    dtype = weight_of(dense[unit.leader]).dtype
     if known is None:
-        left, right = session.decompositions[name].cut(rank)
+        single = len(unit.names) == 1
+        left, right = spectra.decomposition(unit, None if single else rank).cut(rank)
     else:
-        if name not in known:
-            whole = session.decompositions[name]
-            known[name] = whole.left.to(dtype), whole.right.to(dtype)
-        left, right = known[name][0][:, :rank], known[name][1][:rank]
-    return LowRank.from_low_rank(left.to(dtype), right.to(dtype), bias_of(dense))
+        if unit not in known:
+            whole = spectra.decomposition(unit)
+            known[unit] = whole.left.to(dtype), whole.right.to(dtype)
+        left, right = known[unit][0][:, :rank], known[unit][1][:rank]
+    parts = left.split([rows for rows, _ in unit.shapes])
+    return {
+        name: LowRank.from_low_rank(part.to(dtype), right.to(dtype), bias_of(linear))
+        for (name, linear), part in zip(dense.items(), parts, strict=True)
+    }

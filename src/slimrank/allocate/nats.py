@@ -1,39 +1,36 @@
 """One budget for the whole model: every rank of every linear is bought where it saves most loss per stored number."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
-from slimrank.allocate.budget import cost, joint_costs
+from slimrank.allocate.choices import Choices, sums
 from slimrank.allocate.hull import Floats, sweep
-from slimrank.allocate.joined import Choices, sums
 from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.errors import UsageError
-from slimrank.run.session import Group
+from slimrank.model.units import Unit, described
 
-Losses = dict[Group, Floats]  # by linear, and by group as one, at every rank
+Losses = dict[Unit, Floats]  # at every rank
 
 
 class Nats(Allocator):
     """Minimises the sum of all predicted losses within the budget, dense linears included.
 
-    The losses must be in one unit for all linears, such as the nats of the two-sided metric. Where the form joins
-    linears that share an input, every such group is swept over with both ways, each linear by itself and all as one.
+    The losses must be in one unit for all linears, such as the nats of the two-sided metric. Where the form may make
+    one factorisation of linears that share an input, both ways stand in the sweep: each linear by itself, and all as
+    one.
 
-    gain: the share by which joining must lower a group's loss, since refiners that move right factors alone have fewer
-    numbers to move in a group.
+    gain: the share by which one factorisation must lower the linears' loss, since refiners that move right factors
+    alone have fewer numbers to move in it.
 
     calibrate: at how many ranks of each linear the true KL divergence is measured, all others being dense, to correct
     the scale and exponent of its predicted loss; 0 to trust the prediction. windows: how many it is measured on.
     """
 
     name: Literal["nats"] = "nats"
-    joins: ClassVar[bool] = True
 
     gain: float = Field(0.05, ge=0, lt=1)
 
@@ -41,81 +38,76 @@ class Nats(Allocator):
     windows: Annotated[int, Field(ge=1)] = 16
 
     @property
-    def whole_model(self) -> bool:
-        """It measures."""
+    def stacks(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def measures(self) -> bool:
+        """Where predictions are to be corrected."""
         return self.calibrate > 0
 
     def allocate(self, problem: Problem) -> Allocation:
         """A sweep over the lower convex hulls of the linears' (cost, loss) curves."""
-        spectra = {(name,): spectrum for name, spectrum in problem.spectrum.linears.items()} | dict(problem.joint)
-        losses = {group: spectrum.losses().cpu().numpy() for group, spectrum in spectra.items()}
+        curves = {**problem.curves, **problem.spectra.stacks}
+        losses = {unit: curve.losses().cpu().numpy() for unit, curve in curves.items()}
         allocation = spend(problem, losses, self.gain)
         if not self.calibrate:
             return allocation
         readings = measure(problem, losses, allocation.ranks, points=self.calibrate, windows=self.windows)
-        corrected = {group: corrected_losses(losses[group], *readings[group]) for group in losses}
+        corrected = {unit: corrected_losses(losses[unit], *readings[unit]) for unit in losses}
         allocation = spend(problem, corrected, self.gain)
         return replace(allocation, notes=(agreement(readings), *allocation.notes))
 
 
 def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
-    """What minimises the summed losses, given at every rank 0..q, with that of a joined group / (1 - gain).
+    """What minimises the summed losses, given at every rank 0..q, with that of a unit of several / (1 - gain).
 
     Raises:
         UsageError: if the least ranks are over the budget.
     """
-    groups = {name: group for group in problem.joint for name in group}
-    found: dict[Group, Choices] = {}
-    names = list(problem.spectrum.linears)
-    for group in dict.fromkeys(groups.get(name, (name,)) for name in names):
-        apart = [alone(problem, name, losses) for name in group]
-        found[group] = sums(apart).beside(joined(problem, group, losses, gain)) if len(group) > 1 else apart[0]
-    curves, options = zip(*(choices.efficient() for choices in found.values()), strict=True)
+    stack_of = {name: stack for stack in problem.spectra.stacks for name in stack.names}
+    members: dict[Unit, list[Unit]] = {}
+    for unit in problem.curves:
+        members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
+    found = [
+        sums([alone(problem, one, losses) for one in units]).beside(as_one(problem, unit, losses, gain))
+        if len(units) > 1
+        else alone(problem, unit, losses)
+        for unit, units in members.items()
+    ]
+    curves, options = zip(*(choices.efficient() for choices in found), strict=True)
     least = sum(curve.costs[0] for curve in curves)
     if least > problem.budget:
         raise UsageError(
             f"--keep {problem.keep} leaves {problem.budget} parameters and the least ranks of all linears need "
             f"{least:.0f}: raise --keep above {least / problem.dense:.4f}."
         )
-    ranks: Ranks = {}
-    chosen: list[Group] = []
-    for group, choices, place in zip(found, options, sweep(list(curves), problem.budget), strict=True):
-        ranks |= choices.ranks[place]
-        chosen += [group] if choices.joined[place] else []
-    return Allocation({name: ranks[name] for name in names}, notes(problem, chosen), tuple(chosen))
+    places = sweep(list(curves), problem.budget)
+    ranks = {u: r for choices, place in zip(options, places, strict=True) for u, r in choices.ranks[place].items()}
+    return Allocation(ranks, notes(ranks))
 
 
-def notes(problem: Problem, joined: Sequence[Group]) -> tuple[str, ...]:
-    """A sentence on what became one factorisation."""
-    counts = Counter(problem.joint[group].role for group in joined)
-    told = ", ".join(f"{role} of {count} block{'s' * (count > 1)}" for role, count in counts.items())
-    return (f"Factorised as one, which loses less there: {told}.",) if joined else ()
+def notes(ranks: Ranks) -> tuple[str, ...]:
+    """A sentence on which linears became one factorisation."""
+    several = [unit for unit in ranks if len(unit.names) > 1]
+    return (f"Factorised together, sharing one input factor: {described(several)}.",) if several else ()
 
 
-def alone(problem: Problem, name: str, losses: Losses) -> Choices:
+def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices:
     """A linear's ranks with their costs and losses, None for dense last; what costs as much as dense is left out."""
-    shape = problem.spectrum.linears[name].shape
-    costs = {rank: problem.form.cost(shape, rank) for rank in ranks_of(problem, shape)}
-    choices = of(costs, losses[name,], shape[0] * shape[1], (name,), joined=False)
-    dense = Choices(np.array([float(shape[0] * shape[1])]), np.zeros(1), [{name: None}], [False])
-    return choices.beside(dense)
+    dense = Choices(np.array([float(unit.parameters)]), np.zeros(1), [{unit: None}])
+    return by_rank(problem, unit, losses[unit]).beside(dense)
 
 
-def joined(problem: Problem, group: Group, losses: Losses, gain: float) -> Choices:
-    """A group's ranks as one factorisation, its losses made larger by what it has to gain."""
-    ranks, dense = ranks_of(problem, problem.joint[group].shape), sum(cost(problem, name, None) for name in group)
-    costs = {rank: sum(joint_costs(problem, group, rank)) for rank in ranks}
-    return of(costs, losses[group] / (1 - gain), dense, group, joined=True)
+def as_one(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choices:
+    """A unit's ranks as one factorisation, its losses made larger by what it has to gain."""
+    return by_rank(problem, unit, losses[unit] / (1 - gain))
 
 
-def ranks_of(problem: Problem, shape: tuple[int, int]) -> range:
-    """The ranks that the form may give a matrix of this shape."""
-    unit, full = problem.form.multiple, min(shape)
-    return range(min(unit, full), full + 1, unit)
-
-
-def of(costs: dict[int, int], losses: Floats, dense: int, group: Group, *, joined: bool) -> Choices:
-    """A group's linears at the ranks that cost less than dense."""
-    ranks = [rank for rank, cost in costs.items() if cost < dense]
-    numbers = np.array([costs[rank] for rank in ranks], float)
-    return Choices(numbers, losses[ranks], [dict.fromkeys(group, rank) for rank in ranks], [joined] * len(ranks))
+def by_rank(problem: Problem, unit: Unit, losses: Floats) -> Choices:
+    """A unit at every rank that costs less than dense."""
+    multiple, full = problem.form.multiple, unit.full_rank
+    costs = {rank: problem.cost(unit, rank) for rank in range(min(multiple, full), full + 1, multiple)}
+    ranks = [rank for rank, cost in costs.items() if cost < unit.parameters]
+    return Choices(np.array([costs[rank] for rank in ranks], float), losses[ranks], [{unit: rank} for rank in ranks])

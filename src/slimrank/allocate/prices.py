@@ -4,40 +4,42 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from slimrank.allocate.base import Problem, Ranks
-from slimrank.allocate.budget import cost, joint_costs
 from slimrank.allocate.hull import Floats
 from slimrank.allocate.measure import Damage
-from slimrank.run.session import Group
+from slimrank.model.units import Unit
 
 LIMIT = 4.0  # a correction beyond this factor either way says more of the few windows than of the linear
 EXPONENTS = (0.5, 2.0)
 
-Readings = dict[Group, tuple[Floats, Floats]]
+Readings = dict[Unit, tuple[Floats, Floats]]
 
 
-def measure(problem: Problem, losses: dict[Group, Floats], ranks: Ranks, *, points: int, windows: int) -> Readings:
-    """Predicted loss and measured KL divergence, in nats per token, of each group cut alone at up to `points` ranks.
+def measure(problem: Problem, losses: dict[Unit, Floats], ranks: Ranks, *, points: int, windows: int) -> Readings:
+    """Predicted loss and measured KL divergence, in nats per token, of each unit cut alone at up to `points` ranks.
 
-    The ranks go down from the one given (the full rank for dense), or for several linears as one from that which costs
-    as much as theirs, in equal steps.
+    The ranks go down in equal steps from the one given (the full rank for dense) or, where the unit's linears were
+    given other ranks or one by one, from that which costs as much as theirs.
     """
-    damage = Damage(problem.session, windows=windows)
-    tokens = problem.session.windows.calibration.shape[1]
+    damage = Damage(problem.spectra, windows=windows)
+    tokens = problem.spectra.evidence.windows.calibration.shape[1]
     readings = {}
-    for group, curve in losses.items():
-        alone = len(group) == 1
-        top = min((ranks[group[0]] if alone else rank_joined(problem, group, ranks)) or len(curve), len(curve) - 2)
+    for unit, curve in losses.items():
+        top = min(top_rank(problem, unit, ranks) or len(curve), len(curve) - 2)
         tried = sorted({max(1, round(top * (points - i) / points)) for i in range(points)})
-        nats = [damage.kl({group[0]: rank}) if alone else damage.kl_joined(group, rank) for rank in tried]
-        readings[group] = (curve[tried], np.array(nats) / tokens)
+        readings[unit] = (curve[tried], np.array([damage.kl({unit: rank}) for rank in tried]) / tokens)
     return readings
 
 
-def rank_joined(problem: Problem, group: Group, ranks: Ranks) -> int:
-    """The largest rank of the group as one that costs no more than these ranks of its linears."""
-    budget = sum(cost(problem, name, ranks[name]) for name in group)
-    falling = range(min(problem.joint[group].shape), 0, -1)
-    return next((rank for rank in falling if sum(joint_costs(problem, group, rank)) <= budget), 1)
+def top_rank(problem: Problem, unit: Unit, ranks: Ranks) -> int | None:
+    """The rank that a unit was given, or the largest that costs no more than what its linears were given."""
+    if unit in ranks:
+        return ranks[unit]
+    given = {name: one for one in ranks for name in one.names}
+    owners = dict.fromkeys(given[name] for name in unit.names)
+    budget = sum(problem.cost(one, ranks[one]) for one in owners)
+    if len(unit.names) == 1:
+        return ranks[given[unit.leader]]
+    return next((rank for rank in range(unit.full_rank, 0, -1) if problem.cost(unit, rank) <= budget), 1)
 
 
 def corrected_losses(losses: Floats, predicted: Floats, measured: Floats) -> Floats:
@@ -61,6 +63,6 @@ def agreement(readings: Readings) -> str:
     predicted, measured = (np.concatenate(values) for values in zip(*readings.values(), strict=True))
     correlation = spearmanr(predicted, measured).statistic
     return (
-        f"Predicted against measured KL of {len(measured)} cuts in {len(readings)} linears and groups of them: "
+        f"Predicted against measured KL of {len(measured)} cuts of {len(readings)} units: "
         f"Spearman rank correlation {correlation:.3f}."
     )

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from slimrank.allocate.base import Allocation, Allocator, Problem
-from slimrank.allocate.budget import fit_ranks
+from slimrank.allocate.budget import same_share
 
 
 class Uniform(Allocator):
@@ -13,4 +13,4 @@ class Uniform(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """r = floor(k m n / (m + n)) for low-rank factors."""
-        return Allocation(fit_ranks(problem, dict.fromkeys(problem.spectrum.linears, problem.keep)))
+        return Allocation(same_share(problem))

@@ -9,7 +9,7 @@ from torch import Tensor
 from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.shares import scaled_to
-from slimrank.spectrum.decomposition import LinearSpectrum
+from slimrank.model.units import Unit
 
 
 class TypeGroups(Allocator):
@@ -23,11 +23,11 @@ class TypeGroups(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """Ranks from each group's inverse log losses, with a note of the groups that had to be rescaled."""
-        shares: dict[str, float] = {}
+        shares: dict[Unit, float] = {}
         rescaled: list[str] = []
         for role, group in type_groups(problem).items():
-            weights, factor = inverse_logs(torch.tensor([uniform_loss(problem, s) for s in group.values()]).double())
-            sizes = torch.tensor([math.prod(s.shape) for s in group.values()]).double()
+            weights, factor = inverse_logs(torch.tensor([uniform_loss(problem, unit) for unit in group]).double())
+            sizes = torch.tensor([unit.parameters for unit in group]).double()
             removed = scaled_to(weights, sizes, 1 - problem.keep)
             shares |= dict(zip(group, (1 - removed).tolist(), strict=True))
             if factor != 1:
@@ -36,18 +36,17 @@ class TypeGroups(Allocator):
         return Allocation(fit_ranks(problem, shares), (note,) if rescaled else ())
 
 
-def type_groups(problem: Problem) -> dict[str, dict[str, LinearSpectrum]]:
-    """The linears by role, then by name."""
-    groups: dict[str, dict[str, LinearSpectrum]] = {}
-    for name, spectrum in problem.spectrum.linears.items():
-        groups.setdefault(spectrum.role, {})[name] = spectrum
+def type_groups(problem: Problem) -> dict[str, list[Unit]]:
+    """The linears by role."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in problem.curves:
+        groups.setdefault(unit.role, []).append(unit)
     return groups
 
 
-def uniform_loss(problem: Problem, spectrum: LinearSpectrum) -> float:
+def uniform_loss(problem: Problem, unit: Unit) -> float:
     """sqrt(sum of the squared singular values beyond the rank for the overall share)."""
-    rank = problem.form.rank_for(spectrum.shape, problem.keep * math.prod(spectrum.shape) + 1e-6)
-    return spectrum.losses()[rank].item() ** 0.5
+    return problem.curves[unit].loss(problem.rank_within(unit, problem.keep)) ** 0.5
 
 
 def inverse_logs(losses: Tensor) -> tuple[Tensor, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput
+from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
 from slimrank.model.decoder import Decoder, attached
@@ -16,13 +16,17 @@ from slimrank.runtime.track import Track, no_track
 Linears = list[dict[str, nn.Module]]
 
 
-def collect(decoder: Decoder, ids: Tensor, linears: Linears, *, track: Track = no_track) -> Moments:
-    """Input and block moments over the windows `ids` (windows, tokens); `linears` per block, from Decoder.linears.
+def collect(
+    decoder: Decoder, ids: Tensor, linears: Linears, *, blocks: bool = False, track: Track = no_track
+) -> Moments:
+    """Input moments over the windows `ids` (windows, tokens), and with `blocks` those of every block's output.
+
+    linears: per block, from Decoder.linears.
 
     Raises:
         SlimrankError: naming the linear or block that a non-finite activation reached.
     """
-    return merged(one for _, one in each_block(decoder, ids, linears, track=track))
+    return merged(one for _, one in each_block(decoder, ids, linears, blocks=blocks, track=track))
 
 
 def each_block(
@@ -31,7 +35,7 @@ def each_block(
     linears: Linears,
     *,
     done: Collection[int] = (),
-    blocks: bool = True,
+    blocks: bool = False,
     track: Track = no_track,
 ) -> Iterator[tuple[int, Moments]]:
     """Block by block, its index and moments, but for those that are `done`; `blocks`: its output's moments too.
@@ -62,14 +66,13 @@ def merged(parts: Iterator[Moments]) -> Moments:
 
 def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) -> Moments:
     moments, index = Moments(), stream.depth
-    block: PackedBlock | None = None
+    block: BlockMoments | None = None
     with watch_inputs(linears, moments) as inputs:
         for before, after in stream.advance():
             if with_output:
-                block = block or PackedBlock.empty(after.shape[-1], after.device)
+                block = block or BlockMoments.empty(after.shape[-1], after.device)
                 block.add(before, after)
     if block is not None:
-        block.settle()
         block.add_up(stream.decoder.world)
         moments.blocks = {index: block}
     inputs = add_up(stream.decoder, moments, inputs, linears)
@@ -82,15 +85,15 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
 
 
 def add_up(
-    decoder: Decoder, moments: Moments, inputs: dict[str, PackedInput], linears: Mapping[str, nn.Module]
-) -> dict[str, PackedInput]:
+    decoder: Decoder, moments: Moments, inputs: dict[str, InputMoments], linears: Mapping[str, nn.Module]
+) -> dict[str, InputMoments]:
     """Make the inputs' moments, of this process's windows, those of all; some linears only others may have reached."""
     leaders = decoder.world.gathered(moments.leader)
     for name, leader in moments.leader.items():
         if leaders[name] != leader:
             raise _shared_at_times(name)
     missing = [name for name in dict.fromkeys(leaders.values()) if name not in inputs]
-    inputs |= {name: PackedInput.empty(shape_of(linears[name])[1], decoder.device) for name in missing}
+    inputs |= {name: InputMoments.empty(shape_of(linears[name])[1], decoder.device) for name in missing}
     moments.leader, moments.inputs = {**moments.leader, **leaders}, inputs
     for _, one in sorted(inputs.items()):
         one.add_up(decoder.world)
@@ -102,10 +105,10 @@ def _shared_at_times(name: str) -> SlimrankError:
 
 
 @contextmanager
-def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator[dict[str, PackedInput]]:
+def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator[dict[str, InputMoments]]:
     """Note every input that reaches the linears in `moments`, once where several linears read the same tensor."""
     seen: dict[int, tuple[Tensor, str]] = {}
-    inputs: dict[str, PackedInput] = {}
+    inputs: dict[str, InputMoments] = {}
     moments.inputs = inputs
 
     def hook(name: str) -> Callable[..., None]:
@@ -116,7 +119,7 @@ def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator
             if id(x) not in seen:
                 seen[id(x)] = (x, name)  # holding x keeps its id from being given to another tensor
                 if name not in inputs:
-                    inputs[name] = PackedInput.empty(x.shape[-1], x.device)
+                    inputs[name] = InputMoments.empty(x.shape[-1], x.device)
                 inputs[name].add(x)
             leader = seen[id(x)][1]
             if moments.leader.setdefault(name, leader) != leader:

@@ -3,21 +3,20 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate.backward import Loss, States, head_gradient, step_back
 from slimrank.calibrate.collect import Linears, merged
-from slimrank.calibrate.moments import Moments, PackedOutput
+from slimrank.calibrate.moments import Moments, OutputMoments
+from slimrank.calibrate.needs import Labels
 from slimrank.calibrate.stream import Part
 from slimrank.model.decoder import Decoder, attached
 from slimrank.model.linear import shape_of
 from slimrank.numerics.gram_sum import product
 from slimrank.runtime.track import Track, no_track
 
-Labels = Literal["text", "sampled"]
 NONE = -100  # for the token after the last
 
 
@@ -72,7 +71,7 @@ def each_gradient(
         ]
     last = len(decoder) - 1
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
-        outputs, totals = dict[str, PackedOutput](), dict[str, Tensor]()
+        outputs, totals = dict[str, OutputMoments](), dict[str, Tensor]()
         watched, block = {} if index in done else linears[index], decoder.blocks[index]
         with watch_gradients(block, watched, outputs, totals if of_weights else None):
             step_back(decoder, states, gradients, index)
@@ -84,14 +83,12 @@ def each_gradient(
 
 
 def add_up(
-    decoder: Decoder, outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None, linears: dict[str, nn.Module]
+    decoder: Decoder, outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None, linears: dict[str, nn.Module]
 ) -> None:
     """Make the sums over this process's windows those over all; some linears only others may have reached."""
-    for one in outputs.values():
-        one.fourth = float(one.fourth)
     for name in decoder.world.gathered(dict.fromkeys(outputs)).keys() - outputs.keys():
         shape = shape_of(linears[name])
-        outputs[name] = PackedOutput.empty(shape[0], decoder.device)
+        outputs[name] = OutputMoments.empty(shape[0], decoder.device)
         if totals is not None:
             totals[name] = torch.zeros(shape, device=decoder.device)
     for name, one in sorted(outputs.items()):
@@ -135,7 +132,7 @@ def drawn(logits: Tensor, places: Tensor) -> Tensor:
 
 @contextmanager
 def watch_gradients(
-    block: nn.Module, linears: dict[str, nn.Module], outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None
+    block: nn.Module, linears: dict[str, nn.Module], outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None
 ) -> Iterator[None]:
     """Add the gradient at the output of every linear of `block` to `outputs`, and dL/dW to `totals` if asked for."""
     batch = torch.Size()
@@ -162,16 +159,16 @@ def by_window(x: Tensor, batch: torch.Size) -> Tensor:
 
 
 def add_gradient(
-    outputs: dict[str, PackedOutput], totals: dict[str, Tensor] | None, name: str, x: Tensor, gradient: Tensor
+    outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None, name: str, x: Tensor, gradient: Tensor
 ) -> None:
     """Add one batch: x (..., n) at a linear's input and dL/dy (..., m) at its output, the first axis being windows."""
     g = gradient.detach().reshape(len(gradient), -1, gradient.shape[-1])
     flat = g.flatten(0, 1)
     if name not in outputs:
-        outputs[name] = PackedOutput.empty(flat.shape[1], flat.device)
+        outputs[name] = OutputMoments.empty(flat.shape[1], flat.device)
     moments = outputs[name]
     moments.sums.add(flat)
-    moments.fourth = cast(float, moments.fourth + flat.float().square().sum(1).double().square().sum())
+    moments.fourth += flat.float().square().sum(1).double().square().sum()
     moments.tokens += len(flat)
     moments.windows += len(g)
     if totals is None:

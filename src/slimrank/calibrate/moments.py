@@ -1,8 +1,7 @@
-"""Moments: what calibration saw at every linear and every block, as plain tensors."""
+"""Moments: what calibration saw at every linear and every block, as sums over tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,86 +11,45 @@ from slimrank.numerics.gram_sum import GramSum
 from slimrank.runtime.world import World
 
 
-class _PerToken:
-    gram: Tensor
-    tokens: int
-
-    def mean(self) -> Tensor:
-        """The Gram per token, which the caller may write to."""
-        return self.gram / self.tokens
-
-
 @dataclass
-class InputMoments(_PerToken):
-    """What reached one distinct input of width n.
+class TokenSums:
+    """Sums over `tokens` tokens: `sums`, of x x^T, is held in half the space."""
 
-    gram: H = sum x x^T (n, n) float64; absolute: sum |x| (n,) float64; tokens: the number of summands.
-    """
+    sums: GramSum
+    tokens: int = field(default=0, kw_only=True)
 
-    gram: Tensor
-    absolute: Tensor
-    tokens: int = 0
-
-
-@dataclass
-class OutputMoments(_PerToken):
-    """What the loss's gradient g (nats, summed over tokens) was at a linear's output of width m.
-
-    gram: sum g g^T (m, m) float64; fisher_rows: sum over windows of the row sums of (dL/dW)^2 (m,);
-    gradient_norm: |sum over windows of dL/dW|_F; fourth: sum |g|^4; tokens, windows: the number of summands.
-    """
-
-    gram: Tensor
-    fisher_rows: Tensor
-    gradient_norm: float = 0.0
-    fourth: float = 0.0
-    tokens: int = 0
-    windows: int = 0
-
-
-@dataclass
-class BlockMoments:
-    """A block's output hidden states: gram (d, d) float64, and the summed cosine between its input and output."""
-
-    gram: Tensor
-    cosine: float = 0.0
-    tokens: int = 0
-
-
-class _Packed:
-    """Moments whose Gram is held in half the space and made whole whenever it is asked for."""
-
-    def __init__(self, sums: GramSum, **rest: Any) -> None:
-        self.sums = sums
-        self.__dict__.update(rest)
-
-    def __getattr__(self, name: str) -> Any:
-        if name != "gram":
-            raise AttributeError(name)
+    def gram(self) -> Tensor:
+        """The whole sum of x x^T (n, n), float64, made anew."""
         return self.sums.full()
 
     def mean(self) -> Tensor:
-        """The Gram per token, made without a second one beside it."""
+        """The Gram per token (n, n), made anew, so that the caller may write to it."""
         return self.sums.full().div_(self.tokens)
 
     def add_up(self, world: World) -> None:
-        """Make the sums over this process's windows those over all."""
+        """Make the sums over this process's windows those over all processes' windows."""
         world.add_up(self.sums.packed)
-        for one in fields(self):  # type: ignore[arg-type]
-            value = None if one.name == "gram" else getattr(self, one.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, Tensor):
                 world.add_up(value)
-            elif value is not None:
-                setattr(self, one.name, type(value)(world.total(value)))
+            elif isinstance(value, int):
+                setattr(self, one.name, int(world.total(value)))
 
 
-class PackedInput(_Packed, InputMoments):
-    """InputMoments that are being summed, or come from a piece."""
+@dataclass
+class InputMoments(TokenSums):
+    """What reached one distinct input of width n.
+
+    sums: H = sum x x^T (n, n); absolute: sum |x| (n,) float64.
+    """
+
+    absolute: Tensor
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> "PackedInput":
+    def empty(cls, width: int, device: torch.device) -> "InputMoments":
         """Before the first token."""
-        return cls(GramSum.empty(width, device), absolute=zeros(width, device), tokens=0)
+        return cls(GramSum.empty(width, device), zeros(width, device))
 
     def add(self, x: Tensor) -> None:
         """Add the tokens of x (..., n); products in float32, sums in float64."""
@@ -101,34 +59,42 @@ class PackedInput(_Packed, InputMoments):
         self.tokens += len(x)
 
 
-class PackedOutput(_Packed, OutputMoments):
-    """OutputMoments that are being summed, or come from a piece."""
+@dataclass
+class OutputMoments(TokenSums):
+    """What the loss's gradient g (nats, summed over tokens) was at a linear's output of width m.
+
+    sums: G = sum g g^T (m, m); fisher_rows: sum over windows of the row sums of (dL/dW)^2 (m,) float64; fourth:
+    sum |g|^4, a float64 scalar; gradient_norm: |sum over windows of dL/dW|_F; windows: how many there were.
+    """
+
+    fisher_rows: Tensor
+    fourth: Tensor
+    gradient_norm: float = 0.0
+    windows: int = 0
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> "PackedOutput":
+    def empty(cls, width: int, device: torch.device) -> "OutputMoments":
         """Before the first token."""
-        return cls(GramSum.empty(width, device), fisher_rows=zeros(width, device))
+        return cls(GramSum.empty(width, device), zeros(width, device), zeros(1, device)[0])
 
 
-class PackedBlock(_Packed, BlockMoments):
-    """BlockMoments that are being summed, or come from a piece."""
+@dataclass
+class BlockMoments(TokenSums):
+    """A block's output hidden states h: sums of h h^T (d, d), and the summed cosine between its input and output."""
+
+    cosine: Tensor
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> "PackedBlock":
+    def empty(cls, width: int, device: torch.device) -> "BlockMoments":
         """Before the first token."""
-        return cls(GramSum.empty(width, device))
+        return cls(GramSum.empty(width, device), zeros(1, device)[0])
 
     def add(self, before: Tensor, after: Tensor) -> None:
-        """Add the tokens of a batch (batch, tokens, d); the cosine is a tensor until `settle` is called."""
+        """Add the tokens of a batch (batch, tokens, d) before and behind the block."""
         before, after = (h.detach().reshape(-1, h.shape[-1]).float() for h in (before, after))
         self.sums.add(after)
-        cosines = torch.nn.functional.cosine_similarity(before, after, dim=-1).double().sum()
-        self.cosine = cast(float, self.cosine + cosines)
+        self.cosine += torch.nn.functional.cosine_similarity(before, after, dim=-1).double().sum()
         self.tokens += len(after)
-
-    def settle(self) -> None:
-        """Read the sums from the device, once for all batches."""
-        self.cosine = float(self.cosine)
 
 
 def zeros(width: int, device: torch.device) -> Tensor:
@@ -138,10 +104,10 @@ def zeros(width: int, device: torch.device) -> Tensor:
 
 @dataclass
 class Moments:
-    """Everything calibration keeps.
+    """All moments of a set of windows.
 
     inputs: by the first linear that saw an input; leader: of every linear, the linear whose input it shares;
-    outputs: by linear, empty unless gradients were asked for; blocks: by decoder block.
+    outputs: by linear; blocks: by decoder block. The last two are empty unless they were asked for.
     """
 
     inputs: Mapping[str, InputMoments] = field(default_factory=dict)
@@ -155,7 +121,13 @@ class Moments:
             raise SlimrankError(f"No calibration token reached {linear}: calibrate on more text or leave it dense.")
         return self.inputs[self.leader[linear]]
 
+    def output_of(self, linear: str) -> OutputMoments:
+        """The moments of the gradient at a linear's output."""
+        if linear not in self.outputs:
+            raise SlimrankError(f"No gradient reached {linear}: calibrate on more text or leave it dense.")
+        return self.outputs[linear]
+
     def short_of_tokens(self) -> list[str]:
-        """The linears whose Gram is wider than the tokens it was summed over."""
-        short = {name for name, i in self.inputs.items() if i.tokens < len(i.absolute)}
+        """The linears whose input is wider than the number of tokens that was seen of it."""
+        short = {name for name, one in self.inputs.items() if one.tokens < len(one.absolute)}
         return [linear for linear, leader in self.leader.items() if leader in short]

@@ -53,7 +53,6 @@ class PairMoments:
             found = product(_flat(target), x)
             self.cross[name] = self.cross[name].add_(found) if name in self.cross else found.double()
 
-    @property
     def gram(self) -> Tensor:
         """The whole sum of x^ x^T (n, n), made anew."""
         if self.sums is None:

@@ -6,12 +6,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.moments import Moments, PackedBlock, PackedInput, PackedOutput
+from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments, OutputMoments
 from slimrank.numerics.gram_sum import GramSum
 from slimrank.store.pieces import Pieces
 
 M = TypeVar("M")
-KINDS: dict[str, Any] = {"inputs": PackedInput, "outputs": PackedOutput, "blocks": PackedBlock}
+KINDS: dict[str, Any] = {"inputs": InputMoments, "outputs": OutputMoments, "blocks": BlockMoments}
 
 
 class Shelf(Mapping[Any, M], Generic[M]):
@@ -67,7 +67,7 @@ def shelve(moments: Moments, pieces: Pieces, key: str) -> None:
     pieces.save(key, tensors, facts, later=True)
 
 
-def take_up(moments: Moments, pieces: Pieces, key: str) -> None:
+def put_on_shelf(moments: Moments, pieces: Pieces, key: str) -> None:
     """Let `moments`, which is on shelves, know what the piece `key` holds."""
     _, facts = pieces.load(key)
     moments.leader.update(facts["leader"])

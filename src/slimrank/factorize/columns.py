@@ -1,20 +1,19 @@
 """Duo-SVD's column level (arXiv 2510.19385): the columns that low rank does worst stay as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from slimrank.factorize.base import Factorizer, Shape, Target
-from slimrank.forms.base import Form
-from slimrank.forms.kept_columns import KeptColumns
-from slimrank.forms.low_rank import LowRank
+from slimrank.factorize.base import Built, Factorizer, Target
+from slimrank.forms import KeptColumns, LowRank
+from slimrank.model.units import Shape
 from slimrank.numerics.grams import Grams, times
-from slimrank.spectrum.decomposition import Decomposition, decompose
+from slimrank.spectrum.decomposition import Decomposition, decompose_weight
 
 GOLDEN = (3 - 5**0.5) / 2
 Search = Literal["golden", "every"]
@@ -53,33 +52,22 @@ class ColumnsFactorizer(Factorizer):
     gain: float = Field(0.01, ge=0, lt=1)
     search: Search = "golden"
 
-    def cost(self, shape: Shape, rank: int) -> int:
-        """r0 (m + n), never overshot and, with columns kept, mostly undershot by less than m."""
-        return rank * sum(shape)
+    def entries(self, shapes: Sequence[Shape], rank: int) -> list[dict[str, Any]]:
+        """r0 (m + n) numbers, never overshot and, with columns kept, mostly undershot by less than m."""
+        return [{"form": LowRank.form, "rank": rank} for _ in shapes]
 
-    def loss(self, target: Target, rank: int) -> float:
-        """The squared error of the best split, or of the plain cut."""
-        return self._trade(target, rank).loss
-
-    def build(self, target: Target, rank: int) -> Form:
+    def build(self, target: Target, rank: int) -> Built:
         """The best split of the budget, or the plain cut of the decomposition."""
-        weight, dtype = target.weight, target.weight.dtype
-        traded = self._trade(target, rank).traded
-        if traded == 0:
+        weight, dtype, (bias,) = target.weight, target.weight.dtype, target.biases
+        trade = best_trade(weight, target.grams, target.decomposition, rank, self.gain, self.search)
+        if trade.traded == 0:
             left, right = (factor.to(dtype) for factor in target.decomposition.cut(rank))
-            return LowRank.from_low_rank(left, right, target.bias)
+            return Built([LowRank.from_low_rank(left, right, bias)], trade.loss)
         order = column_order(weight, target.grams, target.decomposition, rank)
-        split = split_at(weight, target.grams, order, rank, traded)
+        split = split_at(weight, target.grams, order, rank, trade.traded)
         left, right = (factor.to(dtype) for factor in split.rest.cut(split.rank))
         kept = split.order[: split.columns]
-        return KeptColumns.from_columns(weight[:, kept], left, right, kept, target.bias)
-
-    def _trade(self, target: Target, rank: int) -> Trade:
-        if rank not in target.found:
-            found = best_trade(target.weight, target.grams, target.decomposition, rank, self.gain, self.search)
-            target.found[rank] = found
-        trade: Trade = target.found[rank]
-        return trade
+        return Built([KeptColumns.from_columns(weight[:, kept], left, right, kept, bias)], trade.loss)
 
 
 def best_trade(
@@ -132,7 +120,7 @@ def split_at(weight: Tensor, grams: Grams, order: Tensor, rank: int, traded: int
     columns = bought_columns((weight.shape[0], weight.shape[1]), rank, traded)
     order = torch.cat([order[:columns].sort().values, order[columns:].sort().values])
     rest = order[columns:]
-    decomposition = decompose(weight[:, rest], Grams(grams.left, sub_gram(grams.right, rest)))
+    decomposition = decompose_weight(weight[:, rest], Grams(grams.left, sub_gram(grams.right, rest)))
     left = min(rank - traded, len(decomposition.values))
     return Split(order, columns, left, decomposition.values[left:].square().sum().item(), decomposition)
 

@@ -1,9 +1,11 @@
 """Two thin factors, W' = U V."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from slimrank.factorize.base import Factorizer, Shape, Target
-from slimrank.forms.low_rank import LowRank
+from slimrank.factorize.base import Built, Factorizer, Target
+from slimrank.forms import LowRank
+from slimrank.model.units import Shape
 
 
 class LowRankFactorizer(Factorizer):
@@ -11,11 +13,11 @@ class LowRankFactorizer(Factorizer):
 
     name: Literal["low_rank"] = "low_rank"
 
-    def cost(self, shape: Shape, rank: int) -> int:
-        """r (m + n)."""
-        return rank * sum(shape)
+    def entries(self, shapes: Sequence[Shape], rank: int) -> list[dict[str, Any]]:
+        """One layer."""
+        return [{"form": LowRank.form, "rank": rank} for _ in shapes]
 
-    def build(self, target: Target, rank: int) -> LowRank:
+    def build(self, target: Target, rank: int) -> Built:
         """The cut of the decomposition at `rank`, in the dense weight's dtype."""
         left, right = (factor.to(target.weight.dtype) for factor in target.decomposition.cut(rank))
-        return LowRank.from_low_rank(left, right, target.bias)
+        return Built([LowRank.from_low_rank(left, right, *target.biases)], target.decomposition.loss(rank))

@@ -1,16 +1,11 @@
 """Pivoted storage (PIFA, arXiv 2501.19090): the same W' in fewer numbers."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
-
-from slimrank.factorize.base import Factorizer, Shape, Target
-from slimrank.forms.bits import packed_bytes
-from slimrank.forms.joint import Joint, joint_layers
-from slimrank.forms.pivoted import Pivoted
-from slimrank.model.linear import bias_of, shape_of, weight_of
-from slimrank.spectrum.decomposition import Decomposition
+from slimrank.factorize.base import Built, Factorizer, Target
+from slimrank.forms import Form, Joint, Pivoted, joint_layers
+from slimrank.model.units import Shape
 
 
 class PivotedFactorizer(Factorizer):
@@ -24,29 +19,22 @@ class PivotedFactorizer(Factorizer):
     joint: bool = False
 
     @property
-    def joins(self) -> bool:
-        """As the recipe says."""
+    def stacks(self) -> bool:
+        """As `joint` says."""
         return self.joint
 
-    def cost(self, shape: Shape, rank: int) -> int:
-        """r (m + n) - r^2 + ceil(m / 8); more than dense at full rank."""
-        rows, columns = shape
-        return rank * (rows + columns - rank) + packed_bytes(rows)
+    def entries(self, shapes: Sequence[Shape], rank: int) -> list[dict[str, Any]]:
+        """One pivoted layer, or one each; which of them has how many pivots of its own is not known before."""
+        if len(shapes) == 1:
+            return [{"form": Pivoted.form, "rank": rank}]
+        others = [{"form": Joint.form, "rank": rank, "own": 0, "leader": ""} for _ in shapes[1:]]
+        return [{"form": Joint.form, "rank": rank, "own": rank}, *others]
 
-    def joint_costs(self, shapes: Sequence[Shape], rank: int) -> list[int]:
-        """r (sum of m_i + n) - r^2 and the bytes, all but r m_i and a linear's own bytes counted at the first."""
-        costs = [rank * rows + packed_bytes(rows) for rows, _ in shapes]
-        return [costs[0] + rank * (shapes[0][1] - rank), *costs[1:]]
-
-    def build(self, target: Target, rank: int) -> Pivoted:
-        """The cut of the decomposition at `rank`, its pivots chosen in float64, in the dense weight's dtype."""
-        layer = Pivoted.from_low_rank(*target.decomposition.cut(rank), target.bias)
-        return layer.to(target.weight.dtype)
-
-    def build_joint(
-        self, dense: Sequence[nn.Module], decomposition: Decomposition, rank: int, leader: str
-    ) -> list[Joint]:
-        """The cut of the stack's decomposition, as `build`."""
-        sizes, biases = [shape_of(linear)[0] for linear in dense], [bias_of(linear) for linear in dense]
-        layers = joint_layers(*decomposition.cut(rank), sizes, biases, leader)
-        return [layer.to(weight_of(linear).dtype) for layer, linear in zip(layers, dense, strict=True)]
+    def build(self, target: Target, rank: int) -> Built:
+        """The cut of the decomposition at `rank`, its pivots chosen in float64, in the dense weights' dtypes."""
+        factors, layers = target.decomposition.cut(rank), list[Form]()
+        if len(target.dense) == 1:
+            layers = [Pivoted.from_low_rank(*factors, *target.biases)]
+        else:
+            layers = [*joint_layers(*factors, target.rows, target.biases, target.leader)]
+        return Built(target.in_their_dtypes(layers), target.decomposition.loss(rank))

@@ -1,13 +1,12 @@
 """Metrics: what an error costs. A new one is a file here and a line in METRICS."""
 
 from slimrank.metric.asvd import MeanAbs
-from slimrank.metric.base import Metric, Site
+from slimrank.metric.base import Metric
 from slimrank.metric.channels import Channels
 from slimrank.metric.fwsvd import FisherRows
 from slimrank.metric.identity import Identity
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
-from slimrank.numerics.grams import Grams
 
 METRICS: dict[str, type[Metric]] = {
     "identity": Identity,
@@ -18,4 +17,4 @@ METRICS: dict[str, type[Metric]] = {
     "two_sided": TwoSided,
 }
 
-__all__ = ["METRICS", "Grams", "Metric", "Site"]
+__all__ = ["METRICS", "Metric"]

@@ -3,9 +3,10 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from slimrank.metric.base import Metric, Site
-from slimrank.numerics.grams import Grams
+from slimrank.calibrate.moments import InputMoments
+from slimrank.metric.base import Metric
 
 
 class MeanAbs(Metric):
@@ -15,6 +16,6 @@ class MeanAbs(Metric):
 
     alpha: Annotated[float, Field(ge=0)] = 0.5
 
-    def grams(self, site: Site) -> Grams:
-        """The squared scales on the right."""
-        return Grams(right=(site.inputs.absolute / site.inputs.tokens) ** (2 * self.alpha))
+    def right(self, inputs: InputMoments) -> Tensor:
+        """The squared scales (n,)."""
+        return (inputs.absolute / inputs.tokens) ** (2 * self.alpha)

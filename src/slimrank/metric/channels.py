@@ -6,9 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from slimrank.calibrate.moments import InputMoments
 from slimrank.errors import SlimrankError
-from slimrank.metric.base import Metric, Site
-from slimrank.numerics.grams import Grams, square_root, times
+from slimrank.metric.base import Metric
+from slimrank.numerics.grams import square_root, times
 from slimrank.runtime.threads import one_thread
 
 Variant = Literal["paper", "released"]
@@ -33,40 +34,41 @@ class Channels(Metric):
     gain: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
 
     @property
-    def of_keep(self) -> bool:
+    def depends_on_keep(self) -> bool:
         """The best gain is that of a rank."""
         return self.gain == "auto"
 
-    def grams(self, site: Site) -> Grams:
-        """The weighted Gram on the right."""
-        return Grams(right=self._weighted(site, site.inputs.gram))
+    def right(self, inputs: InputMoments) -> Tensor:
+        """The weighted Gram (n, n)."""
+        return self.held_out_right(inputs, inputs)
 
-    def held_out_grams(self, site: Site) -> Grams | None:
-        """The held-out Gram under the weights that the calibration windows chose."""
-        return None if site.held_out is None else Grams(right=self._weighted(site, site.held_out.gram))
+    def held_out_right(self, inputs: InputMoments, held_out: InputMoments) -> Tensor:
+        """The held-out Gram (n, n) under the weights that follow from the calibration windows."""
+        assert self.gain != "auto", "it is chosen for each linear"
+        return self._at(self.gain or GAINS[self.variant], inputs, held_out)
 
-    def _weighted(self, site: Site, gram: Tensor) -> Tensor:
-        return self._at(self._gain(site), site, gram)
-
-    def _at(self, gain: float, site: Site, gram: Tensor) -> Tensor:
-        if gain == 1:
-            return gram
-        return weighted_gram(gram, channel_weights(site.inputs.gram, self.share, gain), self.variant)
-
-    def _gain(self, site: Site) -> float:
+    def choose(self, weight: Tensor, inputs: InputMoments, held_out: InputMoments | None, keep: float) -> float | None:
+        """The gain of one linear, where it is `auto`."""
         if self.gain != "auto":
-            return self.gain or GAINS[self.variant]
-        if site.name not in site.choices:
-            if site.held_out is None:
-                raise SlimrankError(f"No held-out token reached {site.name}: give metric.gain as a number.")
-            rows, columns = site.weight.shape
-            weight, held_out, gram = site.weight.double(), site.held_out.gram, site.inputs.gram
-            with one_thread(weight):
-                losses = {
-                    gain: truncation_losses(weight, self._at(gain, site, gram), held_out) for gain in (1.0, *CANDIDATES)
-                }
-            site.choices[site.name] = best_gain(losses, int(site.keep * rows * columns / (rows + columns)))
-        return site.choices[site.name]
+            return None
+        if held_out is None:
+            raise SlimrankError("No held-out token came by: give metric.gain as a number")
+        rows, columns = weight.shape
+        weight, measured = weight.double(), held_out.gram()
+        with one_thread(weight):
+            losses = {
+                gain: truncation_losses(weight, self._at(gain, inputs, inputs), measured) for gain in (1.0, *CANDIDATES)
+            }
+        return best_gain(losses, int(keep * rows * columns / (rows + columns)))
+
+    def chosen(self, choice: float | None) -> "Channels":
+        """With the gain that was chosen."""
+        return self if choice is None else self.model_copy(update={"gain": choice})
+
+    def _at(self, gain: float, inputs: InputMoments, on: InputMoments) -> Tensor:
+        if gain == 1:
+            return on.gram()
+        return weighted_gram(on.gram(), channel_weights(inputs.gram(), self.share, gain), self.variant)
 
 
 def best_gain(losses: dict[float, Tensor], rank: int) -> float:

@@ -1,13 +1,14 @@
 """FWSVD (arXiv 2207.00112): an error counts by the Fisher information of the weight's row."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from slimrank.calibrate.moments import OutputMoments
+from slimrank.calibrate.needs import Needs
 from slimrank.errors import SlimrankError
-from slimrank.metric.base import Metric, Site
-from slimrank.numerics.grams import Grams
+from slimrank.metric.base import Metric
 
 
 class FisherRows(Metric):
@@ -17,16 +18,19 @@ class FisherRows(Metric):
     """
 
     name: Literal["fisher_rows"] = "fisher_rows"
-    gradients: ClassVar[bool] = True
-    weight_gradients: ClassVar[bool] = True
 
     damping: Annotated[float, Field(gt=0)] = 1e-3
 
-    def grams(self, site: Site) -> Grams:
-        """The damped row sums on the left."""
-        if site.outputs is None or not site.outputs.fisher_rows.any():
-            raise SlimrankError(f"The loss has no gradient at {site.name}: calibrate on more text or leave it dense.")
-        return Grams(left=damped(site.outputs.fisher_rows, self.damping))
+    @property
+    def needs(self) -> Needs:
+        """The gradients of the weights."""
+        return Needs(gradients=True, of_weights=True)
+
+    def left(self, outputs: OutputMoments) -> Tensor:
+        """The damped row sums (m,); a SlimrankError where all are 0."""
+        if not outputs.fisher_rows.any():
+            raise SlimrankError("The loss has no gradient there: calibrate on more text or leave it dense")
+        return damped(outputs.fisher_rows, self.damping)
 
 
 def damped(rows: Tensor, damping: float) -> Tensor:

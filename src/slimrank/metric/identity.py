@@ -2,15 +2,10 @@
 
 from typing import Literal
 
-from slimrank.metric.base import Metric, Site
-from slimrank.numerics.grams import Grams
+from slimrank.metric.base import Metric
 
 
 class Identity(Metric):
     """L = I, R = I."""
 
     name: Literal["identity"] = "identity"
-
-    def grams(self, site: Site) -> Grams:
-        """No weights."""
-        return Grams()

@@ -2,8 +2,10 @@
 
 from typing import Literal
 
-from slimrank.metric.base import Metric, Site
-from slimrank.numerics.grams import Grams
+from torch import Tensor
+
+from slimrank.calibrate.moments import InputMoments
+from slimrank.metric.base import Metric
 
 
 class Whitened(Metric):
@@ -11,6 +13,6 @@ class Whitened(Metric):
 
     name: Literal["whitened"] = "whitened"
 
-    def grams(self, site: Site) -> Grams:
-        """The input Gram on the right."""
-        return Grams(right=site.inputs.gram)
+    def right(self, inputs: InputMoments) -> Tensor:
+        """H."""
+        return inputs.gram()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import Form
 from slimrank.model.linear import is_linear, weight_of
-from slimrank.runtime.world import ALONE
+from slimrank.runtime.world import ALONE, World
 from slimrank.store.weights import Weights
 
 Filter = Callable[[str, nn.Module], bool]
@@ -67,13 +67,20 @@ class Decoder:
     `enter` gives the first block's input, `run` one block, `head` the logits that follow from the last block's output.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: Weights | None = None) -> None:
-        """weights: where they live, in memory by default."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: Weights | None = None,
+        *,
+        world: World = ALONE,
+        states_room: Room = Room(),  # noqa: B008 (a tuple)
+    ) -> None:
+        """weights: where they live, in memory by default; world: the processes that share the windows;
+        states_room: for the hidden states of one set of windows."""
         self.model = model.eval()
         self.prefix, self.blocks = find_blocks(model)
         self.weights = weights or Weights(model, self.prefix, len(self.blocks))
-        self.states_room = Room()
-        self.world = ALONE
+        self.states_room, self.world = states_room, world
         self._returns_tuple: dict[type, bool] = {}
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrank.numerics.symmetric import length, unpack, views
+from slimrank.numerics.symmetric import length, pack, unpack, views
 
 PANEL = 1024  # rows of a Gram at a time: the float32 product takes PANEL x n numbers, and half the square is spared
 
@@ -33,6 +33,11 @@ class GramSum:
     def empty(cls, width: int, device: torch.device) -> "GramSum":
         """Before the first token, in float64."""
         return cls(torch.zeros(length(width), dtype=torch.float64, device=device), width, device)
+
+    @classmethod
+    def of(cls, gram: Tensor) -> "GramSum":
+        """A Gram (n, n) that is at hand."""
+        return cls(pack(gram.double()), len(gram), gram.device)
 
     def add(self, x: Tensor) -> None:
         """Add x^T x for x (tokens, n), products in float32."""

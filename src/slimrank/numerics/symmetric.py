@@ -21,6 +21,18 @@ def views(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return shared.view(half, half), corner.view(rest, half), diagonal
 
 
+def pack(gram: Tensor) -> Tensor:
+    """The numbers of a symmetric matrix (n, n) in half the space."""
+    packed = gram.new_empty(length(len(gram)))
+    shared, corner, diagonal = views(packed, len(gram))
+    rest, half = corner.shape
+    shared.copy_(gram[:half, :half].tril())
+    shared[:rest, :rest] += gram[half:, half:].triu(1)
+    corner.copy_(gram[half:, :half])
+    diagonal.copy_(gram[half:, half:].diagonal())
+    return packed
+
+
 def unpack(packed: Tensor, n: int) -> Tensor:
     """The whole matrix (n, n) in float64."""
     shared, corner, diagonal = views(packed, n)

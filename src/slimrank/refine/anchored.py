@@ -7,21 +7,21 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from slimrank.allocate import Ranks
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
-from slimrank.metric import Grams
 from slimrank.model.decoder import set_module
 from slimrank.model.linear import weight_of
+from slimrank.model.units import Unit
 from slimrank.numerics.damped import factor_, solved
-from slimrank.numerics.grams import shrunk_
-from slimrank.refine.base import Refiner
+from slimrank.numerics.grams import Grams, shrunk_
+from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
-from slimrank.run.session import Group, Session
 from slimrank.runtime.threads import Job
-from slimrank.spectrum.decomposition import decompose
+from slimrank.spectrum.decomposition import decompose_weight
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -57,47 +57,48 @@ class Anchored(Refiner):
         """It does."""
         return True
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """The linears that are planned to be dense stay as they are."""
-        pair = Pair(session, session.windows.calibration[: self.windows])
-        for index in session.track(range(len(session.linears)), "anchoring", len(session.linears)):
-            if session.finished(index) is None:
-                with session.decoder.weights.hold(index):
-                    self._fit_block(session, index, ranks, pair)
-                session.finish(index)
+        model = spectra.model
+        pair = Pair(model, spectra.evidence.windows.calibration[: self.windows])
+        for index in run.track(range(len(model.blocks)), "anchoring", len(model.blocks)):
+            if run.finished(index) is None:
+                with model.decoder.weights.hold(index):
+                    self._fit_block(spectra, cuts, index, pair)
+                run.finish(index)
             pair.advance()
         return []
 
-    def _fit_block(self, session: Session, index: int, ranks: Ranks, pair: Pair) -> None:
+    def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
         """Replace a block's linears, those of one input at a time."""
-        leader = session.moments.leader
-        for first in dict.fromkeys(leader[name] for name in leader if name in session.linears[index]):
-            group = {name: rank for name, rank in ranks.items() if rank and leader[name] == first}
-            if group:
-                moments = pair.moments(group, self.residual)
+        leader, units = spectra.evidence.moments.leader, cuts.of_block(index)
+        for first in dict.fromkeys(leader[name] for name in leader if name in spectra.model.blocks[index]):
+            reading = [unit for unit in units if leader[unit.leader] == first]
+            if reading:
+                moments = pair.moments([name for unit in reading for name in unit.names], self.residual)
                 moments.settle()
-                self._build(session, group, moments)
+                self._build(spectra, cuts, reading, moments)
 
-    def _build(self, session: Session, group: dict[str, int], moments: PairMoments) -> None:
-        def layers(unit: Group) -> Job[Sequence[Form]]:
-            rank, dense = group[unit[0]], [session.dense[name] for name in unit]
-            sites, crosses = [session.site(name) for name in unit], [moments.cross.pop(name) for name in unit]
+    def _build(self, spectra: Spectra, cuts: Cuts, units: Sequence[Unit], moments: PairMoments) -> None:
+        def layers(unit: Unit) -> Job[Sequence[Form]]:
+            rank, dense = cuts.ranks[unit], [spectra.model.linears[name] for name in unit.names]
+            weights = [spectra.weight(spectra.model.units[name]) for name in unit.names]
+            crosses, left = [moments.cross.pop(name) for name in unit.names], spectra.left(unit)
 
             def made() -> Sequence[Form]:
-                pairs = zip(sites, crosses, strict=True)
-                weight = torch.cat([self._target(site.weight, moments.gram, cross) for site, cross in pairs])
-                grams = Grams(session.metric.stacked_gram(sites), shrunk_(moments.gram, self.shrink))
-                decomposition = decompose(weight, grams, session.metric.route, rank)
-                if len(unit) == 1:
-                    weight = weight.to(weight_of(dense[0]).dtype)
-                    return [session.form.build(Target(dense[0], weight, grams, decomposition), rank)]
-                return session.form.build_joint(dense, decomposition, rank, unit[0].rpartition(".")[2])
+                pairs = zip(weights, crosses, strict=True)
+                weight = torch.cat([self._target(one, moments.gram(), cross) for one, cross in pairs])
+                grams = Grams(left, shrunk_(moments.gram(), self.shrink))
+                decomposition = decompose_weight(weight, grams, spectra.route, rank)
+                weight = weight.to(weight_of(dense[0]).dtype)
+                target = Target(dense, weight, grams, decomposition, unit.leader.rpartition(".")[2])
+                return cuts.form.build(target, rank).layers
 
             return made
 
-        for name, made in dealt_layers(session, session.units(group), layers).items():
-            set_module(session.decoder.model, name, made)
-        link(session.decoder.model)
+        for name, made in dealt_layers(spectra.model, units, layers).items():
+            set_module(spectra.model.decoder.model, name, made)
+        link(spectra.model.decoder.model)
 
     def _target(self, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
         return anchored_target(weight, gram, cross, self.mix, self.damping)

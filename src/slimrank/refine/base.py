@@ -1,20 +1,44 @@
 """What a refiner is: a pass over the model after its linears have become factors."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slimrank.allocate import Ranks
-from slimrank.run.session import Session
+from slimrank.calibrate.needs import Needs
+from slimrank.factorize import Factorizer
+from slimrank.model.units import Unit
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The units that become factors in a form, and their ranks."""
+
+    form: Factorizer
+    ranks: Mapping[Unit, int]
+
+    def of_block(self, index: int) -> list[Unit]:
+        """Those of one block, in the model's order."""
+        return [unit for unit in self.ranks if unit.block == index]
 
 
 class Refiner(BaseModel):
     """Base of the refiners; a subclass's fields are its options in a recipe, `name` is its name there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    gradients: ClassVar[bool] = False  # whether it needs OutputMoments
+
+    name: str
+
     trains: ClassVar[bool] = False  # whether it descends on a loss, rather than solve for the factors
-    whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory, or keeps each by Session.finish
+    whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory, or keeps each by Run.finish
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs from calibration."""
+        return Needs()
 
     @property
     def work(self) -> float:
@@ -26,6 +50,6 @@ class Refiner(BaseModel):
         """Whether it builds every planned linear's factors from the dense weights, whatever was built before."""
         return False
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
-        """Change the model's factors in place, ranks as planned; returns notes for the user, a sentence each."""
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
+        """Change the model's factors in place; returns notes for the user, a sentence each."""
         raise NotImplementedError

@@ -6,11 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from slimrank.allocate import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.refine.base import Refiner
+from slimrank.model.decoder import Decoder
+from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.training import Best, Descent, default_lr, trainable, training
-from slimrank.run.session import Session
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 
 class Blocks(Refiner):
@@ -27,23 +28,23 @@ class Blocks(Refiner):
     passes: Annotated[int, Field(ge=1)] = 4
     lr: Annotated[float, Field(gt=0)] | None = None
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Walk dense and compressed hidden states through the blocks together, refining each before it is passed."""
-        decoder = session.decoder
-        batch = default_batch(decoder, session.windows.calibration.shape[1])
-        sets = (session.windows.calibration, session.windows.held_out)
+        model, decoder, windows = spectra.model, spectra.model.decoder, spectra.evidence.windows
+        batch = default_batch(decoder, windows.calibration.shape[1])
+        sets = (windows.calibration, windows.held_out)
         dense, ours = ([Stream(decoder, ids, batch, copies=2) for ids in sets] for _ in range(2))
         ratios = []
-        for index in session.track(range(len(decoder)), "refining", len(decoder)):
-            with session.as_dense(session.linears[index]):
+        for index in run.track(range(len(decoder)), "refining", len(decoder)):
+            with model.as_dense(model.blocks[index]):
                 for stream in dense:
                     stream.skip(1)
-            facts = session.finished(index)
+            facts = run.finished(index)
             if facts is None:
                 with decoder.weights.hold(index):
-                    before, after = self._refine_block(session, index, ours, [stream.hidden for stream in dense])
+                    before, after = self._refine_block(decoder, index, ours, [stream.hidden for stream in dense])
                 facts = {"ratio": after / before if before else 1.0}
-                session.finish(index, facts)
+                run.finish(index, facts)
             ratios.append(facts["ratio"])
             for stream in ours:
                 stream.skip(1)
@@ -51,22 +52,22 @@ class Blocks(Refiner):
         return [f"Block refinement took the blocks' held-out errors to {ratio:.1%} of what they were, on average."]
 
     def _refine_block(
-        self, session: Session, index: int, streams: list[Stream], targets: list[list[Tensor]]
+        self, decoder: Decoder, index: int, streams: list[Stream], targets: list[list[Tensor]]
     ) -> tuple[float, float]:
         """The block's held-out loss before and after."""
-        block, (calibration, held_out) = session.decoder.blocks[index], streams
-        scale = variance(targets[0]).to(session.decoder.device).clamp_min(1e-8)
+        block, (calibration, held_out) = decoder.blocks[index], streams
+        scale = variance(targets[0]).to(decoder.device).clamp_min(1e-8)
         before = self._held_out(held_out, targets[1], scale)
         if not before:
             return before, before
         parameters = trainable([block])
         steps = self.passes * len(calibration.hidden)
-        descent = Descent(parameters, lr=self.lr or default_lr(session), steps=steps, what=self.name)
+        descent = Descent(parameters, lr=self.lr or default_lr(decoder.width), steps=steps, what=self.name)
         best = Best(parameters, before)
         for number in range(self.passes):
             for hidden, calls, target in zip(calibration.hidden, calibration.calls, targets[0], strict=True):
-                with training(parameters, session.decoder.model):
-                    output = session.decoder.run(index, hidden, calls[index])
+                with training(parameters, decoder.model):
+                    output = decoder.run(index, hidden, calls[index])
                     descent.step([loss(output, target, scale)])
             best.offer(self._held_out(held_out, targets[1], scale), number + 1)
         best.restore()

@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slimrank.allocate import Ranks
 from slimrank.numerics.losses import divergence
-from slimrank.refine.base import Refiner
+from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.restart import go_on, keep
 from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainable, training
-from slimrank.run.session import Session
 from slimrank.runtime.world import ALONE, World
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 STATE = "distill/state"
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # numbers at a time, of several copies
@@ -43,31 +43,34 @@ class Distill(Refiner):
     states: Annotated[float, Field(ge=0)] = 3.0
     checks: Annotated[int, Field(ge=1)] = 10
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
-        teacher, window = teacher_of(session, self.softened), session.windows.calibration.shape[1]
-        batch = max(-(-self.batch // window), session.world.size)
+        teacher, window = teacher_of(spectra.model, self.softened), spectra.evidence.windows.calibration.shape[1]
+        batch = max(-(-self.batch // window), spectra.model.decoder.world.size)
         steps = max(1, self.tokens // (batch * window))
-        before, best = self._descend(session, teacher, steps, batch)
-        session.pieces.drop(STATE)
+        before, best = self._descend(spectra, teacher, steps, batch, run)
+        run.pieces.drop(STATE)
         return [
             f"Distillation read {steps * batch * window:,} tokens and took the held-out divergence from "
             f"{before:.4f} to {best.loss:.4f} nats a token (best at step {best.step} of {steps})."
         ]
 
-    def _descend(self, session: Session, teacher: PreTrainedModel, steps: int, batch: int) -> tuple[float, Best]:
+    def _descend(
+        self, spectra: Spectra, teacher: PreTrainedModel, steps: int, batch: int, run: Run
+    ) -> tuple[float, Best]:
         """The held-out divergence before, and the best state, which the model is in afterwards."""
-        student, world, device = session.decoder.model, session.world, session.decoder.device
+        decoder, windows = spectra.model.decoder, spectra.evidence.windows
+        student, world, device = decoder.model, decoder.world, decoder.device
         parameters = trainable([student])
-        held_out = session.windows.held_out.to(device)
+        held_out = windows.held_out.to(device)
         before = held_out_divergence(student, teacher, held_out, world)
         best = Best(parameters, before)
-        lr = self.lr or lr_for(before, session)
+        lr = self.lr or lr_for(before, decoder.width)
         descent = Descent(parameters, lr=lr, vector_lr=self.vector_lr, steps=steps, what=self.name, world=world)
-        fresh = session.windows.more(steps * batch, session.windows.record["seed"] + 1).split(batch)
+        fresh = windows.more(steps * batch, windows.record["seed"] + 1).split(batch)
         every = max(1, steps // self.checks)
-        done = go_on(session.pieces, STATE, descent, best)
-        for step, ids in enumerate(session.track(fresh, "distilling", steps), start=1):
+        done = go_on(run.pieces, STATE, descent, best)
+        for step, ids in enumerate(run.track(fresh, "distilling", steps), start=1):
             if step <= done:
                 continue
             mine = world.share(ids).to(device)
@@ -75,7 +78,7 @@ class Distill(Refiner):
                 descent.step(self._losses(student, teacher, mine, cosine(step, steps), len(ids)))
             if step % every == 0 or step == steps:
                 best.offer(held_out_divergence(student, teacher, held_out, world), step)
-                keep(session.pieces, STATE, descent, best, step)
+                keep(run.pieces, STATE, descent, best, step)
         best.restore()
         return before, best
 
@@ -99,13 +102,13 @@ class Distill(Refiner):
         return loss
 
 
-def lr_for(divergence: float, session: Session) -> float:
+def lr_for(divergence: float, width: int) -> float:
     """0.01 sqrt(KL / width), with the held-out KL before the first step.
 
     A loss that is quadratic in the weights lies as far from its minimum as its root says, and an orthogonal step of one
     lr moves a linear's outputs by the root of its width.
     """
-    return 0.01 * (max(divergence, 0.0) / session.decoder.width) ** 0.5
+    return 0.01 * (max(divergence, 0.0) / width) ** 0.5
 
 
 def states_error(ours: Sequence[Tensor], dense: Sequence[Tensor]) -> Tensor:

@@ -1,24 +1,23 @@
-"""What refiners of two-factor layers share."""
+"""What several refiners need of the layers."""
 
 from collections.abc import Callable, Sequence
 
 from slimrank.errors import UsageError
-from slimrank.forms import form_of
-from slimrank.forms.base import Form
-from slimrank.forms.low_rank import LowRank
-from slimrank.run.session import Group, Session
+from slimrank.forms import Form, LowRank, form_of
+from slimrank.model.compressible import Compressible
+from slimrank.model.units import Unit
 from slimrank.runtime.threads import Job, in_threads, is_small
 
 
-def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
+def low_rank_layers(model: Compressible, refiner: str) -> dict[str, LowRank]:
     """The model's layers in the form low_rank, by name; those left dense are skipped.
 
     Raises:
         UsageError: naming the first layer in another form.
     """
     layers = {}
-    for name in session.dense:
-        module = session.decoder.model.get_submodule(name)
+    for name in model.linears:
+        module = model.decoder.model.get_submodule(name)
         if isinstance(module, LowRank):
             layers[name] = module
         elif isinstance(module, Form):
@@ -27,24 +26,24 @@ def low_rank_layers(session: Session, refiner: str) -> dict[str, LowRank]:
 
 
 def dealt_layers(
-    session: Session, groups: Sequence[Group], make: Callable[[Group], Job[Sequence[Form]]]
+    model: Compressible, units: Sequence[Unit], make: Callable[[Unit], Job[Sequence[Form]]]
 ) -> dict[str, Form]:
-    """The new layers of some groups, each made by the process that it is dealt to, and the same in all.
+    """The new layers of some units, each made by the process that it is dealt to, and the same in all.
 
-    make: gives what makes a group's, which may run beside others'. They are to be linked (see forms.link) once they
-    are in the model.
+    make: gives the job that makes a unit's layers, which may run beside others'. They are to be linked (see forms.link)
+    once they are in the model.
     """
-    world, mine = session.world, dict[str, Form]()
+    world, mine = model.decoder.world, dict[str, Form]()
     with world.apart():
-        dealt = world.dealt(groups, [session.work(group) for group in groups])
-        jobs = ((is_small(session.shape(group), session.decoder.device), make(group)) for group in dealt)
-        for group, made in zip(dealt, in_threads(jobs), strict=True):
-            mine |= zip(group, made, strict=True)
+        dealt = world.dealt(units, [unit.work for unit in units])
+        jobs = ((is_small(unit.shape, model.decoder.device), make(unit)) for unit in dealt)
+        for unit, made in zip(dealt, in_threads(jobs), strict=True):
+            mine |= zip(unit.names, made, strict=True)
     if world.size == 1:
         return mine
     layers = {}
     for name, entry in world.gathered({name: layer.entry() for name, layer in mine.items()}).items():
-        layers[name] = mine[name] if name in mine else form_of(name, entry).shell(session.dense[name], entry)
+        layers[name] = mine[name] if name in mine else form_of(name, entry).shell(model.linears[name], entry)
         for tensor in layers[name].state_dict().values():
             world.add_up(tensor if name in mine else tensor.zero_())
     return layers

@@ -10,13 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.allocate import Ranks
 from slimrank.errors import MissingLibrary, SlimrankError
+from slimrank.model.decoder import Decoder
 from slimrank.numerics.losses import next_token_losses
-from slimrank.refine.base import Refiner
+from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import low_rank_layers
-from slimrank.run.session import Session
 from slimrank.runtime.world import ALONE, World
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -38,18 +39,19 @@ class Lora(Refiner):
     alpha: Annotated[float, Field(gt=0)] = 16.0
     lr: Annotated[float, Field(gt=0)] = 1e-4
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Train and merge both adapters; notes the held-out loss before, between and after."""
-        layers, model = low_rank_layers(session, "lora"), session.decoder.model
-        ids = session.windows.calibration[:, : self.tokens].to(session.decoder.device)
-        losses = [held_out_loss(session)]
+        layers = low_rank_layers(spectra.model, "lora")
+        decoder, windows = spectra.model.decoder, spectra.evidence.windows
+        model, ids = decoder.model, windows.calibration[:, : self.tokens].to(decoder.device)
+        losses = [held_out_loss(decoder, windows.held_out)]
         with torch.random.fork_rng(), _trainable_kept(model):
-            torch.manual_seed(session.windows.record["seed"])
+            torch.manual_seed(windows.record["seed"])
             for factor in ("up", "down"):
                 targets = [f"{name}.{factor}" for name in layers]
-                steps = session.track(range(self.steps), f"LoRA {factor}", self.steps)
-                train_adapter(model, targets, self, ids, steps, session.world)
-                losses.append(held_out_loss(session))
+                steps = run.track(range(self.steps), f"LoRA {factor}", self.steps)
+                train_adapter(model, targets, self, ids, steps, decoder.world)
+                losses.append(held_out_loss(decoder, windows.held_out))
         path = " -> ".join(f"{loss:.4f}" for loss in losses)
         return [f"LoRA took the held-out loss from {path} nats per token: compressed, U trained, V trained."]
 
@@ -88,11 +90,10 @@ def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(session: Session) -> float:
-    """Nats per token over the held-out windows, one window at a time."""
-    held_out, device = session.windows.held_out, session.decoder.device
-    windows = session.world.share(held_out).to(device).split(1)
-    total = session.world.total(sum(next_token_loss(session.decoder.model, window).item() for window in windows))
+def held_out_loss(decoder: Decoder, held_out: Tensor) -> float:
+    """Nats per token over held-out windows (windows, tokens), one window at a time."""
+    windows = decoder.world.share(held_out).to(decoder.device).split(1)
+    total = decoder.world.total(sum(next_token_loss(decoder.model, window).item() for window in windows))
     return total / len(held_out) if len(held_out) else float("nan")
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.pairs import PairMoments, Seen, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.model.compressible import Compressible
 from slimrank.model.linear import bias_of, shape_of
 from slimrank.refine.replay import Replay
-from slimrank.run.session import Session
 
 HELD = 2**30  # bytes of a block's dense outputs, and a quarter of it of compressed ones, that are not computed again
 
@@ -20,24 +20,24 @@ class Pair:
     Of several processes each takes its share of the windows, and what `moments` gives is of all.
     """
 
-    def __init__(self, session: Session, ids: Tensor) -> None:
-        self.session = session
-        ids, batch = session.world.share(ids), default_batch(session.decoder, ids.shape[1])
-        self.dense, self.compressed = (Stream(session.decoder, ids, batch) for _ in range(2))
+    def __init__(self, model: Compressible, ids: Tensor) -> None:
+        self.model, decoder = model, model.decoder
+        ids, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
+        self.dense, self.compressed = (Stream(decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
-        self._replay = Replay(min(HELD, session.decoder.states_room.host) // 4)
+        self._replay = Replay(min(HELD, decoder.states_room.host) // 4)
         self._seen: set[str] = set()  # the block's linears whose moments were given, and that were fitted since
 
     @property
     def block(self) -> dict[str, nn.Module]:
         """The dense linears of the block that both stand before."""
-        return self.session.linears[self.dense.depth]
+        return self.model.blocks[self.dense.depth]
 
     def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
         """Of the linears in `group`, which share their input; those of earlier groups do not change any more."""
         final = self._final_children()
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
-        compressed = {name: self.session.decoder.model.get_submodule(name) for name in group}
+        compressed = {name: self.model.decoder.model.get_submodule(name) for name in group}
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
         summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
         for batch in range(len(self.dense.hidden)):
@@ -47,16 +47,16 @@ class Pair:
             moments.add(before, after, biases, residual)
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
         self._seen |= dense.keys()
-        moments.add_up(self.session.world)
+        moments.add_up(self.model.decoder.world)
         return moments
 
     def _final_children(self) -> list[nn.Module]:
         """The block's children in which every linear has been fitted: they run before what is still to be fitted."""
-        index, decoder = self.compressed.depth, self.session.decoder
+        index, decoder = self.compressed.depth, self.model.decoder
         found = []
         for child, module in decoder.blocks[index].named_children():
             inside = f"{decoder.prefix}.{index}.{child}"
-            linears = {name for name in self.session.linears[index] if name == inside or name.startswith(f"{inside}.")}
+            linears = {name for name in self.model.blocks[index] if name == inside or name.startswith(f"{inside}.")}
             if linears and linears <= self._seen:
                 found.append(module)
         return found
@@ -64,11 +64,11 @@ class Pair:
     def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
         """What the dense linears give for a batch; where there is room, of the whole block at once."""
         if not self._fits:
-            with self.session.as_dense(self.block), watch_sums(dense, summed) as seen:
+            with self.model.as_dense(self.block), watch_sums(dense, summed) as seen:
                 self.dense.output(batch)
             return seen
         if batch not in self._held:
-            with self.session.as_dense(self.block), watch_sums(self.block) as seen:
+            with self.model.as_dense(self.block), watch_sums(self.block) as seen:
                 output = self.dense.output(batch)
             self._held[batch] = {name: replace(one, x=one.y) for name, one in seen.items()}, output
         seen = self._held[batch][0]
@@ -76,13 +76,13 @@ class Pair:
 
     @property
     def _fits(self) -> bool:
-        outputs = sum(shape_of(linear)[0] for linear in self.block.values()) / self.session.decoder.width
-        return self.dense.nbytes * (outputs + 2) <= min(HELD, self.session.decoder.states_room.host)
+        outputs = sum(shape_of(linear)[0] for linear in self.block.values()) / self.model.decoder.width
+        return self.dense.nbytes * (outputs + 2) <= min(HELD, self.model.decoder.states_room.host)
 
     def advance(self) -> None:
         """Step behind the block in both."""
         known = [output for _, (_, output) in sorted(self._held.items())]
-        with self.session.as_dense(self.block):
+        with self.model.as_dense(self.block):
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):
                 pass
         self._held.clear()

@@ -5,13 +5,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank.allocate import Ranks
 from slimrank.calibrate.stream import Part, Stream, final_states
 from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.losses import scaled_divergences
-from slimrank.refine.base import Refiner
+from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.divergences import logits_of, mean_divergences
-from slimrank.run.session import Session
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 # Above 1 the compressed model would learn how sure the dense one is of text that it knows by heart.
 FACTORS = tuple(step / 10 for step in range(1, 11))
@@ -27,22 +27,24 @@ class Temperature(Refiner):
     name: Literal["temperature"] = "temperature"
     whole_model: ClassVar[bool] = False
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Notes the factor; leaves a model without a norm before its head as it is."""
-        facts = session.finished(None)
+        facts = run.finished(None)
         if facts is None:
-            with session.decoder.weights.hold(None):
-                facts = {"temperature": self._fit(session)}
-                session.finish(None, facts)
+            with spectra.model.decoder.weights.hold(None):
+                facts = {"temperature": self._fit(spectra)}
+                run.finish(None, facts)
         factor = facts["temperature"]
         if factor is None:
             return ["No norm stands before the head, so its temperature stays."]
         return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
 
-    def _fit(self, session: Session) -> float | None:
+    def _fit(self, spectra: Spectra) -> float | None:
         """Scale the norm; returns the factor."""
-        decoder = session.decoder
-        dense, ours = session.dense_held_out(), final_states(decoder, session.windows.held_out)
+        decoder, held_out = spectra.model.decoder, spectra.evidence.windows.held_out
+        with spectra.model.as_dense():
+            dense = final_states(decoder, held_out)
+        ours = final_states(decoder, held_out)
         norm = final_norm(decoder, ours)
         if norm is None:
             return None

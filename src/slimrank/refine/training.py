@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError
-from slimrank.forms.base import Form
-from slimrank.run.session import Session
+from slimrank.forms import Form
+from slimrank.model.compressible import Compressible
 from slimrank.runtime.world import ALONE, World
 
 
@@ -24,20 +24,20 @@ def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def default_lr(session: Session) -> float:
+def default_lr(width: int) -> float:
     """0.256 / width: the wider the model, the smaller the step that it bears."""
-    return 0.256 / session.decoder.width
+    return 0.256 / width
 
 
-def teacher_of(session: Session, softened: float = 0.0) -> PreTrainedModel:
+def teacher_of(compressible: Compressible, softened: float = 0.0) -> PreTrainedModel:
     """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains.
 
     softened: how far the vectors outside the blocks are on their way to what they are now, and with them the head on
     its way to the temperature that it was given.
     """
-    model, weights = session.decoder.model, session.decoder.weights
+    model, weights = compressible.decoder.model, compressible.decoder.weights
     ours = {name: p.detach() for name, p in model.named_parameters() if p.ndim == 1 and weights.part_of(name) is None}
-    with session.as_dense():
+    with compressible.as_dense():
         shared = {id(parameter): parameter for parameter in model.parameters() if parameter.ndim > 1}
         teacher = copy.deepcopy(model, shared).eval()
     for name, parameter in ours.items():

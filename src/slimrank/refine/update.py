@@ -5,15 +5,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank.allocate import Ranks
 from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.forms.low_rank import LowRank
+from slimrank.forms import LowRank
+from slimrank.model.compressible import Compressible
 from slimrank.model.linear import weight_of
-from slimrank.refine.base import Refiner
+from slimrank.model.units import described
+from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import low_rank_layers
-from slimrank.run.session import Session
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 
 class Update(Refiner):
@@ -25,37 +27,39 @@ class Update(Refiner):
     name: Literal["update"] = "update"
     whole_model: ClassVar[bool] = False
 
-    def refine(self, session: Session, ranks: Ranks) -> list[str]:
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Refit every U, over all calibration windows."""
-        layers, missed = set(low_rank_layers(session, "update")), list[str]()
-        windows = session.world.share(session.windows.calibration)
-        stream = Stream(session.decoder, windows, default_batch(session.decoder, windows.shape[1]))
-        for index in session.track(range(len(session.linears)), "updating", len(session.linears)):
-            facts = session.finished(index)
+        model, decoder = spectra.model, spectra.model.decoder
+        layers, missed = set(low_rank_layers(model, "update")), list[str]()
+        windows = decoder.world.share(spectra.evidence.windows.calibration)
+        stream = Stream(decoder, windows, default_batch(decoder, windows.shape[1]))
+        for index in run.track(range(len(model.blocks)), "updating", len(model.blocks)):
+            facts = run.finished(index)
             if facts is None:
-                with session.decoder.weights.hold(index):
-                    facts = {"missed": self._refit(session, session.linears[index], layers, stream)}
-                session.finish(index, facts)
+                with decoder.weights.hold(index):
+                    facts = {"missed": self._refit(model, model.blocks[index], layers, stream)}
+                run.finish(index, facts)
             missed += facts["missed"]
             stream.skip(1)
         if not missed:
             return []
-        return [f"No token reached {session.told(sorted(missed))}, which the update left as they were."]
+        units = [model.units[name] for name in sorted(missed)]
+        return [f"No token reached {described(units)}, which the update left as they were."]
 
-    def _refit(self, session: Session, linears: dict[str, nn.Module], layers: set[str], stream: Stream) -> list[str]:
+    def _refit(self, model: Compressible, linears: dict[str, nn.Module], layers: set[str], stream: Stream) -> list[str]:
         """Refit a block's U; returns the linears that no token reached."""
         moments, missed = Moments(), []
-        with session.replaced(linears), watch_inputs(linears, moments) as inputs:
+        with model.replaced(linears), watch_inputs(linears, moments) as inputs:
             for _ in stream.outputs():
                 pass
-        add_up(session.decoder, moments, inputs, linears)
+        add_up(model.decoder, moments, inputs, linears)
         for name in linears.keys() & layers:
             if name not in moments.leader:
                 missed.append(name)
                 continue
-            layer = session.decoder.model.get_submodule(name)
+            layer = model.decoder.model.get_submodule(name)
             assert isinstance(layer, LowRank)
-            left = updated_left(weight_of(linears[name]), layer.down.weight, moments.input_of(name).gram)
+            left = updated_left(weight_of(linears[name]), layer.down.weight, moments.input_of(name).gram())
             layer.up.weight.data.copy_(left)
         return missed
 

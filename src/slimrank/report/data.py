@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimrank.plan import LinearPlan, Plan
-from slimrank.run.account import Curve
+from slimrank.run.account import CurvePoints
 
 Columns = dict[str, list[Any]]
 
@@ -44,7 +44,7 @@ def row_of(name: str, linear: LinearPlan, types: Mapping[str, str]) -> dict[str,
     }
 
 
-def curve_columns(plan: Plan, curves: Mapping[str, Curve]) -> Columns:
+def curve_columns(plan: Plan, curves: Mapping[str, CurvePoints]) -> Columns:
     """A row per linear and rank of its curve; cut marks the rank that it got."""
     types = types_of(plan)
     return columns(

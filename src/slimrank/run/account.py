@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimrank.errors import UsageError
-from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
+from slimrank.spectrum.curve import Curve
 from slimrank.texts.frequencies import Frequencies
 
 VERSION = 1
@@ -16,7 +16,7 @@ POINTS = 40  # of a curve
 TOTAL = 9000  # points of all curves, for models of any depth
 
 
-class Curve(BaseModel):
+class CurvePoints(BaseModel):
     """A linear's spectrum at some ranks, counted from 1.
 
     singular: the value at each of the ranks as a share of the first; error: what a cut there loses, as a share of the
@@ -51,7 +51,7 @@ class Account(BaseModel):
     memory: int
     versions: dict[str, str]
     calibration: list[Frequencies] = []
-    curves: dict[str, Curve]
+    curves: dict[str, CurvePoints]
 
     def to_json(self) -> str:
         """The account's file: a line a linear and a calibration text."""
@@ -81,22 +81,22 @@ class Account(BaseModel):
         return account
 
 
-def curves_of(spectrum: Spectrum, ranks: Mapping[str, int | None]) -> dict[str, Curve]:
+def curves_of(curves: Mapping[str, Curve], ranks: Mapping[str, int | None]) -> dict[str, CurvePoints]:
     """Every linear's curve, the rank it was cut to among the points."""
-    points = max(12, min(POINTS, TOTAL // len(spectrum.linears)))
-    return {name: curve_of(linear, ranks.get(name), points) for name, linear in spectrum.linears.items()}
+    points = max(12, min(POINTS, TOTAL // max(1, len(curves))))
+    return {name: points_of(curve, ranks.get(name), points) for name, curve in curves.items()}
 
 
-def curve_of(linear: LinearSpectrum, cut: int | None, points: int) -> Curve:
-    """A spectrum at no more than `points` ranks, evenly spaced, with the first, the last and `cut` among them."""
-    full = len(linear.values)
+def points_of(curve: Curve, cut: int | None, points: int) -> CurvePoints:
+    """A curve at no more than `points` ranks, evenly spaced, with the first, the last and `cut` among them."""
+    full = len(curve.values)
     evenly = {1 + round(i * (full - 1) / max(points - 2, 1)) for i in range(points - 1)}
     ranks = sorted({rank for rank in (*evenly, cut or 1) if 1 <= rank <= full})
-    losses = linear.losses().tolist()
-    first, norm = max(linear.values[0].item(), 1e-300), max(losses[0], 1e-300)
-    return Curve(
+    losses = curve.losses().tolist()
+    first, norm = max(curve.values[0].item(), 1e-300), max(losses[0], 1e-300)
+    return CurvePoints(
         ranks=ranks,
-        singular=[_short(linear.values[rank - 1].item() / first) for rank in ranks],
+        singular=[_short(curve.values[rank - 1].item() / first) for rank in ranks],
         error=[_short((losses[rank] / norm) ** 0.5) for rank in ranks],
     )
 

@@ -1,100 +1,123 @@
-"""From a block's plans to its factors."""
+"""From a plan to factors in the places of the linears."""
 
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from slimrank.errors import UsageError
-from slimrank.forms import FORMS
-from slimrank.metric import Grams
+from slimrank.factorize import Factorizer
+from slimrank.factorize.base import Built, Target
 from slimrank.model.decoder import set_module
-from slimrank.numerics.grams import squared_error
+from slimrank.model.units import Unit
+from slimrank.numerics.grams import Grams, squared_error
 from slimrank.plan import LinearPlan, Plan
-from slimrank.run.session import Group, Session
-from slimrank.spectrum.decomposition import LinearSpectrum
+from slimrank.refine.base import Cuts
+from slimrank.spectrum.curve import share
+from slimrank.spectrum.spectra import Spectra
 from slimrank.store.pieces import Facts
+from slimrank.store.run import Run
+from slimrank.store.stages import Stages
 
 
-def joint_groups(session: Session, plan: Plan) -> tuple[Group, ...]:
-    """The groups that the plan factorises as one; a UsageError if one does not share an input."""
-    groups, planned = {group[0]: group for group in session.groups}, plan.joint()
-    for leader, names in planned.items():
-        if set(groups.get(leader, ())) != set(names):
+def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
+    """The units that become factors, as the spectra know them, and their ranks.
+
+    Raises:
+        UsageError: if linears are to become one factorisation that do not share an input, or one was not reached.
+    """
+    known = {unit.leader: unit for unit in spectra.stacks}
+    ranks: dict[Unit, int] = {}
+    for unit, rank in plan.ranks().items():
+        if rank is None:
+            continue
+        own = spectra.model.units[unit.leader] if len(unit.names) == 1 else known.get(unit.leader)
+        if own is None or set(own.names) != set(unit.names):
             raise UsageError(
-                f"The plan joins {', '.join(names)}, which can't share their pivots: set their joint to null."
+                f"The plan makes {', '.join(unit.names)} one unit, and they do not share an input: set unit to null."
             )
-    return tuple(group for leader, group in groups.items() if leader in planned)
+        if len(unit.names) == 1 and own not in spectra.curves:
+            raise UsageError(
+                f"The plan gives {unit.leader} rank {rank}, and no calibration token reached it: set its rank to null, "
+                "or calibrate on more text."
+            )
+        ranks[own] = rank
+    return Cuts(plan.recipe.form, ranks)
 
 
-def factorize_block(session: Session, chosen: dict[str, LinearPlan], index: int) -> Facts:
-    """Put the factors of a block's chosen linears in their places; returns the linears' plans."""
-    units = session.units(name for name in session.linears[index] if name in chosen)
-    made = [
-        built(session, unit[0], chosen) if len(unit) == 1 else built_together(session, unit, chosen) for unit in units
-    ]
-    facts = {"linears": {name: one.model_dump(mode="json") for found in made for name, one in found.items()}}
-    session.finish(index, facts)
+def build(spectra: Spectra, plan: Plan, cuts: Cuts, stages: Stages, run: Run) -> Plan:
+    """Put the factors of all units in their places; returns the plan with what was built and measured."""
+    run = run.at(stages.at("factorise"))
+    planned, blocks = predicted(spectra, plan, cuts), range(len(spectra.model.blocks))
+    world, made = spectra.model.decoder.world, dict[int, Facts | None]()
+    with world.apart():
+        mine = world.dealt(blocks, [sum(unit.work for unit in cuts.of_block(index)) for index in blocks])
+        for index in run.track(mine, "factorising", len(mine)):
+            made[index] = run.finished(index) or build_block(spectra, planned, cuts, index, run)
+    linears = dict(planned)
+    for index in blocks:
+        facts = made[index] if index in made else run.finished(index)
+        assert facts is not None, "the process that the block was dealt to has finished it"
+        linears |= {name: LinearPlan.model_validate(linear) for name, linear in facts["linears"].items()}
+    return plan.with_linears(linears)
+
+
+def predicted(spectra: Spectra, plan: Plan, cuts: Cuts) -> dict[str, LinearPlan]:
+    """The linears' plans with what the curves say of their ranks, which a person may have changed."""
+    linears = dict(plan.linears)
+    for unit, rank in cuts.ranks.items():
+        curve = spectra.curve(unit)
+        measured = None if curve.measured is None else curve.measured[rank].item()
+        for name in unit.names:
+            update = {"relative": curve.relative(rank), "measured": measured}
+            loss = curve.loss(rank) if name == unit.leader else 0.0
+            linears[name] = linears[name].model_copy(update=update | {"loss": loss})
+    return linears
+
+
+def build_block(spectra: Spectra, planned: dict[str, LinearPlan], cuts: Cuts, index: int, run: Run) -> Facts:
+    """Put the factors of a block's units in their places; returns the linears' plans."""
+    linears: dict[str, LinearPlan] = {}
+    for unit in cuts.of_block(index):
+        linears |= build_unit(spectra, planned, cuts.form, unit, cuts.ranks[unit])
+    facts = {"linears": {name: one.model_dump(mode="json") for name, one in linears.items()}}
+    run.finish(index, facts)
     return facts
 
 
-def measured(session: Session, name: str, planned: LinearPlan) -> LinearPlan:
-    """The linear's plan with what the curve says of its rank, which a person may have changed."""
-    (group,) = session.units([name])
-    shares, rank, losses = session.curves[group].measured, planned.rank or 0, losses_of(session, group)
-    return planned.model_copy(
-        update={
-            "loss": losses[rank].item() if name == group[0] else 0.0,
-            "relative": relative(losses[rank].item(), losses[0].item()),
-            "measured": None if shares is None else shares[rank].item(),
-        }
+def build_unit(
+    spectra: Spectra, planned: Mapping[str, LinearPlan], form: Factorizer, unit: Unit, rank: int
+) -> dict[str, LinearPlan]:
+    """Put a unit's factors in the places of its linears; returns their plans with what was built and measured."""
+    curve, decoder = spectra.curve(unit), spectra.model.decoder
+    with decoder.weights.hold(unit.block):
+        target = target_of(spectra, unit, None if form.searches else rank)
+        built = form.build(target, rank)
+        update = {"relative": share(built.loss, curve.losses()[0].item())}
+        if form.searches:
+            update |= held_out_error(spectra, unit, target, built)
+    made = {}
+    for name, layer in zip(unit.names, built.layers, strict=True):
+        set_module(decoder.model, name, layer)
+        loss = built.loss if name == unit.leader else 0.0
+        made[name] = planned[name].model_copy(update=update | {"loss": loss}).built(layer.entry())
+    return made
+
+
+def target_of(spectra: Spectra, unit: Unit, rank: int | None = None) -> Target:
+    """A unit as a factorizer sees it; rank: the largest it will be cut to, all by default."""
+    dense, choice = [spectra.model.linears[name] for name in unit.names], spectra.curve(unit).choice
+    return Target(
+        dense,
+        spectra.weight(unit),
+        spectra.grams(unit, choice),
+        spectra.decomposition(unit, rank),
+        unit.leader.rpartition(".")[2],
     )
 
 
-def losses_of(session: Session, group: Group) -> Tensor:
-    """The group's loss at every rank, as its curve has it."""
-    return LinearSpectrum(session.curves[group].values, session.shape(group), 0, "").losses()
-
-
-def built(session: Session, name: str, chosen: dict[str, LinearPlan]) -> dict[str, LinearPlan]:
-    """Put a linear's factors in its place; returns its plan with what was built and measured."""
-    plan = chosen[name]
-    rank, losses = plan.rank or 0, losses_of(session, (name,))
-    with session.decoder.weights.hold(plan.block):
-        target = session.target(name, None if session.form.searches else rank)
-        layer = session.form.build(target, rank)
-        loss, entry = session.form.loss(target, rank), layer.entry()
-        update = {"form": layer.form, "layer": entry, "loss": loss, "relative": relative(loss, losses[0].item())}
-        update["parameters"] = layer.count_parameters(*plan.shape, entry)
-        held_out = session.metric.held_out_grams(session.site(name)) if session.form.searches else None
-        if held_out is not None:
-            update["measured"] = relative_error(target.weight, layer.dense_weight(), held_out)
-    set_module(session.decoder.model, name, layer)
-    return {name: plan.model_copy(update=update)}
-
-
-def built_together(session: Session, group: Group, chosen: dict[str, LinearPlan]) -> dict[str, LinearPlan]:
-    """Put a group's factors in the places of its linears; returns their plans with what was built."""
-    rank, dense = chosen[group[0]].rank or 0, [session.dense[name] for name in group]
-    with session.decoder.weights.hold(chosen[group[0]].block):
-        layers = session.form.build_joint(dense, session.decomposed(group, rank), rank, group[0].rpartition(".")[2])
-    for name, layer in zip(group, layers, strict=True):
-        set_module(session.decoder.model, name, layer)
-    return {name: with_entry(chosen[name], layer.entry()) for name, layer in zip(group, layers, strict=True)}
-
-
-def with_entry(linear: LinearPlan, entry: dict[str, Any] | None) -> LinearPlan:
-    """The plan of a linear that has become the layer of this entry."""
-    if entry is None:
-        return linear
-    parameters = FORMS[entry["form"]].count_parameters(*linear.shape, entry)
-    return linear.model_copy(update={"form": entry["form"], "layer": entry, "parameters": parameters})
-
-
-def relative(loss: float, whole: float) -> float:
-    """The error's share of the output's norm, from their squares."""
-    return (loss / max(whole, 1e-300)) ** 0.5
-
-
-def relative_error(weight: Tensor, approximation: Tensor, grams: Grams) -> float:
-    """|L^T (W - W') R|_F / |L^T W R|_F."""
-    return relative(squared_error(weight - approximation, grams), squared_error(weight, grams))
+def held_out_error(spectra: Spectra, unit: Unit, target: Target, built: Built) -> dict[str, float]:
+    """The error's share of the output's norm on the held-out windows, where there are any."""
+    held_out = spectra.held_out_grams(unit, spectra.curve(unit).choice)
+    if held_out is None:
+        return {}
+    grams = Grams(target.grams.left, held_out.right)
+    error = target.weight - built.layers[0].dense_weight()
+    return {"measured": share(squared_error(error, grams), squared_error(target.weight, grams))}

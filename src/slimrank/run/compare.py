@@ -5,11 +5,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from slimrank.calibrate import Text
-from slimrank.model.decoder import Decoder, require_finite_weights
-from slimrank.model.load import Loaded, load, require_dense
+from slimrank.model.compressible import Compressible
+from slimrank.model.load import Loaded
 from slimrank.recipe import Recipe
-from slimrank.run.comparison import Comparison, Run
+from slimrank.run.comparison import Asked, Comparison
 from slimrank.run.estimate import Announce, silent
+from slimrank.run.job import opened
 from slimrank.run.resume import identify, identity_of, progress_folder, progress_of
 from slimrank.run.rows import Row
 from slimrank.runtime.memory import Limits, give_memory_back
@@ -23,7 +24,7 @@ Failed = Callable[[Recipe, float, Exception], None]
 
 def compare(
     model: str | Path | Loaded,
-    runs: Sequence[Run],
+    runs: Sequence[Asked],
     texts: Sequence[Text],
     reading: Reading,
     *,
@@ -59,19 +60,13 @@ def compare(
         pieces: MemoryPieces | DiskPieces = MemoryPieces()
         if out is not None:
             pieces = stack.enter_context(progress_of(Path(out) / "rows", True, resume))
-        room = None if out is None else limits.weights
-        loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
-        require_dense(loaded)
-        if loaded.weights is None:
-            require_finite_weights(loaded.model)
-        decoder = Decoder(loaded.model, loaded.weights)
-        decoder.states_room = limits.states
-        linears, windows = decoder.linears(), read_windows(loaded, reading)
+        loaded, decoder = opened(model, device=device, dtype=dtype, limits=limits, from_disk=out is not None)
+        compressible, windows = Compressible.of(decoder), read_windows(loaded, reading)
         judging = {"max_windows": max_windows, "special_tokens": special_tokens, "window": windows.calibration.shape[1]}
-        comparison = Comparison(loaded, decoder, linears, windows, texts, judging, pieces, track, limits.weights)
+        comparison = Comparison(loaded, compressible, windows, texts, judging, pieces, track, limits.weights, runs)
         if out is not None:
-            identify(pieces, identity_of(decoder, windows, linears))
-            expected = comparison.expected(runs)
+            identify(pieces, identity_of(compressible, windows))
+            expected = comparison.expected()
             announce(expected)
             expected.check(limits, Path(out), memory is not None, size_of(progress_folder(Path(out) / "rows")))
         yield comparison.dense()
@@ -83,4 +78,4 @@ def compare(
                     raise
                 comparison.pieces.clear(f"work/{comparison.name_of(recipe, keep)}")
                 failed(recipe, keep, error)
-            comparison.let_go(recipe, keep, runs[number + 1 :])
+            comparison.release(recipe, keep, runs[number + 1 :])

@@ -7,73 +7,71 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-from slimrank.calibrate import Moments, Text, Windows
+from slimrank.calibrate import Text, Windows
+from slimrank.calibrate.evidence import Evidence, calibrate
+from slimrank.calibrate.needs import Needs
 from slimrank.evaluate import Reference, count_parameters, perplexities, stored_bytes
-from slimrank.model.decoder import Decoder, set_module
-from slimrank.model.linear import shape_of
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
-from slimrank.run.compress import allocated, with_notes
 from slimrank.run.estimate import Estimate, estimate, evaluation
-from slimrank.run.pipeline import calibrate, decompose_all, factorize, rebuilt, refine
+from slimrank.run.job import allocated
 from slimrank.run.resume import digest
 from slimrank.run.rows import Row
-from slimrank.run.session import Session
+from slimrank.run.steps import decompose, factorize, refine
 from slimrank.runtime.track import Track
-from slimrank.spectrum.decomposition import Decomposition
+from slimrank.spectrum.decompose import blocks_with_curves
+from slimrank.spectrum.spectra import Decompositions
 from slimrank.store.disk import sha256_of_text
 from slimrank.store.disk_weights import DiskWeights
 from slimrank.store.pieces import DiskPieces, MemoryPieces
+from slimrank.store.run import UNLIMITED, Run
 from slimrank.store.view import View
 
 T = TypeVar("T")
-Run = tuple[Recipe, float]
+Asked = tuple[Recipe, float]
+"""A recipe at a keep."""
 
 
 @dataclass
 class Comparison:
     """What the rows share.
 
-    judging: the options of `perplexity`; decompositions: those of metrics whose route gives them whole, as many as fit
-    into `room` bytes where the pieces are on disk.
+    judging: the options of `perplexity`; held: decompositions by metric, of those whose route gives them whole, as many
+    as fit into `room` bytes where the pieces are on disk; rows: what is to be compared.
     """
 
     loaded: Loaded
-    decoder: Decoder
-    linears: list[dict[str, nn.Module]]
+    model: Compressible
     windows: Windows
     texts: Sequence[Text]
     judging: dict[str, Any]
     pieces: MemoryPieces | DiskPieces
     track: Track
     room: int
-    decompositions: dict[str, dict[str, Decomposition]] = field(default_factory=dict)
+    rows: Sequence[Asked]
+    held: dict[str, Decompositions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.first = Reference(self.decoder, self.decoder.states_room)
+        self.first = Reference(self.model.decoder, self.model.decoder.states_room)
 
-    def expected(self, runs: Sequence[Run]) -> Estimate:
+    def expected(self) -> Estimate:
         """What the comparison takes: memory of the most demanding step, disk and time of all."""
         each = {
-            digest(recipe.model_dump(mode="json")): estimate(
-                self.decoder, self.linears, self.windows.calibration, gradients=recipe.gradients, refine=recipe.refine,
-                whole=recipe.allocate.whole_model, bases=bases(recipe) and recipe.metric.route == "projector",
-                joins=recipe.form.joins,
-            )
-            for recipe, _ in runs
-        }  # fmt: skip
-        judged = evaluation(self.decoder, self.judging["window"])
+            digest(recipe.model_dump(mode="json")): estimate(self.model, self.windows.calibration, recipe)
+            for recipe, _ in self.rows
+        }
+        judged = evaluation(self.model.decoder, self.judging["window"])
         largest = max([judged, *each.values()], key=lambda one: one.memory)
         disk, seconds = sum(one.disk for one in each.values()), sum(one.seconds for one in each.values())
         return replace(largest, disk=disk, seconds=seconds)
 
     def dense(self) -> Row:
         """The row of the model as it is, which the others are held against."""
-        dense = sum(rows * columns for block in self.linears for rows, columns in map(shape_of, block.values()))
-        return self.judged("dense", 1.0, dense, 0.0)
+        return self.judged("dense", 1.0, sum(unit.parameters for unit in self.model.units.values()), 0.0)
 
     def row(self, recipe: Recipe, keep: float) -> Iterator[Row]:
         """A recipe's one row at a keep, of this process, while the model is the row's, or of one that was killed."""
@@ -81,20 +79,17 @@ class Comparison:
         if f"rows/{own}" in self.pieces:
             yield Row.of(self.pieces.load(f"rows/{own}")[1])
             return
-        shared = {"inputs": "inputs", "held-out": "held-out", "gradients": f"gradients/{self.gradients_of(recipe)}"}
-        metric = self.metric_of(recipe, keep)
-        view = View(self.pieces, f"work/{own}", shared | {"curves": f"curves/{metric}"})
-        moments, held_out, calibrated = self.calibrated(recipe, view)
-        session = Session(
-            self.decoder, self.linears, self.windows, recipe.metric, recipe.form, keep, moments, held_out,
-            track=self.track, pieces=view, bases=bases(recipe),
-        )  # fmt: skip
-        with dense_afterwards(session):
-            with self.sharing(session, metric):
-                _, decomposed = self.timed(f"curves/{metric}/seconds", lambda: decompose_all(session))
-                started = time.perf_counter()
-                plan = with_notes(allocated(session, recipe), self.loaded.notes)
-                plan = refine(session, factorize(session, plan, build=not rebuilt(recipe)))
+        metric, run = self.metric_of(recipe, keep), self.run_of(recipe, keep)
+        evidence, calibrated = self.calibrated(recipe, run)
+        with dense_afterwards(self.model):
+            held = self.held_for(recipe, metric)
+            spectra, decomposed = self.timed(
+                f"curves/{metric}/seconds",
+                lambda: decompose(self.model, evidence, recipe, keep=keep, held=held, run=run),
+            )
+            started = time.perf_counter()
+            plan = allocated(spectra, recipe, keep, run).with_notes(self.loaded.notes)
+            plan = refine(spectra, factorize(spectra, plan, run), run)
             seconds = calibrated + decomposed + time.perf_counter() - started
             row = self.judged(recipe.name, keep, plan.budget.used, seconds, plan)
             if self.pieces.lasting:
@@ -102,49 +97,55 @@ class Comparison:
             self.pieces.clear(f"work/{own}")
             yield row
 
-    @contextmanager
-    def sharing(self, session: Session, metric: str) -> Iterator[None]:
-        """The session has the decompositions of its metric that other rows made, and leaves its own for them."""
-        if session.metric.route == "projector":  # which makes what is asked for anew from the spectra
-            yield
-            return
-        if self.pieces.lasting:
-            others = (held for name, held in self.decompositions.items() if name != metric)
-            session.decompositions.room = self.room - sum(one.nbytes for held in others for one in held.values())
-        session.decompositions.update(self.decompositions.get(metric, {}))
-        yield
-        self.decompositions[metric] = dict(session.decompositions)
+    def run_of(self, recipe: Recipe, keep: float) -> Run:
+        """The run of a row, whose moments and spectra other rows share."""
+        shared = {
+            "inputs": f"inputs/{self.blocks_of(recipe)}",
+            "held-out": "held-out",
+            "gradients": f"gradients/{self.gradients_of(recipe.needs)}",
+            "curves": f"curves/{self.metric_of(recipe, keep)}",
+        }
+        return Run(View(self.pieces, f"work/{self.name_of(recipe, keep)}", shared), self.track)
 
-    def let_go(self, recipe: Recipe, keep: float, later: Sequence[Run]) -> None:
-        """Drop the spectra of a run that none of the later ones shares."""
+    def held_for(self, recipe: Recipe, metric: str) -> Decompositions | None:
+        """The decompositions that rows of one metric share, None where they are made anew from the spectra."""
+        if recipe.route == "projector":
+            return None
+        held = self.held.setdefault(metric, Decompositions())
+        others = (one.nbytes for name, other in self.held.items() if name != metric for one in other.values())
+        held.room = self.room - sum(others) if self.pieces.lasting else UNLIMITED
+        return held
+
+    def release(self, recipe: Recipe, keep: float, later: Sequence[Asked]) -> None:
+        """Drop the spectra of a row that none of the later ones shares."""
         metric = self.metric_of(recipe, keep)
-        if metric not in {self.metric_of(*run) for run in later}:
+        if metric not in {self.metric_of(*row) for row in later}:
             self.pieces.clear(f"curves/{metric}")
-            self.decompositions.pop(metric, None)
+            self.held.pop(metric, None)
 
     def judged(self, recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
         """The row of the model as it is now."""
-        loaded, decoder = self.loaded, None if self.loaded.weights is None else self.decoder
+        loaded, decoder = self.loaded, None if self.loaded.weights is None else self.model.decoder
         options = self.judging | {"first": self.first, "is_first": plan is None, "decoder": decoder}
         measured = perplexities(loaded, self.texts, track=self.track, **options)
         size = stored_bytes(loaded.model, loaded.dtype)
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
-    def calibrated(self, recipe: Recipe, view: View) -> tuple[Moments, Moments, float]:
-        """The moments that a recipe needs, of the calibration windows and the held-out ones, and the seconds of it."""
-        asked: dict[str, Any] = {"pieces": view, "track": self.track}
+    def calibrated(self, recipe: Recipe, run: Run) -> tuple[Evidence, float]:
+        """The evidence that a recipe needs, and the seconds of it."""
+        needs, spent = recipe.needs, blocks_with_curves(self.model, run.pieces)
+        inputs = Needs(blocks=self.blocks_of(recipe) == "blocks")
         found, seconds = self.timed(
-            "seconds/inputs", lambda: calibrate(self.decoder, self.windows, self.linears, **asked)
+            f"seconds/inputs/{self.blocks_of(recipe)}",
+            lambda: calibrate(self.model, self.windows, inputs, run, spent),
         )
-        if recipe.gradients:
-            asked |= {"labels": recipe.metric.gradient_labels, "of_weights": recipe.weight_gradients}
-            asked["gradients_on"] = recipe.gradient_windows(self.windows.calibration)
+        if needs.gradients:
             found, more = self.timed(
-                f"seconds/gradients/{self.gradients_of(recipe)}",
-                lambda: calibrate(self.decoder, self.windows, self.linears, **asked),
+                f"seconds/gradients/{self.gradients_of(needs)}",
+                lambda: calibrate(self.model, self.windows, needs | inputs, run, spent),
             )
             seconds += more
-        return *found, seconds
+        return found, seconds
 
     def timed(self, key: str, run: Callable[[], T]) -> tuple[T, float]:
         """What `run` gives, and the seconds that it took when it was first run."""
@@ -154,34 +155,33 @@ class Comparison:
             self.pieces.save(key, {}, {"seconds": time.perf_counter() - started})
         return found, self.pieces.load(key)[1]["seconds"]
 
-    def gradients_of(self, recipe: Recipe) -> str:
+    def blocks_of(self, recipe: Recipe) -> str:
+        """Whether the blocks' outputs are summed with the inputs, for this recipe or another, as a name."""
+        return "blocks" if any(one.needs.blocks for one in (recipe, *(row[0] for row in self.rows))) else "linears"
+
+    def gradients_of(self, needs: Needs) -> str:
         """A name for the gradients that a recipe asks for."""
-        count = len(recipe.gradient_windows(self.windows.calibration))
-        return f"{recipe.metric.gradient_labels}-{count}-{'weights' if recipe.weight_gradients else 'outputs'}"
+        count = len(needs.gradient_windows(self.windows.calibration))
+        return f"{needs.labels}-{count}-{'weights' if needs.of_weights else 'outputs'}"
 
     def metric_of(self, recipe: Recipe, keep: float) -> str:
-        """A name for the spectra of a run, the same for runs that have the same."""
+        """A name for the spectra of a row, the same for rows that have the same."""
         metric = recipe.metric
-        gradients = self.gradients_of(recipe) if metric.gradients else None
-        of = [metric.model_dump(mode="json"), gradients, recipe.form.joins, bases(recipe), metric.of_keep and keep]
-        return digest(of)[:16]
+        gradients = self.gradients_of(recipe.needs) if metric.needs.gradients else None
+        asked = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep]
+        return digest([metric.model_dump(mode="json"), gradients, *asked])[:16]
 
     def name_of(self, recipe: Recipe, keep: float) -> str:
-        """A name for a run's row, which tells it from rows of other recipes and texts."""
+        """A name for a row, which tells it from rows of other recipes and texts."""
         texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
         return digest([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
 
 
-def bases(recipe: Recipe) -> bool:
-    """Whether a recipe's decompositions will be asked for, and not their curves alone."""
-    return recipe.allocate.whole_model or not rebuilt(recipe)
-
-
 @contextmanager
-def dense_afterwards(session: Session) -> Iterator[None]:
+def dense_afterwards(compressible: Compressible) -> Iterator[None]:
     """Whatever is done to the model inside, its dense linears and all its other parameters come back."""
-    model, weights = session.decoder.model, session.decoder.weights
-    inside = {id(p) for dense in session.dense.values() for p in dense.parameters()}
+    model, weights = compressible.decoder.model, compressible.decoder.weights
+    inside = {id(p) for dense in compressible.linears.values() for p in dense.parameters()}
     others = [
         (module, leaf, parameter, parameter.detach().clone())
         for module in model.modules()
@@ -191,7 +191,7 @@ def dense_afterwards(session: Session) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, dense in session.dense.items():
+        for name, dense in compressible.linears.items():
             set_module(model, name, dense)
         if isinstance(weights, DiskWeights):
             weights.forget()

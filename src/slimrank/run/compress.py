@@ -1,31 +1,30 @@
 """compress: the whole pipeline in one call, from a model to a smaller one and its plan."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from slimrank.allocate.budget import require_room
+from slimrank.checkpoint import write_text
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
-from slimrank.model.decoder import Decoder, Filter, require_finite_weights
-from slimrank.model.linear import shape_of
-from slimrank.model.load import Loaded, load, require_dense
-from slimrank.plan import Plan, check_plan
+from slimrank.model.decoder import Filter
+from slimrank.model.load import Loaded
+from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
-from slimrank.run.pipeline import calibrate, decompose_all, factorize, make_plan, rebuilt, refine
+from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, windows_of
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
-from slimrank.run.session import Session
 from slimrank.runtime.clock import Clock
 from slimrank.runtime.memory import Limits, free_memory, give_memory_back
 from slimrank.runtime.track import Track, no_track
 from slimrank.runtime.world import ALONE, World
 from slimrank.store.disk import size_of
 from slimrank.store.pieces import MemoryPieces, Pieces
+from slimrank.store.run import Run
 from slimrank.texts.frequencies import Frequencies
-from slimrank.texts.reading import Reading, read_windows
+from slimrank.texts.reading import Reading
 
 
 def compress(
@@ -64,7 +63,7 @@ def compress(
         samples, window, seed: how many windows of how many tokens; window defaults to the context, at most 2048.
         filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
         plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
-        plan_only: stop before the weights are touched.
+        plan_only: stop before the weights are touched; `out` is then the plan's file.
         special_tokens: begin every calibration window with the tokenizer's default special tokens (BOS).
         chat: the text's rows are chat messages, rendered by the tokenizer's template.
         device, dtype: where and in what to compute; the checkpoint is written in the stored dtype.
@@ -81,100 +80,80 @@ def compress(
         UsageError: for options that cannot be meant.
         SlimrankError: if the run cannot go on.
     """
-    if not 0 < keep <= 1:
-        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
-    chosen = plan.recipe if plan else load_recipe(recipe, settings)
-    build = not rebuilt(chosen)
-    bases = build or chosen.allocate.whole_model
-    out = None if out is None else Path(out)
+    require_share(keep)
+    out, device = None if out is None else Path(out), world.place(device)
     if world.size > 1 and out is None:
         raise UsageError("Several processes hand over their work in the folder beside out: name one.")
-    device, clock = world.place(device), Clock()
-    limits = Limits.of((memory or free_memory()) // world.local if world.local > 1 else memory, device)
-    if memory is not None:
-        give_memory_back()
-    with ExitStack() as stack:
-        pieces: Pieces = MemoryPieces()
-        if out is not None:
-            pieces = stack.enter_context(shared_progress_of(out, overwrite, resume, world))
-        with clock("load"):
-            room = None if out is None else limits.weights
-            loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
-            require_dense(loaded)
-            if loaded.weights is None:
-                require_finite_weights(loaded.model)
+    reading = Reading(calibration, samples, window, seed, special_tokens, chat)
+    chosen, keep = (plan.recipe, plan.keep) if plan else (load_recipe(recipe, settings), keep)
+    limits = limits_of(memory, device, world)
+    with pieces_of(out, plan_only, overwrite, resume, world) as pieces:
+        run = Run(pieces, track, Clock())
+        with run.clock("load"):
+            loaded, decoder = opened(
+                model, device=device, dtype=dtype, limits=limits, from_disk=out is not None, world=world
+            )
         before = count_parameters(loaded.model)
-        decoder = Decoder(loaded.model, loaded.weights)
-        decoder.states_room, decoder.world = limits.states, world
-        linears = decoder.linears(filter)
-        if plan:
-            plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
-            linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]
-            keep = plan.keep
-        else:
-            require_room(keep, chosen.form, [shape_of(m) for block in linears for m in block.values()])
-        with clock("calibrate"):
-            reading = Reading(calibration, samples, window, seed, special_tokens, chat)
-            if plan:
-                reading = Reading.again(plan.calibration, calibration)
-            windows = read_windows(loaded, reading, plan.calibration if plan else None)
-            identify(pieces, identity_of(decoder, windows, linears) | choices(chosen, plan, keep))
-            if out is not None:
+        with run.clock("calibrate"):
+            compressible, plan = chosen_linears(decoder, chosen, keep, plan, filter)
+            job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run)
+            identify(pieces, identity_of(compressible, job.windows) | choices(chosen, plan, keep))
+            if out is not None and not plan_only:
                 done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
                 if done is not None:
                     return done
-                mine = world.share(windows.calibration)
-                expected = estimate(
-                    decoder, linears, mine, gradients=chosen.gradients, refine=chosen.refine,
-                    whole=chosen.allocate.whole_model, bases=bases and chosen.metric.route == "projector",
-                    joins=chosen.form.joins,
-                )  # fmt: skip
-                announce(expected)
-                expected.check(limits, out.resolve().parent, memory is not None, size_of(progress_folder(out)))
-            moments, held_out = calibrate(
-                decoder,
-                windows,
-                linears,
-                labels=chosen.metric.gradient_labels if chosen.gradients else None,
-                gradients_on=chosen.gradient_windows(windows.calibration),
-                of_weights=chosen.weight_gradients,
-                pieces=pieces,
-                track=track,
-            )
-        session = Session(
-            decoder, linears, windows, chosen.metric, chosen.form, keep, moments, held_out,
-            track=track, pieces=pieces, clock=clock, bases=bases,
-        )  # fmt: skip
-        with clock("decompose"):
-            decompose_all(session)
-        with clock("allocate"):
-            plan = with_notes(plan or allocated(session, chosen), loaded.notes)
-        if not plan_only:
-            with clock("factorise"):
-                plan = factorize(session, plan, build=build)
-            with clock("refine"):
-                plan = refine(session, plan)
-        parameters, tokens = (
-            (before, count_parameters(loaded.model)),
-            [Frequencies.of(one) for one in windows.by_text()],
-        )
-        result = Result(loaded, plan, session.spectrum(), parameters, clock.seconds, tokens)
-        if out is not None and not plan_only:
-            with clock("write"), world.apart():
-                if world.main:
-                    tensors, account = decoder.weights.stored(pieces, loaded.dtype), result.account()
-                    note(pieces, result, account)
-                    result.save(out, overwrite=overwrite, tensors=tensors, account=account)
+            if out is not None:
+                progress = size_of(progress_folder(beside(out, plan_only)))
+                announce_estimate(job, out, limits, announce, progress, asked=memory is not None)
+        spectra, made = compressed(job, plan_only=plan_only)
+        curves = {unit.leader: curve for unit, curve in spectra.curves.items()}
+        parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
+        result = Result(loaded, made, curves, parameters, run.clock.seconds, tokens)
+        if out is not None and plan_only:
+            write_text(out, made.to_json())
+        elif out is not None:
+            write(result, out, job, overwrite)
         return result
 
 
-def with_notes(plan: Plan, notes: Sequence[str]) -> Plan:
-    """The plan with these notes before its own, those that it has already left out."""
-    return plan.model_copy(update={"notes": [*(one for one in notes if one not in plan.notes), *plan.notes]})
+def limits_of(memory: int | None, device: str, world: World) -> Limits:
+    """What this process may take of the machine's memory; memory: bytes in all, by default what is free."""
+    limits = Limits.of((memory or free_memory()) // world.local if world.local > 1 else memory, device)
+    if memory is not None:
+        give_memory_back()
+    return limits
 
 
-def allocated(session: Session, recipe: Recipe) -> Plan:
-    """make_plan, kept among the finished pieces."""
-    if "plan" not in session.pieces:
-        session.pieces.save("plan", {}, make_plan(session, recipe).model_dump(mode="json"))
-    return Plan.model_validate(session.pieces.load("plan")[1])
+@contextmanager
+def pieces_of(out: Path | None, plan_only: bool, overwrite: bool, resume: bool, world: World) -> Iterator[Pieces]:
+    """Where finished work is kept: in memory, or on disk beside `out` until the result is written."""
+    if out is None:
+        yield MemoryPieces()
+        return
+    with shared_progress_of(beside(out, plan_only), overwrite, resume, world) as pieces:
+        yield pieces
+
+
+def beside(out: Path, plan_only: bool) -> Path:
+    """What the progress folder is named after: the checkpoint's folder or, for a plan's file, a name of its own."""
+    return out.with_name(f"{out.name}.run") if plan_only else out
+
+
+def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, progress: int, *, asked: bool) -> None:
+    """Tell what the run takes; an error where that is more than there is.
+
+    progress: bytes that the run has on the disk already; asked: the limit was given as --memory.
+    """
+    expected = estimate(job.model, job.model.decoder.world.share(job.windows.calibration), job.recipe)
+    announce(expected)
+    expected.check(limits, out.resolve().parent, asked, progress)
+
+
+def write(result: Result, out: Path, job: Job, overwrite: bool) -> None:
+    """Write the checkpoint, noting before it appears that it is this run's."""
+    decoder, pieces = job.model.decoder, job.run.pieces
+    with job.run.clock("write"), decoder.world.apart():
+        if decoder.world.main:
+            tensors, account = decoder.weights.stored(pieces, job.loaded.dtype), result.account()
+            note(pieces, result, account)
+            result.save(out, overwrite=overwrite, tensors=tensors, account=account)

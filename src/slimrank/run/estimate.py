@@ -12,8 +12,10 @@ from torch import nn
 from slimrank.calibrate.stream import CPU_LOGITS, default_batch
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.predictions import logits_bytes
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.model.linear import shape_of
+from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.runtime.memory import Limits
 from slimrank.runtime.threads import at_once
@@ -65,56 +67,71 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def estimate(
-    decoder: Decoder,
-    linears: list[dict[str, nn.Module]],
-    windows: torch.Tensor,
-    *,
-    gradients: bool,
-    refine: Sequence[Refiner],
-    whole: bool = False,
-    bases: bool = False,
-    joins: bool = False,
-) -> Estimate:
+def estimate(model: Compressible, windows: torch.Tensor, recipe: Recipe) -> Estimate:
     """What compressing these linears takes with windows (samples, tokens).
 
     Memory beside the libraries: of what is outside the blocks with some logits, or of one block with its Grams' sums
     and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take, or of
-    the whole model where a refiner or, with `whole`, the allocator runs it, whichever is most. Disk: half of each Gram
-    in float32, and the held-out ones or what the finished blocks hold and, with `bases`, what they are cut from.
-    joins: whether linears that share an input are decomposed stacked too.
+    the whole model where a refiner or the allocator runs it, whichever is most. Disk: half of each Gram in float32, and
+    the held-out ones or what the finished blocks hold and what they are cut from.
     """
-    tokens = windows.numel()
+    decoder, dtype = model.decoder, next(model.decoder.model.parameters()).dtype
     sizes = _part_bytes(decoder)
-    dtype = next(decoder.model.parameters()).dtype
-    closed = any(not refiner.whole_model for refiner in refine)
-    shapes = [[shape_of(module) for module in block.values()] for block in linears]
-    flat = [shape for block in shapes for shape in block]
-    stacks = [stack for block in linears for stack in stacks_of(block)] if joins else []
+    memory = LIBRARIES + _memory(model, windows, recipe, sizes, dtype)
+    disk, seconds = _disk(model, recipe, sizes), _seconds(model, windows, recipe, dtype)
+    total = _whole_bytes(sum(sizes.values()), dtype.itemsize, recipe.refine, recipe.allocate.measures)
+    if total > memory:
+        return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
+    return Estimate(memory, disk, seconds)
+
+
+def _memory(
+    model: Compressible, windows: torch.Tensor, recipe: Recipe, sizes: dict[Part, int], dtype: torch.dtype
+) -> int:
+    """The most that one step holds: the outside with logits, a block with its sums, or a block with its factors."""
+    gradients, decoder = recipe.needs.gradients, model.decoder
+    shapes = [[shape_of(module) for module in block.values()] for block in model.blocks if block]
+    stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
     block = max(size for part, size in sizes.items() if part is not None)
     in_flight = default_batch(decoder, windows.shape[1]) * windows.shape[1]
     sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
     activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
+    flat = {shape for block in shapes for shape in block}
     solving = {shape: 8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat}
     solving |= {
         stacked(one): 8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks
     }
     most = max(at_once(shape, decoder.device) * size for shape, size in solving.items())
-    memory = LIBRARIES + max(sizes[None] + LOGITS, block + sums + activations, (2 if closed else 1) * block + most)
+    copies = 2 if _in_blocks(recipe) else 1
+    return max(sizes[None] + LOGITS, block + sums + activations, copies * block + most)
+
+
+def _disk(model: Compressible, recipe: Recipe, sizes: dict[Part, int]) -> int:
+    """Of the Grams, and of the finished blocks with what they are cut from."""
+    flat = [shape_of(module) for module in model.linears.values()]
     inputs = 2 * sum(n * n for _, n in flat)
-    disk = sum(2 * m * m for m, _ in flat) if gradients else 0
+    outputs = sum(2 * m * m for m, _ in flat) if recipe.needs.gradients else 0
+    bases = recipe.cuts_later and recipe.route == "projector"
     kept = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
-    disk += inputs + max(inputs, sum(sizes.values()) + kept)
-    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if closed else 0)
+    return outputs + inputs + max(inputs, sum(sizes.values()) + kept)
+
+
+def _seconds(model: Compressible, windows: torch.Tensor, recipe: Recipe, dtype: torch.dtype) -> float:
+    """Of the passes over the windows, the Grams' sums and the decompositions."""
+    gradients, tokens, device = recipe.needs.gradients, windows.numel(), model.decoder.device
+    flat = [shape_of(module) for module in model.linears.values()]
+    stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
+    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if _in_blocks(recipe) else 0)
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
-    rounds = 1 + sum(refiner.work for refiner in refine)
+    rounds = 1 + sum(refiner.work for refiner in recipe.refine)
     solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(one)) for one in stacks)
-    seconds = work / speed(decoder.device, dtype) + 2 * solved / speed(decoder.device, torch.float64)
-    total = _whole_bytes(sum(sizes.values()), dtype.itemsize, refine, whole)
-    if total > memory:
-        return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
-    return Estimate(memory, disk, seconds)
+    return work / speed(device, dtype) + 2 * solved / speed(device, torch.float64)
+
+
+def _in_blocks(recipe: Recipe) -> bool:
+    """Whether a refiner goes through the blocks."""
+    return any(not refiner.whole_model for refiner in recipe.refine)
 
 
 def evaluation(decoder: Decoder, window: int) -> Estimate:

@@ -10,14 +10,14 @@ from slimrank.run.account import FILE as ACCOUNT
 from slimrank.run.account import Account
 from slimrank.run.result import PLAN, Result
 from slimrank.run.resume import WRITTEN
-from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
+from slimrank.spectrum.curve import Curve
 from slimrank.store.disk import sha256_of, sha256_of_text
 from slimrank.store.pieces import Pieces
 
 
 def note(pieces: Pieces, result: Result, account: Account) -> None:
     """Say which folder is this run's result, by its account, which tells it from any other run's by its seconds."""
-    values = {name: linear.values for name, linear in result.spectrum.linears.items()}
+    values = {name: curve.values for name, curve in result.curves.items()}
     facts = {"account": sha256_of_text(account.to_json()), "parameters": result.parameters, "seconds": result.seconds}
     pieces.save(WRITTEN, values, facts)
 
@@ -35,10 +35,8 @@ def finished(pieces: Pieces, out: Path, dense: Loaded, *, overwrite: bool, devic
         check_free(out, overwrite)
         return None
     plan = Plan.load(out / PLAN)
-    spectrum = Spectrum(
-        {name: LinearSpectrum(values[name], one.shape, one.block, one.role) for name, one in plan.linears.items()}
-    )
+    curves = {name: Curve(values[name]) for name in plan.linears if name in values}
     loaded = load(str(out), dtype=str(dense.model.dtype).removeprefix("torch."), device=device)
     before, after = facts["parameters"]
     tokens = Account.load(out).calibration
-    return Result(replace(loaded, name=dense.name), plan, spectrum, (before, after), facts["seconds"], tokens)
+    return Result(replace(loaded, name=dense.name), plan, curves, (before, after), facts["seconds"], tokens)

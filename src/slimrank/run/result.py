@@ -17,7 +17,7 @@ from slimrank.plan import Plan
 from slimrank.run.account import FILE as ACCOUNT
 from slimrank.run.account import Account, curves_of
 from slimrank.runtime.versions import versions
-from slimrank.spectrum.decomposition import Spectrum
+from slimrank.spectrum.curve import Curve
 from slimrank.texts.frequencies import Frequencies
 
 PLAN = "slimrank/plan.json"
@@ -27,12 +27,13 @@ PLAN = "slimrank/plan.json"
 class Result:
     """A compressed model in memory and the account of it.
 
-    parameters: of the whole model, before and after; tokens: of each calibration text's windows.
+    curves: of every linear by name; parameters: of the whole model, before and after; tokens: of each calibration
+    text's windows.
     """
 
     loaded: Loaded
     plan: Plan
-    spectrum: Spectrum
+    curves: Mapping[str, Curve]
     parameters: tuple[int, int]
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: list[Frequencies] = field(default_factory=list)
@@ -86,7 +87,7 @@ class Result:
             memory=peak_memory(),
             versions=versions(),
             calibration=self.tokens,
-            curves=curves_of(self.spectrum, {name: one.own_rank for name, one in self.plan.linears.items()}),
+            curves=curves_of(self.curves, {name: one.own_rank for name, one in self.plan.linears.items()}),
         )
 
     def card(self, name: str) -> str:

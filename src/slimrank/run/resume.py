@@ -7,12 +7,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from slimrank.calibrate import Windows
 from slimrank.checkpoint import check_free, discard, locked, recover
 from slimrank.errors import UsageError
-from slimrank.model.decoder import Decoder, fingerprint
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import fingerprint
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.runtime.versions import needed_versions
@@ -79,14 +78,15 @@ def shared_progress_of(out: Path, overwrite: bool, resume: bool, world: World) -
         world.barrier()
 
 
-def identity_of(decoder: Decoder, windows: Windows, linears: list[dict[str, nn.Module]]) -> dict[str, Any]:
+def identity_of(model: Compressible, windows: Windows) -> dict[str, Any]:
     """What a calibration depends on."""
+    decoder = model.decoder
     return {
         "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose sample is in it
         "model": fingerprint(decoder)["sha256"],
         "device": decoder.device.type,
         "number of processes": decoder.world.size,
-        "linears": digest([name for block in linears for name in block]),
+        "linears": digest(list(model.linears)),
         **{f"calibration.{key}": value for key, value in windows.record.items()},
         **{f"version of {name}": version for name, version in needed_versions().items()},
     }

@@ -15,7 +15,6 @@ from slimrank.model.load import Loaded
 from slimrank.plan import Plan
 from slimrank.run.account import FILE as ACCOUNT
 from slimrank.run.account import Account
-from slimrank.run.build import with_entry
 from slimrank.run.result import PLAN, card
 
 
@@ -50,7 +49,7 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
     if folder is None or not (folder / PLAN).is_file():
         return {}
     plan, account = Plan.load(folder / PLAN), Account.load(folder)
-    linears = {path: with_entry(linear, layers.get(path)) for path, linear in plan.linears.items()}
+    linears = {path: linear.built(layers.get(path)) for path, linear in plan.linears.items()}
     notes = [*plan.notes, f"The factors were then rounded to {bits} bits (slimrank quantize)."]
     plan = plan.model_copy(update={"linears": linears, "notes": notes})
     parameters = account.parameters["dense"], account.parameters["compressed"]

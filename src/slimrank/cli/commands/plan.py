@@ -32,6 +32,13 @@ def plan(
     window: Window = None,
     seed: Seed = 3,
     settings: Settings = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--fresh", help="Go on where a stopped run of the same command was, or begin anew."),
+    ] = True,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory to stay within, such as 8GiB; by default what is free.")
+    ] = None,
     chat: Chat = False,
     special_tokens: SpecialTokens = False,
     device: Device = "auto",
@@ -41,16 +48,16 @@ def plan(
 
     Example: slimrank plan demo --keep 0.6 --out plan.json
     """
-    from slimrank.checkpoint import write_text
     from slimrank.cli import console
     from slimrank.run.compress import compress
+    from slimrank.runtime.memory import parse_size
 
     check_file("--out", out)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
-        track=console.track,
+        out=out, overwrite=True, memory=None if memory is None else parse_size(memory), resume=resume,
+        announce=console.show_estimate, track=console.track,
     )  # fmt: skip
-    write_text(out, result.plan.to_json())
     console.show_plan(result.plan)
     console.out.print(f"Written to {out}")

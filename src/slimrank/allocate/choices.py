@@ -1,4 +1,4 @@
-"""What a group of linears may become: each its own factorisation, or all of them one."""
+"""What the linears of a unit may become: each its own factorisation, or all of them one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,28 +7,26 @@ from itertools import pairwise
 import numpy as np
 
 from slimrank.allocate.base import Ranks
-from slimrank.allocate.hull import Curve, Floats, lower_hull
+from slimrank.allocate.hull import Floats, Tradeoff, lower_hull
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What linears may become, by cost (c,) and loss (c,): a rank for each, and whether they are joined at it."""
+    """What linears may become, by cost (c,) and loss (c,): each choice's ranks, of all linears as one or one by one."""
 
     costs: Floats
     losses: Floats
     ranks: Sequence[Ranks]
-    joined: Sequence[bool]
 
-    def efficient(self) -> tuple[Curve, "Choices"]:
+    def efficient(self) -> tuple[Tradeoff, "Choices"]:
         """Those that no cheaper one beats, as a curve and as they are, in the order of their costs."""
-        curve, places = Curve.of(self.costs, self.losses)
-        kept = [self.ranks[place] for place in places], [self.joined[place] for place in places]
-        return curve, Choices(curve.costs, curve.losses, *kept)
+        curve, places = Tradeoff.of(self.costs, self.losses)
+        return curve, Choices(curve.costs, curve.losses, [self.ranks[place] for place in places])
 
     def beside(self, other: "Choices") -> "Choices":
         """These or the other ones."""
         costs, losses = (np.concatenate(both) for both in ((self.costs, other.costs), (self.losses, other.losses)))
-        return Choices(costs, losses, [*self.ranks, *other.ranks], [*self.joined, *other.joined])
+        return Choices(costs, losses, [*self.ranks, *other.ranks])
 
 
 def sums(members: Sequence[Choices]) -> Choices:
@@ -50,4 +48,4 @@ def sums(members: Sequence[Choices]) -> Choices:
         np.array([sum(values[i] for values, i in zip(each, places, strict=True)) for places in found])
         for each in ([curve.costs for curve in curves], [curve.losses for curve in curves])
     )
-    return Choices(costs, losses, ranks, [False] * len(found))
+    return Choices(costs, losses, ranks)

@@ -1,0 +1,61 @@
+"""A model as compression sees it: blocks, and the dense linears in them that factors will replace."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from torch import nn
+
+from slimrank.model.decoder import Decoder, Filter, set_module
+from slimrank.model.linear import shape_of
+from slimrank.model.units import Unit
+
+
+class Compressible:
+    """The dense linears stay at hand here, also after factors took their places in the model.
+
+    blocks: per decoder block, its dense linears by full name.
+    """
+
+    def __init__(self, decoder: Decoder, blocks: list[dict[str, nn.Module]] | None = None) -> None:
+        """blocks: by default all linears of all blocks."""
+        self.decoder = decoder
+        self.blocks = decoder.linears() if blocks is None else blocks
+
+    @classmethod
+    def of(cls, decoder: Decoder, chosen: Filter | None = None) -> "Compressible":
+        """The linears that the filter (name, module) -> bool chooses."""
+        return cls(decoder, decoder.linears(chosen))
+
+    @cached_property
+    def linears(self) -> dict[str, nn.Module]:
+        """Every dense linear by name, in the model's order."""
+        return {name: module for block in self.blocks for name, module in block.items()}
+
+    @cached_property
+    def units(self) -> dict[str, Unit]:
+        """Every linear as a unit of its own, by name."""
+        return {
+            name: Unit((name,), index, self.decoder.role(name), (shape_of(module),))
+            for index, block in enumerate(self.blocks)
+            for name, module in block.items()
+        }
+
+    @contextmanager
+    def replaced(self, modules: dict[str, nn.Module]) -> Iterator[None]:
+        """Inside, other modules are in the places of linears."""
+        model = self.decoder.model
+        before = {name: model.get_submodule(name) for name in modules}
+        for name, module in modules.items():
+            set_module(model, name, module)
+        try:
+            yield
+        finally:
+            for name, module in before.items():
+                set_module(model, name, module)
+
+    @contextmanager
+    def as_dense(self, linears: dict[str, nn.Module] | None = None) -> Iterator[None]:
+        """Inside it is the dense model again, norms and biases too; linears: only these, all by default."""
+        with self.replaced(self.linears if linears is None else linears), self.decoder.weights.dense_vectors():
+            yield

@@ -1,0 +1,76 @@
+"""Units: what is factorised as one."""
+
+import math
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One linear, or several of one module that read the same input, their weights stacked.
+
+    names: the linears in the order in which they run; block: the decoder block they are in; role: their name inside
+    the block, such as self_attn.q_proj or self_attn.q_proj+k_proj+v_proj; shapes: (m_i, n) of each.
+    """
+
+    names: tuple[str, ...]
+    block: int
+    role: str
+    shapes: tuple[Shape, ...]
+
+    @property
+    def leader(self) -> str:
+        """The first linear."""
+        return self.names[0]
+
+    @property
+    def key(self) -> str:
+        """A name for files and messages."""
+        return "+".join(self.names)
+
+    @property
+    def shape(self) -> Shape:
+        """Of the stacked weight (sum of m_i, n)."""
+        return sum(rows for rows, _ in self.shapes), self.shapes[0][1]
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank of the stacked weight."""
+        return min(self.shape)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the dense weights."""
+        return math.prod(self.shape)
+
+    @property
+    def work(self) -> int:
+        """What decomposing it costs, m n min(m, n), to deal out the work by."""
+        return self.parameters * self.full_rank
+
+    @property
+    def tall(self) -> bool:
+        """Whether the stacked weight has more rows than columns."""
+        return self.shape[0] > self.shape[1]
+
+
+def stacked(units: Collection[Unit]) -> Unit:
+    """The unit of several linears that share their input."""
+    first, *others = units
+    return Unit(
+        tuple(name for unit in units for name in unit.names),
+        first.block,
+        "+".join([first.role, *(unit.leader.rpartition(".")[2] for unit in others)]),
+        tuple(shape for unit in units for shape in unit.shapes),
+    )
+
+
+def described(units: Collection[Unit]) -> str:
+    """Units for a sentence: up to three by name, more by their roles and the number of blocks."""
+    if len(units) <= 3:
+        return ", ".join(unit.key for unit in units)
+    counts = Counter(unit.role for unit in units)
+    return ", ".join(f"{role} of {count} block{'s' * (count > 1)}" for role, count in counts.items())

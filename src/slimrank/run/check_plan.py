@@ -1,0 +1,106 @@
+"""Whether a plan, after a person may have edited it, fits its model and its budget."""
+
+from reprlib import repr as shortly
+from typing import Any
+
+from slimrank.allocate.base import allowed
+from slimrank.errors import UsageError
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import fingerprint
+from slimrank.model.units import Unit
+from slimrank.plan import VERSION, Budget, LinearPlan, Plan
+
+
+def check_plan(plan: Plan, model: Compressible) -> Plan:
+    """The plan with its arithmetic done again.
+
+    Raises:
+        UsageError: if a linear is not in the model, a shape or rank does not fit, or the budget it states is overshot.
+    """
+    _check_model(plan, model)
+    for name, linear in plan.linears.items():
+        _check_place(name, linear, model)
+    ranks = plan.ranks()
+    checked = {name: one for unit, rank in ranks.items() for name, one in _checked(plan, unit, rank).items()}
+    linears = {name: checked[name] for name in plan.linears}
+    dense = sum(unit.parameters for unit in ranks)
+    if dense != plan.budget.dense:
+        raise UsageError(
+            f"The plan's linears have {dense} parameters and its budget.dense is {plan.budget.dense}: put back those "
+            "that were removed, with rank null where they are to stay dense."
+        )
+    used = sum(linear.parameters for linear in linears.values())
+    budget = Budget(dense=dense, allowed=allowed(plan.keep, dense), used=used)
+    if budget.used > budget.allowed:
+        raise UsageError(
+            f"The plan's linears need {budget.used} parameters and its keep, {plan.keep}, allows {budget.allowed}: "
+            "lower some ranks or raise keep."
+        )
+    built = any(linear.layer is not None for linear in plan.linears.values())  # its notes are of that run
+    return plan.model_copy(update={"linears": linears, "budget": budget, "notes": [] if built else plan.notes})
+
+
+def _check_model(plan: Plan, model: Compressible) -> None:
+    if plan.version != VERSION:
+        raise UsageError(f"The plan has version {plan.version}, this slimrank reads {VERSION}: make it again.")
+    own = fingerprint(model.decoder)
+    if plan.model != own:
+        raise UsageError(f"The plan was made for {shortly(plan.model)}, this model is {own}: make it again.")
+
+
+def _check_place(name: str, linear: LinearPlan, model: Compressible) -> None:
+    if name not in model.units:
+        raise UsageError(f"The plan names {name}, which is no linear of this model's blocks: remove it.")
+    unit = model.units[name]
+    if linear.shape != unit.shape:
+        raise UsageError(f"The plan gives {name} the shape {linear.shape}, the model has {unit.shape}: make it again.")
+    if (linear.block, linear.role) != (unit.block, unit.role):
+        raise UsageError(
+            f"The plan puts {name} into block {linear.block} as {linear.role!r}, where the model has it in block "
+            f"{unit.block} as {unit.role!r}: make it again."
+        )
+
+
+def _checked(plan: Plan, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
+    """The plans of a unit's linears without what an earlier run made and measured of them."""
+    linears = {name: plan.linears[name] for name in unit.names}
+    update: dict[str, Any] = {"measured": None, "layer": None}
+    if rank is None:
+        (name,), (linear,) = linears.keys(), linears.values()
+        nothing = {"form": "dense", "unit": None, "parameters": unit.parameters, "loss": 0.0, "relative": 0.0}
+        return {name: linear.model_copy(update=update | nothing)}
+    _check_unit(plan, unit)
+    if not 1 <= rank <= unit.full_rank:
+        raise UsageError(f"The plan gives {unit.leader} rank {rank}: choose 1 to {unit.full_rank}, or null for dense.")
+    form = plan.recipe.form
+    entries, costs = form.entries(unit.shapes, rank), form.costs(unit.shapes, rank)
+    for name, linear in linears.items():
+        known = {entry["form"] for entry in entries} | {form.name, (linear.layer or {}).get("form")}
+        if linear.form not in known:
+            raise UsageError(
+                f"The plan gives {name} the form {linear.form!r}, and its recipe builds {form.name!r}: give that, or "
+                "rank null for dense."
+            )
+    return {
+        name: linear.model_copy(update=update | {"form": entry["form"], "parameters": cost})
+        for (name, linear), entry, cost in zip(linears.items(), entries, costs, strict=True)
+    }
+
+
+def _check_unit(plan: Plan, unit: Unit) -> None:
+    """Raise a UsageError where the linears of a unit cannot become one factorisation."""
+    linears = {name: plan.linears[name] for name in unit.names}
+    wrong = next((name for name, one in linears.items() if one.unit is not None and not plan.recipe.form.stacks), None)
+    if wrong:
+        raise UsageError(
+            f"The plan gives {wrong} the unit {linears[wrong].unit}, and its recipe's form factorises every linear "
+            "by itself: set unit to null."
+        )
+    for name, one in linears.items():
+        if one.unit is not None and (one.unit != unit.leader or len(linears) < 2):
+            raise UsageError(
+                f"The plan gives {name} the unit {one.unit}, which is not the first of several linears with that unit: "
+                "set unit to null."
+            )
+    if len({one.rank for one in linears.values()}) > 1:
+        raise UsageError(f"The plan gives {', '.join(linears)} one unit and several ranks: choose one rank for all.")

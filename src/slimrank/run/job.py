@@ -1,0 +1,106 @@
+"""One compression as plain values: what it works on, and its steps in order."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimrank.allocate.budget import require_room
+from slimrank.calibrate.evidence import calibrate
+from slimrank.errors import UsageError
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import Decoder, Filter, require_finite_weights
+from slimrank.model.linear import shape_of
+from slimrank.model.load import Loaded, load, require_dense
+from slimrank.plan import Plan
+from slimrank.recipe import Recipe
+from slimrank.run.check_plan import check_plan
+from slimrank.run.steps import allocate, decompose, factorize, refine
+from slimrank.runtime.memory import Limits
+from slimrank.runtime.world import ALONE, World
+from slimrank.spectrum.decompose import blocks_with_curves
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
+from slimrank.texts.reading import Reading, read_windows
+from slimrank.texts.windows import Windows
+
+
+@dataclass(frozen=True)
+class Job:
+    """plan: applied instead of allocating, where there is one."""
+
+    loaded: Loaded
+    model: Compressible
+    windows: Windows
+    recipe: Recipe
+    keep: float
+    plan: Plan | None
+    run: Run
+
+
+def opened(
+    model: str | Path | Loaded, *, device: str, dtype: str, limits: Limits, from_disk: bool, world: World = ALONE
+) -> tuple[Loaded, Decoder]:
+    """The dense model, in memory or, with `from_disk`, read a block at a time within the limits.
+
+    Raises:
+        SlimrankError: if it is compressed already, or a weight is not finite.
+    """
+    room = limits.weights if from_disk else None
+    loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
+    require_dense(loaded)
+    if loaded.weights is None:
+        require_finite_weights(loaded.model)
+    return loaded, Decoder(loaded.model, loaded.weights, world=world, states_room=limits.states)
+
+
+def chosen_linears(
+    decoder: Decoder, recipe: Recipe, keep: float, plan: Plan | None, filter: Filter | None
+) -> tuple[Compressible, Plan | None]:
+    """The linears to compress, and the plan checked against them.
+
+    Raises:
+        UsageError: if the plan does not fit the model, or `keep` is too little for any rank.
+    """
+    model = Compressible.of(decoder, filter)
+    if plan is None:
+        require_room(keep, recipe.form, [shape_of(one) for one in model.linears.values()])
+        return model, None
+    plan = check_plan(plan, model)
+    named = [{k: v for k, v in block.items() if k in plan.linears} for block in model.blocks]
+    return Compressible(decoder, named), plan
+
+
+def windows_of(loaded: Loaded, reading: Reading, plan: Plan | None) -> Windows:
+    """The calibration windows; those of the plan, where there is one, whose texts may be named anew."""
+    if plan is None:
+        return read_windows(loaded, reading)
+    return read_windows(loaded, Reading.again(plan.calibration, reading.spec), plan.calibration)
+
+
+def require_share(keep: float) -> None:
+    """Raise a UsageError for a share of parameters outside (0, 1]."""
+    if not 0 < keep <= 1:
+        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
+
+
+def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
+    """Run the pipeline; the model's linears become factors unless only the plan is asked for."""
+    model, recipe, run = job.model, job.recipe, job.run
+    with run.clock("calibrate"):
+        evidence = calibrate(model, job.windows, recipe.needs, run, blocks_with_curves(model, run.pieces))
+    with run.clock("decompose"):
+        spectra = decompose(model, evidence, recipe, keep=job.keep, run=run)
+    with run.clock("allocate"):
+        plan = (job.plan or allocated(spectra, recipe, job.keep, run)).with_notes(job.loaded.notes)
+    if plan_only:
+        return spectra, plan
+    with run.clock("factorise"):
+        plan = factorize(spectra, plan, run)
+    with run.clock("refine"):
+        return spectra, refine(spectra, plan, run)
+
+
+def allocated(spectra: Spectra, recipe: Recipe, keep: float, run: Run) -> Plan:
+    """The plan, kept among the finished pieces."""
+    if "plan" not in run.pieces:
+        run.pieces.save("plan", {}, allocate(spectra, recipe, keep, run).model_dump(mode="json"))
+    return Plan.model_validate(run.pieces.load("plan")[1])

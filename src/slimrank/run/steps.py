@@ -1,0 +1,167 @@
+"""The steps of the pipeline after calibration, each a function from plain values to the next.
+
+windows -> calibrate -> Evidence -> decompose -> Spectra -> allocate -> Plan -> factorise, refine -> Plan
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+
+from slimrank.allocate import Problem
+from slimrank.calibrate.evidence import Evidence
+from slimrank.forms import compressed_layers
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import fingerprint
+from slimrank.model.units import Unit, described
+from slimrank.plan import Budget, LinearPlan, Plan
+from slimrank.recipe import Recipe
+from slimrank.refine import Refiner
+from slimrank.run.build import build, cuts_of, predicted
+from slimrank.spectrum.decompose import decompose as decompose_units
+from slimrank.spectrum.spectra import Decompositions, Spectra
+from slimrank.store.run import Run
+from slimrank.store.stages import Stages
+
+
+def decompose(
+    model: Compressible,
+    evidence: Evidence,
+    recipe: Recipe,
+    *,
+    keep: float = 1.0,
+    held: Decompositions | None = None,
+    run: Run | None = None,
+) -> Spectra:
+    """Evidence -> what every rank of every unit costs in the recipe's metric; keep, held: see spectrum.decompose."""
+    return decompose_units(
+        model,
+        evidence,
+        recipe.metric,
+        route=recipe.route,
+        keep=keep,
+        stacks=recipe.form.stacks,
+        bases=recipe.cuts_later,
+        measured_later=recipe.form.searches,
+        held=held,
+        run=run,
+    )
+
+
+def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = None) -> Plan:
+    """Spectra -> Plan; keep: the share of the linears' parameters that stays."""
+    problem, weights = Problem(keep, recipe.form, spectra, run or Run()), spectra.model.decoder.weights
+    with weights.whole() if recipe.allocate.measures else nullcontext():
+        allocation = recipe.allocate.allocate(problem)
+    made = {name: one for unit, rank in allocation.ranks.items() for name, one in planned(problem, unit, rank).items()}
+    linears = {name: made[name] for name in spectra.model.linears if name in made}
+    return Plan(
+        keep=keep,
+        model=fingerprint(spectra.model.decoder),
+        calibration=spectra.evidence.windows.record,
+        recipe=recipe,
+        budget=Budget(dense=problem.dense, allowed=problem.budget, used=0),
+        notes=[*allocation.notes, *warnings(spectra)],
+        linears={},
+    ).with_linears(linears)
+
+
+def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
+    """The plans of a unit's linears at a rank."""
+    singles = [problem.spectra.model.units[name] for name in unit.names]
+    if rank is None:
+        return {
+            one.leader: LinearPlan(
+                block=one.block, role=one.role, form="dense", shape=one.shape, parameters=one.parameters
+            )
+            for one in singles
+        }
+    curve = problem.spectra.curve(unit)
+    costs, entries = problem.form.costs(unit.shapes, rank), problem.form.entries(unit.shapes, rank)
+    named = problem.form.name if len(singles) == 1 else None
+    return {
+        one.leader: LinearPlan(
+            block=one.block,
+            role=one.role,
+            form=named or entry["form"],
+            rank=rank,
+            unit=None if len(singles) == 1 else unit.leader,
+            shape=one.shape,
+            parameters=cost,
+            loss=curve.loss(rank) if one.leader == unit.leader else 0.0,
+            relative=curve.relative(rank),
+        )
+        for one, cost, entry in zip(singles, costs, entries, strict=True)
+    }
+
+
+def warnings(spectra: Spectra) -> list[str]:
+    """What the user should know of the calibration, a sentence each."""
+    model, evidence = spectra.model, spectra.evidence
+    short = [model.units[name] for name in evidence.moments.short_of_tokens()]
+    damped = [unit for unit, curve in spectra.curves.items() if curve.damping]
+    choices = [curve.choice for curve in spectra.curves.values() if curve.choice is not None]
+    unreached = [unit for unit in model.units.values() if unit not in spectra.curves]
+    outside = model.decoder.outside_linears()
+    notes = []
+    if outside:
+        notes.append(
+            f"{sum(outside.values()):,} parameters are in no linear (fused?) and stay dense: {', '.join(outside)}."
+        )
+    if unreached:
+        notes.append(f"No calibration token reached {described(unreached)}, which stay dense.")
+    if short:
+        notes.append(f"Fewer calibration tokens than input channels at {described(short)}: use more --samples.")
+    if damped:
+        worst = max(spectra.curves[unit].damping for unit in damped)
+        notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {described(damped)}.")
+    if choices:
+        chosen = ", ".join(f"{value:.3g} for {count}" for value, count in Counter(choices).most_common())
+        notes.append(f"The metric's own choice on held-out windows was {chosen} of {len(choices)} linears.")
+    return notes
+
+
+def factorize(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:
+    """Plan -> factors in the places of the dense linears; returns the plan with what was built and measured.
+
+    Where the first refiner builds every factor itself, nothing is built yet.
+    """
+    run = run or Run()
+    stages, cuts = stages_of(spectra, plan, run), cuts_of(plan, spectra)
+    stages.forget_unfinished([stage for stage, refiner in refiners(plan) if refiner.whole_model])
+    if plan.recipe.rebuilds:
+        return plan.with_linears(predicted(spectra, plan, cuts))
+    return build(spectra, plan, cuts, stages, run)
+
+
+def refine(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:
+    """Run the recipe's refiners, in order, over the factors; returns the plan with what they noted and built."""
+    run = run or Run()
+    stages, cuts = stages_of(spectra, plan, run), cuts_of(plan, spectra)
+    decoder, notes = spectra.model.decoder, list[str]()
+    for name, refiner in refiners(plan):
+        stage = stages.at(name)
+        work = partial(refiner.refine, spectra, cuts, run.at(stage))
+        if not refiner.whole_model:
+            notes += work()
+            continue
+        facts = stage.finished_whole()
+        if facts is None:
+            with decoder.weights.whole():
+                facts = {"notes": work()}
+                stage.finish_whole(facts)
+        notes += facts["notes"]
+    entries = compressed_layers(decoder.model)
+    linears = {name: linear.built(entries.get(name)) for name, linear in plan.linears.items()}
+    return plan.model_copy(update={"notes": [*plan.notes, *notes]}).with_linears(linears)
+
+
+def stages_of(spectra: Spectra, plan: Plan, run: Run) -> Stages:
+    """The stages that change the model."""
+    decoder = spectra.model.decoder
+    return Stages(["factorise", *(name for name, _ in refiners(plan))], decoder.weights, run.pieces, decoder.world)
+
+
+def refiners(plan: Plan) -> Sequence[tuple[str, Refiner]]:
+    """The refiners with the names of their stages."""
+    return [(f"refine-{number}", refiner) for number, refiner in enumerate(plan.recipe.refine)]
