@@ -28,7 +28,6 @@ VARIANTS: Variants = {
     "G of the text's tokens": (OWN, ["metric.labels=text"]),
     "G not shrunk": (OWN, ["metric.shrink=0"]),
     "G its mean diagonal": (OWN, ["metric.shrink=1"]),
-    "G of q and k its mean diagonal": (OWN, ["metric.scalar=[self_attn.q_proj, self_attn.k_proj]"]),
     "G of 8192 tokens": (OWN, ["metric.tokens=8192"]),
     "G of all tokens": (OWN, ["metric.tokens=null"]),
     "input metric, uniform ranks": (OWN, ["metric=whitened", "allocate=uniform", "form=pivoted"]),

@@ -21,14 +21,17 @@ from torch import Tensor
 
 import slimrank
 from slimrank.allocate import Problem
-from slimrank.allocate.budget import fit_ranks
-from slimrank.allocate.dipsvd import effective_rank, sensitivity
+from slimrank.allocate.budget import same_share
+from slimrank.allocate.dipsvd import BlockImportance, effective_rank, sensitivity
 from slimrank.allocate.measure import Damage
-from slimrank.calibrate import collect_gradients, read_text
+from slimrank.calibrate import read_text
+from slimrank.calibrate.evidence import calibrate
+from slimrank.factorize.low_rank import LowRankFactorizer
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.recipe import load_recipe
-from slimrank.run.pipeline import calibrate, decompose_all
-from slimrank.run.session import Session
+from slimrank.run.steps import decompose
+from slimrank.spectrum.spectra import Spectra
 from slimrank.texts.reading import Reading, read_windows
 
 SCORES = ("effective_rank", "gradient", "fisher", "turn")
@@ -37,35 +40,31 @@ SCORES = ("effective_rank", "gradient", "fisher", "turn")
 def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str, Any]]:
     """A row a keep, all of them from one calibration."""
     loaded, recipe = slimrank.load(options.model, device=options.device, dtype=options.dtype), load_recipe("svd-llm")
-    decoder = Decoder(loaded.model)
-    linears = decoder.linears()
+    model = Compressible(Decoder(loaded.model))
     windows = read_windows(loaded, Reading(options.calibration, options.samples, options.window, options.seed))
-    moments, held_out = calibrate(decoder, windows, linears)
-    collect_gradients(decoder, windows.calibration, linears, moments)
-    session = Session(decoder, linears, windows, recipe.metric, recipe.form, todo[0]["keep"], moments, held_out)
-    decompose_all(session)
+    spectra = decompose(model, calibrate(model, windows, BlockImportance().needs), recipe)
     for task in todo:
-        yield task | of_blocks(session, task["keep"], options.windows)
+        yield task | of_blocks(spectra, task["keep"], options.windows)
 
 
-def of_blocks(session: Session, keep: float, windows: int) -> dict[str, Any]:
+def of_blocks(spectra: Spectra, keep: float, windows: int) -> dict[str, Any]:
     """Scores and damage by block, and the damage of cutting all."""
-    problem = Problem(keep, session.spectrum(), session.form, session)
-    ranks = fit_ranks(problem, dict.fromkeys(session.dense, keep))
-    single, whole = Damage(session, windows=windows), Damage(session, ranks, windows=windows)
-    base, tokens, found = whole.kl({}), session.windows.calibration.shape[1], []
-    for index, block in enumerate(session.linears):
-        seen = session.moments.blocks[index]
-        sites = [session.site(name) for name in block]
+    problem, evidence = Problem(keep, LowRankFactorizer(), spectra), spectra.evidence
+    ranks = same_share(problem)
+    single, whole = Damage(spectra, windows=windows), Damage(spectra, ranks, windows=windows)
+    base, tokens, found = whole.kl({}), evidence.windows.calibration.shape[1], []
+    for index, units in problem.by_block().items():
+        seen = evidence.moments.blocks[index]
+        pairs = [(evidence.output_of(unit.leader), spectra.weight(unit)) for unit in units]
         found.append(
             {
-                "effective_rank": effective_rank(seen.gram),
-                "largest": largest_share(seen.gram),
-                "gradient": sum(sensitivity(site.outputs, site.weight) for site in sites),
-                "fisher": sum(sensitivity(site.outputs, site.weight, "fisher") for site in sites),
-                "turn": 1 - seen.cosine / seen.tokens,
-                "alone": single.kl({name: ranks[name] for name in block}) / tokens,
-                "spared": (base - whole.kl(dict.fromkeys(block))) / tokens,
+                "effective_rank": effective_rank(seen.gram()),
+                "largest": largest_share(seen.gram()),
+                "gradient": sum(sensitivity(*pair) for pair in pairs),
+                "fisher": sum(sensitivity(*pair, "fisher") for pair in pairs),
+                "turn": 1 - seen.cosine.item() / seen.tokens,
+                "alone": single.kl({unit: ranks[unit] for unit in units}) / tokens,
+                "spared": (base - whole.kl(dict.fromkeys(units))) / tokens,
             }
         )
     return {"blocks": {key: [one[key] for one in found] for key in found[0]}, "whole": base / tokens}

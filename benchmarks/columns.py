@@ -12,10 +12,12 @@ from pathlib import Path
 
 import slimrank
 from slimrank import load_recipe
+from slimrank.calibrate.evidence import calibrate
 from slimrank.factorize.columns import ColumnsFactorizer
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
-from slimrank.run.pipeline import calibrate, decompose_all, make_plan
-from slimrank.run.session import Session
+from slimrank.run.build import target_of
+from slimrank.run.steps import allocate, decompose
 from slimrank.texts.reading import Reading, read_windows
 
 
@@ -30,18 +32,15 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     recipe, loaded = load_recipe("slimrank", ["form=pivoted"]), slimrank.load(options.model)
-    decoder = Decoder(loaded.model)
-    linears = decoder.linears()
+    model = Compressible(Decoder(loaded.model))
     windows = read_windows(loaded, Reading(options.calibration, options.samples, options.window, options.seed))
-    moments, held_out = calibrate(decoder, windows, linears, labels=recipe.metric.gradient_labels)
-    session = Session(decoder, linears, windows, recipe.metric, recipe.form, options.keep, moments, held_out)
-    decompose_all(session)
+    spectra = decompose(model, calibrate(model, windows, recipe.needs), recipe)
     form, rows = ColumnsFactorizer(), []
-    for name, linear in make_plan(session, recipe).linears.items():
+    for name, linear in allocate(spectra, recipe, options.keep).linears.items():
         if linear.rank is None:
             continue
-        target = session.target(name)
-        columns = form.loss(target, form.rank_for(linear.shape, linear.parameters))
+        target = target_of(spectra, model.units[name])
+        columns = form.build(target, form.rank_for([linear.shape], linear.parameters)).loss
         rows.append({"linear": name, "rank": linear.rank, "pivoted": linear.loss, "columns": columns})
         print({key: round(value, 6) if isinstance(value, float) else value for key, value in rows[-1].items()})
     sums = {key: sum(row[key] for row in rows) for key in ("pivoted", "columns")}

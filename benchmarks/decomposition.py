@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from slimrank.numerics.grams import Grams, square_root
-from slimrank.spectrum.decomposition import LinearSpectrum, curve, decompose
+from slimrank.spectrum.curve import Curve, curve
+from slimrank.spectrum.decomposition import decompose_weight
 
 SHAPES = [(1024, 1024), (1024, 2816), (2816, 1024), (2048, 2048)]
 
@@ -41,11 +42,11 @@ def compare(shape, repeats):
     weight = torch.randn(m, n, dtype=torch.float64, generator=generator) / n**0.5
     x = torch.randn(n, 2 * n, dtype=torch.float64, generator=generator) * torch.logspace(-2, 1, n).double()[:, None]
     gram = x @ x.T
-    ours, found = timed(lambda: decompose(weight, Grams(right=gram)), repeats)
+    ours, found = timed(lambda: decompose_weight(weight, Grams(right=gram)), repeats)
     alone, _ = timed(lambda: curve(weight, Grams(right=gram), None, bases=False), repeats)
     floor, _ = timed(lambda: weight @ weight.T if m <= n else weight.T @ weight, repeats)
     theirs, (_, values, _) = timed(lambda: whitened_svd(weight, gram), repeats)
-    a, b = (LinearSpectrum(v, shape, 0, "").losses() for v in (found.values, values))
+    a, b = (Curve(v).losses() for v in (found.values, values))
     ranks = [min(shape) * k // 4 for k in (1, 2, 3)]
     return {
         "shape": list(shape),

@@ -45,7 +45,7 @@ MEASURED = "allocate.windows=WINDOWS"
 VARIANTS: Variants = {
     "svd-llm": ("svd-llm", []),
     "svd-llm-v2": ("svd-llm-v2", []),
-    "svd-llm-v2 allocation": ("svd-llm-v2", ["metric.route=projector"]),
+    "svd-llm-v2 allocation": ("svd-llm-v2", ["route=projector"]),
     "svd-llm-v2 truncation": ("svd-llm-v2", ["allocate=uniform"]),
     "cpsvd allocation": ("cpsvd-shares", []),
     "cpsvd allocation of blocks": ("cpsvd-shares", ["allocate.modules=false"]),

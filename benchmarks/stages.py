@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 from slimrank.numerics.grams import Grams
-from slimrank.spectrum.decomposition import curve, decompose, decompose_again
+from slimrank.spectrum.curve import curve
+from slimrank.spectrum.decomposition import decompose_weight_again
 
 
 def plain(weight, gram, rank):
@@ -38,7 +39,7 @@ def plain(weight, gram, rank):
 def same_job(weight, gram, rank):
     """The curve, and the factors from its eigenvectors."""
     found = curve(weight, Grams(right=gram), None)
-    return decompose_again(weight, Grams(right=gram), "projector", (found.values, found.basis), rank).cut(rank)
+    return decompose_weight_again(weight, Grams(right=gram), "projector", (found.values, found.basis), rank).cut(rank)
 
 
 def gemm(weight):
@@ -73,7 +74,7 @@ def decomposed(weight, gram, left, held_out, rank):
     whole, _ = timed(curve, weight, both, Grams(left, held_out), bases=False)
     seconds["measure"] = whole - seconds["spectrum"]
     seconds["same_job"], ours = timed(same_job, weight, gram, rank)
-    seconds["rebuilt"], _ = timed(decompose, weight, both, rank=rank)
+    seconds["rebuilt"], _ = timed(decompose_weight, weight, both, rank=rank)
     seconds["gemm"], _ = timed(gemm, weight)
     return seconds, [weighted_error(weight, factors, gram) for factors in (ours, theirs)]
 

@@ -41,7 +41,7 @@ def recipe(options: argparse.Namespace, variant: str) -> Recipe:
 
 def tasks(options: argparse.Namespace) -> list[Task]:
     """A task a variant, keep and seed; what is quick comes first, since the tables have it so, and searches last."""
-    slow = [name for name in options.variants if recipe(options, name).allocate.whole_model]
+    slow = [name for name in options.variants if recipe(options, name).allocate.measures]
     ordered = [name for name in options.variants if name not in slow] + slow
     return [
         {"variant": name, "keep": keep, "seed": seed}

@@ -44,8 +44,8 @@ def joined(plan: Plan, rank: int) -> Plan:
         parent, _, own = name.rpartition(".")
         leader = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
         first = (leader | {"up_proj": "gate_proj"}).get(own)
-        joint = None if first is None else f"{parent}.{first}"
+        unit = None if first is None else f"{parent}.{first}"
         form = plan.recipe.form.name if first is None else "joint"
-        update = {"joint": joint, "rank": 1 if first is None else rank, "form": form}
+        update = {"unit": unit, "rank": 1 if first is None else rank, "form": form}
         linears[name] = linear.model_copy(update=update)
     return plan.model_copy(update={"linears": linears})

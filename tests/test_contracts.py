@@ -22,9 +22,10 @@ from slimrank.numerics.gram_sum import GramSum
 from slimrank.numerics.grams import Grams, square_root, squared_error
 from slimrank.numerics.pivots import LARGEST, pivot_rows
 from slimrank.plan import Plan
-from slimrank.run.account import curve_of
+from slimrank.run.account import points_of
 from slimrank.runtime.world import World
-from slimrank.spectrum.decomposition import ROUTES, LinearSpectrum, decompose
+from slimrank.spectrum.curve import Curve
+from slimrank.spectrum.decomposition import ROUTES, decompose_weight
 
 quick = settings(max_examples=25, deadline=None)
 sizes = st.integers(1, 24)
@@ -101,7 +102,7 @@ def test_a_square_root_and_its_pseudo_inverse(n, tokens, diagonal, seed):
 def test_no_matrix_of_the_rank_is_nearer_than_the_cut(m, n, two_sided, seed, route):
     weight, x, y = normal(m, n, seed=seed), normal(n, 3 * n + 2, seed=seed + 1), normal(m, 3 * m + 2, seed=seed + 2)
     grams = Grams(y @ y.T if two_sided else None, x @ x.T)
-    found = decompose(weight, grams, route)
+    found = decompose_weight(weight, grams, route)
     left = np.linalg.cholesky((y @ y.T).numpy()) if two_sided else np.eye(m)
     best = np.linalg.svd(left.T @ weight.numpy() @ np.linalg.cholesky((x @ x.T).numpy()), compute_uv=False)
     assert found.values[: len(best)].tolist() == pytest.approx(best.tolist(), rel=1e-6, abs=1e-6 * best[0])
@@ -118,24 +119,34 @@ def test_no_matrix_of_the_rank_is_nearer_than_the_cut(m, n, two_sided, seed, rou
 @quick
 def test_losses_fall_and_a_drawn_curve_has_both_ends_and_the_cut(values, cut, points):
     ordered = torch.tensor(sorted(values, reverse=True)).double()
-    linear = LinearSpectrum(ordered, (len(values), len(values)), 0, "")
-    losses = linear.losses()
+    curve = Curve(ordered)
+    losses = curve.losses()
     assert (losses.diff() <= 0).all() and losses[-1] == 0
     assert losses[0].item() == pytest.approx(sum(v * v for v in ordered.tolist()))
-    drawn = curve_of(linear, cut if cut <= len(values) else None, points)
+    drawn = points_of(curve, cut if cut <= len(values) else None, points)
     assert drawn.ranks == sorted(set(drawn.ranks)) and {1, len(values)} <= set(drawn.ranks)
     assert cut > len(values) or cut in drawn.ranks
     assert len(drawn.ranks) <= points and all(0 <= share <= 1 for share in (*drawn.singular, *drawn.error))
 
 
-@given(st.sampled_from(list(FACTORIZERS)), st.integers(1, 300), st.integers(1, 300), st.floats(0, 1), st.integers(1, 9))
+@given(
+    st.sampled_from(list(FACTORIZERS)),
+    st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    st.integers(1, 300),
+    st.floats(0, 1),
+    st.integers(1, 9),
+)
 @quick
-def test_the_rank_for_a_budget_costs_no_more(name, m, n, keep, multiple):
-    form, budget = FACTORIZERS[name](name=name, multiple=multiple), keep * m * n
-    rank = form.rank_for((m, n), budget)
-    assert 0 <= rank <= min(m, n) and (rank == 0 or form.cost((m, n), rank) <= budget)
+def test_the_rank_for_a_budget_costs_no_more(name, rows, n, keep, multiple):
+    form, shapes = FACTORIZERS[name](name=name, multiple=multiple), [(m, n) for m in rows]
+    full, budget = min(sum(rows), n), keep * sum(rows) * n
+    rank = form.rank_for(shapes, budget)
+    assert 0 <= rank <= full and (rank == 0 or form.cost(shapes, rank) <= budget)
+    assert rank % multiple == 0 or rank == full
+    assert rank + multiple > full or form.cost(shapes, rank + multiple) > budget
+    assert form.cost(shapes, rank) == sum(form.costs(shapes, rank))
     entry = {"form": name, "rank": rank, "columns": 0}
-    assert rank == 0 or FORMS[name].count_parameters(m, n, entry) <= form.cost((m, n), rank)
+    assert len(rows) > 1 or rank == 0 or FORMS[name].count_parameters(*shapes[0], entry) <= form.cost(shapes, rank)
 
 
 @given(sizes, sizes, st.integers(1, 24), st.integers(0, 24))

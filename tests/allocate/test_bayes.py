@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from sessions import problem, session
+from tiny_spectra import problem, spectra
 
 from slimrank.allocate import bayes
 from slimrank.allocate.bayes import Bayes, block_shares, scale
 from slimrank.allocate.budget import fit_ranks, used
 from slimrank.allocate.measure import Damage
 from slimrank.errors import UsageError
-from slimrank.run.session import Session
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 optuna = pytest.importorskip("optuna")
 QUICK = {"windows": 2, "sampler": "tpe"}
 
 
 @pytest.fixture(scope="module")
-def made(tiny_llama) -> Session:
+def made(tiny_llama) -> Spectra:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-    return session(tiny_llama(**sizes), keep=0.6)
+    return spectra(tiny_llama(**sizes))
 
 
 def trials(path) -> list:
@@ -53,11 +54,11 @@ def test_every_trial_meets_the_budget_and_the_best_is_taken(made, tmp_path):
         shares = block_shares(asked, [trial.params[f"block {i}"] for i in range(3)])
         ranks = fit_ranks(asked, shares)
         assert used(asked, ranks) <= asked.budget
-        assert sum(shares[n] * d.weight.numel() for n, d in made.dense.items()) == pytest.approx(0.6 * asked.dense)
+        assert sum(shares[u] * made.weight(u).numel() for u in made.curves) == pytest.approx(0.6 * asked.dense)
         assert trial.value == pytest.approx(damage.nats(ranks), rel=1e-6)
         measured[trial.value] = ranks
     assert len(done) == 8 and allocation.ranks == measured[min(measured)]
-    assert fit_ranks(asked, dict.fromkeys(made.dense, 0.6)) == measured[done[0].value]
+    assert fit_ranks(asked, dict.fromkeys(made.curves, 0.6)) == measured[done[0].value]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
@@ -88,7 +89,7 @@ def test_the_searchs_seed_is_the_calibrations_unless_one_is_given(made, tmp_path
     for name, seed in (("own", None), ("same", 1), ("other", 2)):
         Bayes(storage=str(tmp_path / name), trials=4, seed=seed, **QUICK).allocate(problem(made))
     own, same, other = ([t.params for t in trials(tmp_path / name)] for name in ("own", "same", "other"))
-    assert made.windows.record["seed"] == 1 and own == same != other
+    assert made.evidence.windows.record["seed"] == 1 and own == same != other
 
 
 def test_a_line_that_a_full_disk_left_half_written_is_cut_off(made, tmp_path):
@@ -125,8 +126,8 @@ def test_the_progress_line_has_the_best_so_far(made):
             said.append(description())
             yield item
 
-    watched = replace(made, track=track)
-    (note,) = Bayes(trials=5, **QUICK).allocate(problem(watched)).notes
+    watched = replace(problem(made), run=Run(track=track))
+    (note,) = Bayes(trials=5, **QUICK).allocate(watched).notes
     numbers = [float(line.rpartition(" ")[2]) for line in said[1:]]
     assert said[0] == "searching" and said[1].startswith("searching, best perplexity ")
     assert numbers == sorted(numbers, reverse=True) and len(numbers) == 4
@@ -140,11 +141,11 @@ import time
 from pathlib import Path
 
 import torch
-from sessions import problem, session
+from tiny_spectra import problem, spectra
 from transformers import LlamaForCausalLM
 from slimrank.allocate.bayes import Bayes
 torch.set_num_threads(1)
-made = session(LlamaForCausalLM.from_pretrained(sys.argv[1]).eval(), keep=0.6)
+made = spectra(LlamaForCausalLM.from_pretrained(sys.argv[1]).eval())
 here = Path(sys.argv[3])
 (here / str(os.getpid())).touch()
 while len(list(here.iterdir())) < 2:
@@ -154,7 +155,7 @@ Bayes(trials=40, windows=1, sampler="tpe", storage=sys.argv[2]).allocate(problem
 
 
 def test_two_processes_share_one_study(made, tmp_path):
-    made.decoder.model.save_pretrained(tmp_path / "model")
+    made.model.decoder.model.save_pretrained(tmp_path / "model")
     (tmp_path / "ready").mkdir()
     storage, folder = str(tmp_path / "study"), str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *sys.path])}
@@ -196,7 +197,7 @@ def test_a_study_of_something_else_is_refused_with_the_difference(made, tmp_path
     Bayes(trials=2, storage=storage, **QUICK).allocate(problem(made))
     other = Bayes(trials=2, storage=storage, **QUICK | {k: v for k, v in change.items() if k != "keep"})
     with pytest.raises(UsageError, match=named):
-        other.allocate(problem(made, change.get("keep")))
+        other.allocate(problem(made, change.get("keep", 0.6)))
 
 
 def test_a_study_of_another_model_or_text_is_refused(made, tmp_path, tiny_llama, monkeypatch):
@@ -205,8 +206,8 @@ def test_a_study_of_another_model_or_text_is_refused(made, tmp_path, tiny_llama,
     chosen.allocate(problem(made))
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     with pytest.raises(UsageError, match="whose model is"):
-        chosen.allocate(problem(session(tiny_llama(seed=1, **sizes), keep=0.6)))
-    monkeypatch.setitem(made.windows.record, "seed", 7)
+        chosen.allocate(problem(spectra(tiny_llama(seed=1, **sizes))))
+    monkeypatch.setitem(made.evidence.windows.record, "seed", 7)
     with pytest.raises(UsageError, match=r"whose calibration.seed is 1, and this run's is 7"):
         chosen.allocate(problem(made))
 

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,14 +7,16 @@ from slimrank.allocate import Problem, Uniform
 from slimrank.allocate.budget import used
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
-from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
+from slimrank.model.units import Unit
+from slimrank.spectrum.curve import Curve
+from slimrank.spectrum.spectra import Spectra
 
 shapes = st.lists(st.tuples(st.integers(2, 90), st.integers(2, 90)), min_size=1, max_size=8)
 
 
 def problem(shapes, keep):
-    spectra = {f"l{i}": LinearSpectrum(torch.ones(min(s)), s, i, "x") for i, s in enumerate(shapes)}
-    return Problem(keep, Spectrum(spectra), LowRankFactorizer(), SimpleNamespace())
+    curves = {Unit((f"l{i}",), i, "x", (s,)): Curve(torch.ones(min(s))) for i, s in enumerate(shapes)}
+    return Problem(keep, LowRankFactorizer(), Spectra(None, None, None, curves=curves))
 
 
 @given(shapes, st.floats(0.05, 1))
@@ -48,7 +48,7 @@ def test_a_budget_below_rank_one_everywhere_is_refused_with_the_least_keep():
 @settings(max_examples=200, deadline=None)
 def test_rank_for_is_the_largest_multiple_within_the_budget(m, n, keep, multiple):
     form, budget = LowRankFactorizer(multiple=multiple), keep * m * n
-    rank = form.rank_for((m, n), budget)
-    assert form.cost((m, n), rank) <= budget
+    rank = form.rank_for([(m, n)], budget)
+    assert form.cost([(m, n)], rank) <= budget
     assert rank % multiple == 0 or rank == min(m, n)
-    assert rank + multiple > min(m, n) or form.cost((m, n), rank + multiple) > budget or rank == min(m, n)
+    assert rank + multiple > min(m, n) or form.cost([(m, n)], rank + multiple) > budget or rank == min(m, n)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from sessions import problem, session
+from tiny_spectra import problem, spectra
 
 from slimrank.allocate.budget import used
 from slimrank.allocate.cpsvd import BlockSimilarity, module_weights
@@ -10,23 +10,24 @@ from slimrank.allocate.cpsvd import BlockSimilarity, module_weights
 
 @pytest.fixture(scope="module")
 def made(tiny_llama):
-    return session(tiny_llama(num_hidden_layers=4))
+    return spectra(tiny_llama(num_hidden_layers=4), needs=BlockSimilarity().needs)
 
 
 def test_blocks_that_turn_their_input_less_lose_more(made):
     task, hidden = problem(made), []
-    for block in made.decoder.blocks:
+    decoder = made.model.decoder
+    for block in decoder.blocks:
         block.register_forward_hook(lambda m, args, out: hidden.append((args[0], out)))
-    made.decoder.model(made.windows.calibration)
+    decoder.model(made.evidence.windows.calibration)
     cosines = [torch.cosine_similarity(a, b, dim=-1).mean().item() for a, b in hidden]
     weights = [math.exp(-(1 - c) / 0.2) for c in cosines]
     ranks = BlockSimilarity(modules=False).allocate(task).ranks
-    for weight, block in zip(weights, made.linears, strict=True):
+    for weight, block in zip(weights, made.model.blocks, strict=True):
         removed = min(4 * 0.4 * weight / sum(weights), 1.0)
         assert removed < 1  # nothing to redistribute, so that the formula stands alone
         for name, module in block.items():
             m, n = module.weight.shape
-            assert abs(ranks[name] - (1 - removed) * m * n / (m + n)) <= 1
+            assert abs(ranks[made.model.units[name]] - (1 - removed) * m * n / (m + n)) <= 1
 
 
 def test_module_weights_by_hand():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessions import problem, session
+from tiny_spectra import problem, spectra
 
 from slimrank.allocate import Uniform
 from slimrank.allocate.budget import used
@@ -14,12 +14,12 @@ from slimrank.allocate.dipsvd import BlockImportance, balanced, block_shares, ef
 
 @pytest.fixture(scope="module")
 def made(tiny_llama):
-    return session(tiny_llama(num_hidden_layers=4), labels="text")
+    return spectra(tiny_llama(num_hidden_layers=4), needs=BlockImportance().needs)
 
 
 def test_sensitivities_are_those_of_autograd_through_the_whole_model(made):
-    ids, model = made.windows.calibration, made.decoder.model
-    weights = {name: module.weight for name, module in made.dense.items()}
+    ids, model = made.evidence.windows.calibration, made.model.decoder.model
+    weights = {name: module.weight for name, module in made.model.linears.items()}
     sums = {name: torch.zeros_like(w) for name, w in weights.items()}
     squares = dict.fromkeys(weights, 0.0)
     for window in ids.split(1):
@@ -29,7 +29,7 @@ def test_sensitivities_are_those_of_autograd_through_the_whole_model(made):
             sums[name] += gradient
             squares[name] += gradient.square().sum().item()
     for name, weight in weights.items():
-        outputs, norm = made.moments.outputs[name], weight.norm().item()
+        outputs, norm = made.evidence.output_of(name), weight.norm().item()
         assert sensitivity(outputs, weight) == pytest.approx(sums[name].norm().item() / norm, rel=1e-3)
         assert sensitivity(outputs, weight, "fisher") == pytest.approx(squares[name] ** 0.5 / norm, rel=1e-3)
 
@@ -71,8 +71,8 @@ def test_a_block_has_one_share_and_the_budget_holds(made, direction):
         allocation = BlockImportance(direction=direction).allocate(task)
         assert used(task, allocation.ranks) <= task.budget
         assert any("allocate.clip" in note for note in allocation.notes) == (keep in (0.2, 0.99))
-        for block in made.linears:
-            same = {(tuple(m.weight.shape), allocation.ranks[name]) for name, m in block.items()}
+        for block in made.model.blocks:
+            same = {(tuple(m.weight.shape), allocation.ranks[made.model.units[name]]) for name, m in block.items()}
             assert len(same) == len({shape for shape, _ in same})
 
 
@@ -85,8 +85,8 @@ def test_equal_scores_are_uniform_and_noted(made):
 
 def paper_ranks(made, keep, *, direction, sensitivity="gradient", spread=0.2, segments=1):
     """METHODS, section 3, in NumPy: from the model and the windows alone to every linear's rank."""
-    model, windows = made.decoder.model, made.windows.calibration
-    weights = [[module.weight for module in block.values()] for block in made.linears]
+    model, windows = made.model.decoder.model, made.evidence.windows.calibration
+    weights = [[module.weight for module in block.values()] for block in made.model.blocks]
     outputs = [[] for _ in weights]
     hooks = [
         layer.register_forward_hook(lambda _module, _args, out, into=into: into.append(out.detach()))
@@ -120,7 +120,7 @@ def paper_ranks(made, keep, *, direction, sensitivity="gradient", spread=0.2, se
     kept = np.clip(low * mapped, 0.3, 0.98)
     return {
         name: math.floor(share * math.prod(module.weight.shape) / sum(module.weight.shape))
-        for share, block in zip(kept, made.linears, strict=True)
+        for share, block in zip(kept, made.model.blocks, strict=True)
         for name, module in block.items()
     }
 
@@ -134,7 +134,7 @@ def deep(tiny_llama):
         for block, loudness, slope in zip(model.model.layers, (1, 9, 3, 5, 9, 12, 5, 20), range(8), strict=True):
             block.mlp.down_proj.weight *= loudness * torch.logspace(0, -((slope * 3) % 5) / 2, 64)[:, None]
             block.self_attn.o_proj.weight *= torch.rand((), generator=generator) * 3
-    return session(model, labels="text")
+    return spectra(model, needs=BlockImportance().needs)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,8 @@ def deep(tiny_llama):
 def test_the_ranks_are_those_of_the_papers_formula(deep, keep, options):
     expected = paper_ranks(deep, keep, **options)
     assert len({expected[name] for name in expected if name.endswith("q_proj")}) > 1
-    assert BlockImportance(**options).allocate(problem(deep, keep)).ranks == expected
+    ranks = BlockImportance(**options).allocate(problem(deep, keep)).ranks
+    assert {unit.leader: rank for unit, rank in ranks.items()} == expected
 
 
 # Vicuna-7B in the notebook of the authors' code: 1/s, u and the shares kept that it prints for beta .25, keep .8

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrank.allocate.hull import Curve, lower_hull, sweep
+from slimrank.allocate.hull import Tradeoff, lower_hull, sweep
 
 points = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=6)
 
 
 def curve_of(pairs):
     costs, losses = np.array(pairs, float).T
-    return Curve.of(costs, losses)[0]
+    return Tradeoff.of(costs, losses)[0]
 
 
 @given(points)
@@ -56,7 +56,7 @@ def test_the_sweep_stays_within_the_budget_and_near_the_best_of_all_splits(raw, 
 def test_convex_curves_of_unit_costs_are_solved_exactly():
     rng = np.random.default_rng(0)
     gains = [np.sort(rng.random(8))[::-1] for _ in range(5)]
-    curves = [Curve(np.arange(9.0), g.sum() - np.concatenate([[0], g.cumsum()])) for g in gains]
+    curves = [Tradeoff(np.arange(9.0), g.sum() - np.concatenate([[0], g.cumsum()])) for g in gains]
     chosen = sweep(curves, 17)
     taken = np.concatenate([g[:i] for g, i in zip(gains, chosen, strict=True)])
     assert np.sort(taken)[::-1] == pytest.approx(np.sort(np.concatenate(gains))[::-1][:17])

@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,30 +9,32 @@ from slimrank.allocate import Problem, Uniform
 from slimrank.allocate.budget import used
 from slimrank.allocate.v2 import TypeGroups, inverse_logs
 from slimrank.factorize.low_rank import LowRankFactorizer
-from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
+from slimrank.model.units import Unit
+from slimrank.spectrum.curve import Curve
+from slimrank.spectrum.spectra import Spectra
 
 ROLES = {"q": (64, 64), "up": (160, 64)}
 
 
 def task(scales, keep):
     """Blocks of two roles, the spectra of block b scaled by scales[b]."""
-    spectra = {}
+    curves = {}
     for block, scale in enumerate(scales):
         for role, shape in ROLES.items():
             values = scale * torch.logspace(2, 0, min(shape), dtype=torch.float64)
-            spectra[f"{block}.{role}"] = LinearSpectrum(values, shape, block, role)
-    return Problem(keep, Spectrum(spectra), LowRankFactorizer(), SimpleNamespace())
+            curves[Unit((f"{block}.{role}",), block, role, (shape,))] = Curve(values)
+    return Problem(keep, LowRankFactorizer(), Spectra(None, None, None, curves=curves))
 
 
 def removed_by_hand(problem, role):
-    group = {name: s for name, s in problem.spectrum.linears.items() if s.role == role}
+    group = {unit: curve for unit, curve in problem.curves.items() if unit.role == role}
     losses = {}
-    for name, s in group.items():
-        m, n = s.shape
-        losses[name] = s.values[int(problem.keep * m * n / (m + n)) :].square().sum().sqrt().item()
-    weights = {name: 1 / math.log(loss) for name, loss in losses.items()}
+    for unit, curve in group.items():
+        m, n = unit.shape
+        losses[unit] = curve.values[int(problem.keep * m * n / (m + n)) :].square().sum().sqrt().item()
+    weights = {unit: 1 / math.log(loss) for unit, loss in losses.items()}
     total = sum(weights.values())
-    return {name: len(group) * (1 - problem.keep) * g / total for name, g in weights.items()}
+    return {unit: len(group) * (1 - problem.keep) * g / total for unit, g in weights.items()}
 
 
 def test_the_shares_are_the_papers_and_a_groups_mean_is_the_target():
@@ -42,8 +43,8 @@ def test_the_shares_are_the_papers_and_a_groups_mean_is_the_target():
     for role, (m, n) in ROLES.items():
         removed = removed_by_hand(problem, role)
         assert sum(removed.values()) / 3 == pytest.approx(0.3)
-        for name, share in removed.items():
-            assert ranks[name] == int((1 - share) * m * n / (m + n) + 1e-9)
+        for unit, share in removed.items():
+            assert ranks[unit] == int((1 - share) * m * n / (m + n) + 1e-9)
 
 
 def test_equal_losses_are_uniform():

@@ -56,5 +56,5 @@ def test_the_target_makes_up_for_the_residual_stream():
         torch.testing.assert_close(anchored.cross["down"], wanted.double().T @ x, atol=1e-5, rtol=1e-5)
         y = before["down"].x.flatten(0, 1) @ dense.down.weight.T
         torch.testing.assert_close(plain.cross["down"], y.double().T @ x, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(plain.gram, x.T @ x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(plain.gram(), x.T @ x, atol=1e-5, rtol=1e-5)
         assert plain.tokens == 6

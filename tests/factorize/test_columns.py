@@ -13,9 +13,9 @@ from slimrank.factorize.columns import (
     split_at,
 )
 from slimrank.forms import KeptColumns, LowRank
-from slimrank.metric import Grams
 from slimrank.model.linear import weight_of
-from slimrank.spectrum.decomposition import decompose
+from slimrank.numerics.grams import Grams
+from slimrank.spectrum.decomposition import decompose_weight
 
 
 def matrix(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,8 @@ def test_search_against_every_delta(rows, columns, rank, seed):
     losses = by_hand(weight, gram, rank)
     grams = Grams(right=gram)
     golden, every = (
-        best_trade(weight, grams, decompose(weight, grams), rank, search=search) for search in ("golden", "every")
+        best_trade(weight, grams, decompose_weight(weight, grams), rank, search=search)
+        for search in ("golden", "every")
     )
     assert (every.traded > 0) == (min(losses) < 0.99 * losses[0])
     for trade in (golden, every):
@@ -74,13 +75,13 @@ def test_search_against_every_delta(rows, columns, rank, seed):
 def test_columns_are_kept_where_they_pay_and_the_loss_is_exact():
     weight, gram = matrix(30, 30, 1)
     grams = Grams(right=gram)
-    decomposition = decompose(weight, grams)
+    decomposition = decompose_weight(weight, grams)
     trade = best_trade(weight, grams, decomposition, 12)
     split = split_at(weight, grams, column_order(weight, grams, decomposition, 12), 12, trade.traded)
     loss, approximation = optimum_with(weight, gram, split.order[: split.columns], split.rank)
-    layer = build(weight, grams, 12)
+    layer, found = build(weight, grams, 12)
     assert isinstance(layer, KeptColumns) and layer.columns == split.columns > 0
-    assert split.loss == trade.loss == pytest.approx(loss, rel=1e-8)
+    assert found == split.loss == trade.loss == pytest.approx(loss, rel=1e-8)
     torch.testing.assert_close(layer.dense_weight(), approximation, rtol=1e-6, atol=1e-8)
     kept = split.order[: split.columns]
     assert torch.equal(layer.dense_weight()[:, kept], weight[:, kept])
@@ -122,8 +123,9 @@ def test_the_budget_is_met_and_not_wasted(shape):
 
 def test_equal_columns_stay_plain_low_rank():
     weight = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    layer = build(weight, Grams(), 1)
+    layer, loss = build(weight, Grams(), 1)
     assert isinstance(layer, LowRank) and layer.rank == 1
+    assert loss == pytest.approx(torch.linalg.svdvals(weight.double())[1:].square().sum().item())
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 5, 17, 60])
@@ -134,8 +136,10 @@ def test_golden_section_finds_the_minimum_of_a_valley(rank):
         assert found == (best if any(abs(probe - best) < best for probe in probes) else 0)
 
 
-def build(weight: Tensor, grams: Grams, rank: int, gain: float = 0.01) -> KeptColumns | LowRank:
+def build(weight: Tensor, grams: Grams, rank: int, gain: float = 0.01) -> tuple[KeptColumns | LowRank, float]:
     dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.dtype)
     dense.weight.data.copy_(weight)
-    target = Target(dense, weight_of(dense).detach(), grams, decompose(weight, grams))
-    return ColumnsFactorizer(gain=gain).build(target, rank)
+    target = Target([dense], weight_of(dense).detach(), grams, decompose_weight(weight, grams), "dense")
+    built = ColumnsFactorizer(gain=gain).build(target, rank)
+    (layer,) = built.layers
+    return layer, built.loss

@@ -1,9 +1,23 @@
+from dataclasses import replace
+
 import pytest
-import torch
+from tiny_spectra import spectra
 
-from slimrank.metric import METRICS, Site
+from slimrank.calibrate.needs import Needs
+from slimrank.metric import METRICS
 
 
-@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if not metric.gradients])
-def test_a_left_gram_that_is_the_identity_is_told_without_the_inputs(name):
-    assert METRICS[name]().left_gram(Site("a.q", torch.ones(2, 3), inputs=None)) is None
+@pytest.fixture(scope="module")
+def without_inputs(tiny_llama):
+    made = spectra(tiny_llama(), needs=Needs(gradients=True, of_weights=True))
+    return replace(made, evidence=replace(made.evidence, moments=replace(made.evidence.moments, inputs={})))
+
+
+@pytest.mark.parametrize("metric", [kind() for kind in METRICS.values()], ids=METRICS)
+def test_the_left_gram_of_a_linear_is_told_without_its_inputs(without_inputs, metric):
+    for unit in without_inputs.curves:
+        found = replace(without_inputs, metric=metric).left(unit)
+        if metric.needs.gradients:
+            assert found.equal(metric.left(without_inputs.evidence.output_of(unit.leader)))
+        else:
+            assert found is None

@@ -1,25 +1,22 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from tiny_spectra import spectra
 from torch.nn.functional import kl_div
 
-from slimrank.calibrate import collect, collect_gradients
-from slimrank.calibrate.moments import InputMoments, OutputMoments
+from slimrank.calibrate import InputMoments, OutputMoments, collect, collect_gradients
 from slimrank.errors import SlimrankError
-from slimrank.metric import Site
-from slimrank.metric.two_sided import TwoSided, ledoit_wolf, shrunk_
+from slimrank.metric.two_sided import TwoSided, ledoit_wolf
 from slimrank.model.decoder import Decoder
-from slimrank.numerics.grams import squared_error
+from slimrank.numerics.gram_sum import GramSum
+from slimrank.numerics.grams import Grams, shrunk_, squared_error
 
 
 def outputs(g):
     return OutputMoments(
-        g.T @ g, g.new_zeros(g.shape[1]), fourth=g.square().sum(1).square().sum().item(), tokens=len(g)
+        GramSum.of(g.T @ g), g.new_zeros(g.shape[1]), fourth=g.square().sum(1).square().sum(), tokens=len(g)
     )
-
-
-def site(g, x, role="mlp.up"):
-    inputs = InputMoments(x.T @ x, x.abs().sum(0), len(x))
-    return Site("m", torch.ones(g.shape[1], x.shape[1]), inputs, outputs=outputs(g), role=role)
 
 
 def draw(*shape, seed=0):
@@ -28,17 +25,9 @@ def draw(*shape, seed=0):
 
 def test_the_grams_are_means_over_tokens_with_the_half_on_the_left():
     g, x = draw(50, 4), draw(50, 6, seed=1)
-    grams = TwoSided(shrink=0.0).grams(site(g, x))
-    torch.testing.assert_close(grams.left, torch.einsum("ti,tj->ij", g, g) / 100)
-    torch.testing.assert_close(grams.right, torch.einsum("ti,tj->ij", x, x) / 50)
-
-
-def test_a_scalar_role_keeps_the_mean_diagonal_alone():
-    g, x = draw(50, 4), draw(50, 6, seed=1)
-    g[:, 1] += 3 * g[:, 0]
-    metric = TwoSided(scalar=("mlp.up",))
-    torch.testing.assert_close(metric.grams(site(g, x)).left, torch.eye(4).double() * g.square().mean() / 2)
-    assert metric.grams(site(g, x, role="mlp.down")).left[0, 1] != 0
+    metric, inputs = TwoSided(shrink=0.0), InputMoments(GramSum.of(x.T @ x), x.abs().sum(0), tokens=len(x))
+    torch.testing.assert_close(metric.left(outputs(g)), torch.einsum("ti,tj->ij", g, g) / 100)
+    torch.testing.assert_close(metric.right(inputs), torch.einsum("ti,tj->ij", x, x) / 50)
 
 
 def test_ledoit_wolf_minimises_the_estimated_distance_to_the_true_gram():
@@ -51,10 +40,15 @@ def test_ledoit_wolf_minimises_the_estimated_distance_to_the_true_gram():
     assert 0 <= ledoit_wolf(outputs(draw(2, 3))) <= 1
 
 
-def test_without_gradients_the_module_is_named():
-    bare = Site("blocks.0.up", torch.ones(2, 2), InputMoments(torch.eye(2), torch.ones(2), 2))
-    with pytest.raises(SlimrankError, match=r"blocks\.0\.up"):
-        TwoSided().grams(bare)
+def test_by_itself_it_shrinks_as_ledoit_and_wolf_say():
+    found = outputs(draw(40, 5))
+    torch.testing.assert_close(TwoSided().left(found), shrunk_(found.mean(), ledoit_wolf(found)) / 2)
+
+
+def test_without_gradients_the_module_is_named(tiny_llama):
+    made = spectra(tiny_llama())
+    with pytest.raises(SlimrankError, match=r"model\.layers\.0\.self_attn\.q_proj"):
+        replace(made, metric=TwoSided()).grams(next(iter(made.curves)))
 
 
 def test_the_predicted_loss_of_a_small_perturbation_is_the_kl_divergence(tiny_llama):
@@ -69,7 +63,7 @@ def test_the_predicted_loss_of_a_small_perturbation_is_the_kl_divergence(tiny_ll
     weight = linears[0][name].weight
     error = 0.02 * torch.randn(weight.shape, generator=generator) * weight.std()
     metric = TwoSided(labels="sampled")
-    grams = metric.grams(Site(name, weight, moments.input_of(name), outputs=moments.outputs[name]))
+    grams = Grams(metric.left(moments.output_of(name)), metric.right(moments.input_of(name)))
     predicted = squared_error(error, grams)
     with torch.no_grad():
         dense = model(ids).logits.log_softmax(-1)

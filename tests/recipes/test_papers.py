@@ -1,11 +1,14 @@
 import math
 
 import pytest
-from sessions import session
+from tiny_spectra import windows
 
+from slimrank.calibrate.evidence import calibrate
 from slimrank.forms import compressed_layers
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import Decoder
 from slimrank.recipe import load_recipe
-from slimrank.run.pipeline import decompose_all, factorize, make_plan, refine
+from slimrank.run.steps import allocate, decompose, factorize, refine
 
 SHORT = {"asvd": ["allocate.windows=4"], "svd-llm-lora": ["refine=[{name: lora, steps: 1, batch: 2}]"]}
 NAMES = ["fwsvd", "asvd", "svd-llm-v2", "dipsvd", "cpsvd", "cpsvd-shares", "svd-llm-update", "svd-llm-lora"]
@@ -24,11 +27,13 @@ def test_a_papers_recipe_runs_within_its_budget(tiny_llama, name):
 
 
 def check(model, recipe):
-    made = session(model, metric=recipe.metric, labels="text" if recipe.gradients else None)
-    decompose_all(made)
-    plan = refine(made, factorize(made, make_plan(made, recipe)))
+    compressible = Compressible(Decoder(model))
+    evidence = calibrate(compressible, windows(model.config.vocab_size), recipe.needs)
+    made = decompose(compressible, evidence, recipe, keep=0.6)
+    plan = refine(made, factorize(made, allocate(made, recipe, 0.6)))
     assert plan.budget.used <= plan.budget.allowed
-    stored = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in compressed_layers(model)}
+    layers = {name: model.get_submodule(name) for name in compressed_layers(model)}
+    stored = {name: sum(t.numel() for t in layer.state_dict().values()) for name, layer in layers.items()}
     assert stored == {name: linear.parameters for name, linear in plan.linears.items() if linear.rank}
     cut = [linear for linear in plan.linears.values() if linear.rank]
     assert all(0 < linear.measured < 1.5 and math.isfinite(linear.loss) for linear in cut)

@@ -1,34 +1,39 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from sessions import session as made
+from tiny_spectra import spectra
 
-from slimrank.calibrate import collect, collect_gradients
+from slimrank.calibrate.evidence import calibrate
 from slimrank.errors import SlimrankError
+from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import Form
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder, set_module
 from slimrank.refine.anchored import Anchored, anchored_target
-from slimrank.run.session import Session
-from slimrank.spectrum.decomposition import decompose
+from slimrank.refine.base import Cuts
+from slimrank.spectrum.decompose import decompose
+from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
 
 
-def start(model, metric, keep=0.6):
-    decoder, generator = Decoder(model), torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 320, (24, 16), generator=generator)
-    linears = decoder.linears()
-    moments, held_out = collect(decoder, ids[:16], linears), collect(decoder, ids[16:], linears)
-    if metric.gradients:
-        collect_gradients(decoder, ids[:16], linears, moments)
-    windows = Windows(ids[:16], ids[16:], {"seed": 0})
-    return Session(decoder, linears, windows, metric, PivotedFactorizer(), keep, moments, held_out)
+def start(model, metric):
+    ids = torch.randint(0, 320, (24, 16), generator=torch.Generator().manual_seed(0))
+    compressible = Compressible(Decoder(model))
+    evidence = calibrate(compressible, Windows(ids[:16], ids[16:], {"seed": 0}), metric.needs)
+    return decompose(compressible, evidence, metric)
 
 
-def weights(session):
-    modules = {name: session.decoder.model.get_submodule(name) for name in session.dense}
+def refine(made, ranks, form=None, **options):
+    """Anchored, with the linears at these ranks."""
+    cuts = Cuts(form or PivotedFactorizer(), {made.model.units[name]: rank for name, rank in ranks.items()})
+    return Anchored(**options).refine(made, cuts, Run())
+
+
+def weights(made):
+    modules = {name: made.model.decoder.model.get_submodule(name) for name in made.model.linears}
     return {name: m.dense_weight() for name, m in modules.items() if isinstance(m, Form)}
 
 
@@ -58,36 +63,34 @@ def test_a_gram_that_rounding_made_indefinite_is_damped_until_it_can_be_factored
 
 @pytest.mark.parametrize("mix", [0.0, 1.0])
 def test_an_uncompressed_prefix_reduces_to_the_plain_truncation(tiny_llama, mix):
-    session = start(tiny_llama(), Whitened())
-    name = next(k for k in session.linears[1] if k.endswith("up_proj"))
-    plain = decompose(session.site(name).weight, session.metric.grams(session.site(name))).cut(8)
-    Anchored(mix=mix, shrink=0.0).refine(session, dict.fromkeys(session.dense) | {name: 8})
-    assert list(weights(session)) == [name]
-    torch.testing.assert_close(weights(session)[name], plain[0] @ plain[1], atol=2e-3, rtol=2e-3)
+    made = start(tiny_llama(), Whitened())
+    name = next(k for k in made.model.blocks[1] if k.endswith("up_proj"))
+    left, right = made.cut(made.model.units[name], 8)
+    refine(made, {name: 8}, mix=mix, shrink=0.0)
+    assert list(weights(made)) == [name]
+    torch.testing.assert_close(weights(made)[name], left @ right, atol=2e-3, rtol=2e-3)
 
 
 def test_only_planned_linears_change_at_the_planned_rank(tiny_llama):
-    session = start(tiny_llama(), TwoSided())
-    ranks = {name: None if name.endswith("q_proj") else 7 for name in session.dense}
-    assert Anchored().refine(session, ranks) == []
-    layers = {name: session.decoder.model.get_submodule(name) for name in ranks}
-    assert all((layers[n] is session.dense[n]) if r is None else layers[n].rank == r for n, r in ranks.items())
+    made = start(tiny_llama(), TwoSided())
+    assert refine(made, {name: 7 for name in made.model.linears if not name.endswith("q_proj")}) == []
+    for name, dense in made.model.linears.items():
+        layer = made.model.decoder.model.get_submodule(name)
+        assert layer is dense if name.endswith("q_proj") else layer.rank == 7
 
 
 def test_the_last_linear_is_the_least_squares_map_to_the_dense_residual_stream(tiny_llama):
     """At mix 1 and full rank in it, an independent regression gives the same weight."""
-    session = start(tiny_llama(num_hidden_layers=1), Whitened())
-    model, ids = session.decoder.model, session.windows.calibration
+    made = start(tiny_llama(num_hidden_layers=1), Whitened())
+    model, ids = made.model.decoder.model, made.evidence.windows.calibration
     with torch.no_grad():
-        dense = model.model(ids, output_hidden_states=False).last_hidden_state * 0  # shape only
         seen = {}
         block = model.model.layers[0]
         handle = block.register_forward_hook(lambda m, a, out: seen.update(out=out if torch.is_tensor(out) else out[0]))
         model(ids)
         dense = seen["out"]
-        down = next(k for k in session.dense if k.endswith("down_proj"))
-        ranks = dict.fromkeys(session.dense, 6) | {down: 32}
-        Anchored(mix=1.0, damping=1e-9, shrink=0.0).refine(session, ranks)
+        down = next(k for k in made.model.linears if k.endswith("down_proj"))
+        refine(made, dict.fromkeys(made.model.linears, 6) | {down: 32}, mix=1.0, damping=1e-9, shrink=0.0)
         down_layer = model.get_submodule(down)
         pre = down_layer.register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y))
         model(ids)
@@ -99,31 +102,29 @@ def test_the_last_linear_is_the_least_squares_map_to_the_dense_residual_stream(t
 
 
 def test_anchoring_lowers_the_distance_to_the_dense_model(tiny_llama):
-    def distance(refiner):
-        session = start(tiny_llama(), Whitened())
-        model, ids = session.decoder.model, session.windows.calibration
-        ranks = dict.fromkeys(session.dense, 8)
+    def distance(**options):
+        made = start(tiny_llama(), Whitened())
+        model, ids = made.model.decoder.model, made.evidence.windows.calibration
         with torch.no_grad():
             dense = model.model(ids).last_hidden_state
-            for name, rank in ranks.items():
-                site = session.site(name)
-                left, right = decompose(site.weight, session.metric.grams(site)).cut(rank)
-                plain = torch.nn.Linear(*site.weight.T.shape, bias=False)
+            for unit in made.curves:
+                left, right = made.cut(unit, 8)
+                plain = torch.nn.Linear(*unit.shape[::-1], bias=False)
                 plain.weight.copy_(left @ right)
-                set_module(model, name, plain)
-            if refiner:
-                refiner.refine(session, ranks)
+                set_module(model, unit.leader, plain)
+            if options:
+                refine(made, dict.fromkeys(made.model.linears, 8), **options)
             return (model.model(ids).last_hidden_state - dense).square().sum().item()
 
-    assert distance(Anchored(mix=1.0)) < distance(None)
+    assert distance(mix=1.0) < distance()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_not_run_again_changes_nothing(name, monkeypatch):
     def anchored():
-        session = made(ARCHITECTURES[name](), metric=Whitened())
-        Anchored().refine(session, dict.fromkeys(session.dense, 5))
-        return session.decoder.model.state_dict()
+        made = spectra(ARCHITECTURES[name]())
+        refine(made, dict.fromkeys(made.model.linears, 5), LowRankFactorizer())
+        return made.model.decoder.model.state_dict()
 
     replaying = anchored()
     monkeypatch.setattr("slimrank.refine.pair.HELD", 0)

@@ -1,21 +1,23 @@
 import torch
-from sessions import session
+from tiny_spectra import windows
 
 from slimrank.calibrate.stream import final_states
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import Decoder
 from slimrank.numerics.losses import scaled_divergences
 from slimrank.refine.divergences import logits_of, mean_divergences
 
 
 def test_are_the_whole_models(tiny_llama):
-    made = session(tiny_llama())
-    model, ids = made.decoder.model, made.windows.held_out
+    decoder, ids = Decoder(tiny_llama()), windows(320).held_out
+    model = decoder.model
     with torch.no_grad():
         dense = model(ids).logits.log_softmax(-1)
     streams, expected = [], []
     for scale in (1.0, 0.9, 0.8):
-        for linear in made.dense.values():
+        for linear in Compressible(decoder).linears.values():
             linear.weight.data.mul_(scale)
-        streams.append(final_states(made.decoder, ids))
+        streams.append(final_states(decoder, ids))
         with torch.no_grad():
             expected.append((dense.exp() * (dense - model(ids).logits.log_softmax(-1))).sum(-1).mean())
 

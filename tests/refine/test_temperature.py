@@ -1,40 +1,46 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, build
-from sessions import session
+from tiny_spectra import spectra, windows
 from transformers import OPTConfig
 
 from slimrank.allocate.measure import cut
 from slimrank.calibrate.stream import final_states
-from slimrank.model.decoder import set_module
+from slimrank.factorize.low_rank import LowRankFactorizer
+from slimrank.model.decoder import Decoder, set_module
+from slimrank.refine.base import Cuts
 from slimrank.refine.temperature import Gain, Temperature, final_norm, lowest
+from slimrank.store.run import Run
+
+NONE = Cuts(LowRankFactorizer(), {})  # what is cut shows in the model
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_gain_scales_the_norms_output_and_nothing_else_is_found(name):
-    made = session(ARCHITECTURES[name]())
-    states = final_states(made.decoder, made.windows.held_out)
-    norm = final_norm(made.decoder, states)
+    decoder = Decoder(ARCHITECTURES[name]())
+    states = final_states(decoder, windows(decoder.model.config.vocab_size).held_out)
+    norm = final_norm(decoder, states)
     x = states.hidden[0]
     before, gain = norm(x), Gain(norm, x)
     torch.testing.assert_close(norm(x), before)
     gain.scale(0.7)
     torch.testing.assert_close(norm(x), 0.7 * before, rtol=1e-4, atol=1e-5)
-    head = made.decoder.head(states.ids[0], x)
+    head = decoder.head(states.ids[0], x)
     with torch.no_grad():
-        logits = made.decoder.model.get_output_embeddings()(norm(x))
-    softcap = getattr(made.decoder.model.config, "final_logit_softcapping", None)
+        logits = decoder.model.get_output_embeddings()(norm(x))
+    softcap = getattr(decoder.model.config, "final_logit_softcapping", None)
     torch.testing.assert_close(head, softcap * (logits / softcap).tanh() if softcap else logits, rtol=1e-4, atol=1e-4)
 
 
 def test_takes_the_factor_of_the_least_divergence(tiny_llama):
-    made = session(tiny_llama(), keep=0.3)
-    model, ids = made.decoder.model, made.windows.held_out
+    model = tiny_llama()
+    made = spectra(model)
+    ids = made.evidence.windows.held_out
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(2)  # sure enough of itself for the temperature to matter
         dense = model(input_ids=ids).logits.log_softmax(-1)
-    for name in made.dense:
-        set_module(model, name, cut(made, name, 8))
+    for unit in made.curves:
+        set_module(model, unit.leader, cut(made, unit, 8)[unit.leader])
     norm = model.model.norm
 
     @torch.no_grad()
@@ -44,7 +50,7 @@ def test_takes_the_factor_of_the_least_divergence(tiny_llama):
 
     norm.weight.data.mul_(1.2)  # by an earlier refiner
     before, kept = divergence(), norm.weight.detach().clone()
-    notes = Temperature().refine(made, {})
+    notes = Temperature().refine(made, NONE, Run())
     factor = (norm.weight / kept).mean().item()
     assert notes == [f"Temperature: what the head reads is scaled by {factor:.3f}."]
     assert 0.15 < factor < 0.9
@@ -68,6 +74,6 @@ def test_a_model_without_a_norm_before_the_head_stays_as_it_is():
     )  # fmt: skip
     model = build(config)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    notes = Temperature().refine(session(model), {})
+    notes = Temperature().refine(spectra(model), NONE, Run())
     assert notes == ["No norm stands before the head, so its temperature stays."]
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

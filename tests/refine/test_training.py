@@ -3,41 +3,44 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sessions import session as session_of
-from sessions import windows
+from tiny_spectra import spectra, windows
 from torch import nn
 
 from slimrank.errors import SlimrankError
+from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.forms.base import Form
 from slimrank.model.decoder import set_module
 from slimrank.numerics.losses import divergence
 from slimrank.recipe import load_recipe
+from slimrank.refine.base import Cuts
 from slimrank.refine.blocks import Blocks, variance
 from slimrank.refine.distill import Distill, held_out_divergence, lr_for, states_error
 from slimrank.refine.training import Best, Descent, teacher_of, trainable
-from slimrank.run.pipeline import factorize, make_plan
+from slimrank.run.build import cuts_of
+from slimrank.run.steps import allocate, factorize
+from slimrank.store.run import Run
 
 
 @pytest.fixture
 def compressed(tiny_llama):
-    """A session whose model has been cut to half its linears, and the plan's ranks."""
+    """Spectra of a model that has been cut to half its linears, and the cuts."""
     return cut(tiny_llama())
 
 
 def cut(model):
-    session = session_of(model)
-
     def more(count, seed):
         return windows(320, count, seed=seed).calibration
 
-    session.windows = replace(session.windows, more=more)
-    plan = make_plan(session, load_recipe("svd-llm"))
-    factorize(session, plan)
-    return session, {name: linear.rank for name, linear in plan.linears.items()}
+    made = spectra(model)
+    read = replace(made.evidence.windows, more=more)
+    made = replace(made, evidence=replace(made.evidence, windows=read))
+    plan = allocate(made, load_recipe("svd-llm"), 0.6)
+    factorize(made, plan)
+    return made, cuts_of(plan, made)
 
 
 def test_only_factors_and_vectors_are_trained(compressed):
-    model = compressed[0].decoder.model
+    model = compressed[0].model.decoder.model
     found = {id(p) for p in trainable([model])}
     for name, module in model.named_modules():
         if isinstance(module, Form):
@@ -47,11 +50,12 @@ def test_only_factors_and_vectors_are_trained(compressed):
 
 
 def test_the_teacher_is_the_dense_model_and_stays_so(compressed, tiny_llama):
-    session, ids = compressed[0], compressed[0].windows.held_out
-    set_module(session.decoder.model, next(iter(session.dense)), next(iter(session.dense.values())))
-    session.decoder.model.model.norm.weight.data.mul_(0.5)  # an earlier refiner's doing
-    teacher = teacher_of(session)
-    for parameter in trainable([session.decoder.model]):
+    made, ids = compressed[0].model, compressed[0].evidence.windows.held_out
+    model = made.decoder.model
+    set_module(model, *next(iter(made.linears.items())))
+    model.model.norm.weight.data.mul_(0.5)  # an earlier refiner's doing
+    teacher = teacher_of(made)
+    for parameter in trainable([model]):
         parameter.data.add_(1)
     with torch.no_grad():
         torch.testing.assert_close(teacher(ids).logits, tiny_llama()(ids).logits)
@@ -61,24 +65,26 @@ def test_the_teacher_is_the_dense_model_and_stays_so(compressed, tiny_llama):
 def test_a_softened_teacher_is_on_the_way_to_the_temperature_of_the_compressed_models_head(
     compressed, tiny_llama, softened
 ):
-    session, ids = compressed[0], compressed[0].windows.held_out
-    session.decoder.model.model.norm.weight.data.mul_(0.5)
-    session.decoder.model.model.layers[0].input_layernorm.weight.data.mul_(0.5)
+    made, ids = compressed[0].model, compressed[0].evidence.windows.held_out
+    model = made.decoder.model.model
+    model.norm.weight.data.mul_(0.5)
+    model.layers[0].input_layernorm.weight.data.mul_(0.5)
     with torch.no_grad():
         expected = (1 - 0.5 * softened) * tiny_llama()(ids).logits
-        torch.testing.assert_close(teacher_of(session, softened)(ids).logits, expected)
+        torch.testing.assert_close(teacher_of(made, softened)(ids).logits, expected)
 
 
 def test_distillation_brings_the_compressed_model_nearer(compressed):
-    session, ranks = compressed
-    teacher, ids = teacher_of(session), session.windows.held_out
-    before = held_out_divergence(session.decoder.model, teacher, ids)
-    window = session.windows.calibration.shape[1]
-    (note,) = Distill(tokens=40 * 4 * window, batch=4 * window, lr=3e-3, vector_lr=3e-3).refine(session, ranks)
-    after = held_out_divergence(session.decoder.model, teacher, ids)
+    made, cuts = compressed
+    model, teacher, ids = made.model.decoder.model, teacher_of(made.model), made.evidence.windows.held_out
+    before = held_out_divergence(model, teacher, ids)
+    window = ids.shape[1]
+    refiner = Distill(tokens=40 * 4 * window, batch=4 * window, lr=3e-3, vector_lr=3e-3)
+    (note,) = refiner.refine(made, cuts, Run())
+    after = held_out_divergence(model, teacher, ids)
     assert after < 0.9 * before and f"{before:.4f} to {after:.4f}" in note
     assert f"read {40 * 4 * window:,} tokens" in note
-    assert all(p.grad is None for p in session.decoder.model.parameters())
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -86,12 +92,13 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
     "refiner", [Distill(tokens=40 * 4 * 32, batch=4 * 32, lr=3e-3, vector_lr=3e-3), Blocks(passes=10, lr=3e-3)]
 )
 def test_in_half_precision_it_comes_as_near_as_in_float32(compressed, tiny_llama, refiner, dtype):
-    half, ranks = cut(tiny_llama().to(dtype))
-    refiner.refine(*compressed), refiner.refine(half, ranks)
-    ids, dense = half.windows.held_out, tiny_llama()
-    found = held_out_divergence(half.decoder.model, dense, ids)
-    assert all(p.dtype == dtype for p in half.decoder.model.parameters())
-    assert found == pytest.approx(held_out_divergence(compressed[0].decoder.model, dense, ids), rel=0.1)
+    half = cut(tiny_llama().to(dtype))
+    for each in (compressed, half):
+        refiner.refine(*each, Run())
+    model, whole = (each[0].model.decoder.model for each in (half, compressed))
+    ids, dense = half[0].evidence.windows.held_out, tiny_llama()
+    assert all(p.dtype == dtype for p in model.parameters())
+    assert held_out_divergence(model, dense, ids) == pytest.approx(held_out_divergence(whole, dense, ids), rel=0.1)
 
 
 def test_steps_that_rounding_would_swallow_add_up():
@@ -105,9 +112,9 @@ def test_steps_that_rounding_would_swallow_add_up():
 def test_a_batch_in_parts_is_the_whole_batch(tiny_llama, monkeypatch):
     def trained(numbers):
         monkeypatch.setattr("slimrank.refine.distill.CPU_LOGITS", numbers)
-        session, ranks = cut(tiny_llama())
-        Distill(tokens=2 * 4 * 32, batch=4 * 32, lr=1e-3).refine(session, ranks)
-        return session.decoder.model.state_dict()
+        made, cuts = cut(tiny_llama())
+        Distill(tokens=2 * 4 * 32, batch=4 * 32, lr=1e-3).refine(made, cuts, Run())
+        return made.model.decoder.model.state_dict()
 
     whole, parts = trained(2**40), trained(1)
     for name, tensor in whole.items():
@@ -130,8 +137,8 @@ def test_states_error_is_the_mean_over_tokens_and_the_blocks_but_the_last():
 
 @pytest.mark.parametrize(("states", "fading"), [(3.0, 0.5), (0.0, 0.5)])
 def test_the_loss_is_the_divergence_and_the_states_share_of_their_error(compressed, states, fading):
-    model, ids = compressed[0].decoder.model, compressed[0].windows.held_out
-    teacher = teacher_of(compressed[0])
+    made, ids = compressed[0].model, compressed[0].evidence.windows.held_out
+    model, teacher = made.decoder.model, teacher_of(made)
     with torch.no_grad():
         a, b = (one(ids, output_hidden_states=True) for one in (model, teacher))
         expected = divergence(a.logits, b.logits)
@@ -140,27 +147,26 @@ def test_the_loss_is_the_divergence_and_the_states_share_of_their_error(compress
         torch.testing.assert_close(Distill(states=states)._loss(model, teacher, ids, fading), expected)
 
 
-def test_the_less_was_lost_the_smaller_the_steps(compressed):
-    session, width = compressed[0], compressed[0].decoder.width
-    assert lr_for(1.0, session) == pytest.approx(0.01 / width**0.5)
-    assert lr_for(0.01, session) == pytest.approx(0.001 / width**0.5)
+def test_the_less_was_lost_the_smaller_the_steps():
+    assert lr_for(1.0, 32) == pytest.approx(0.01 / 32**0.5)
+    assert lr_for(0.01, 32) == pytest.approx(0.001 / 32**0.5)
 
 
 def test_block_refinement_brings_every_block_nearer(compressed):
-    session, ranks = compressed
-    teacher, ids = teacher_of(session), session.windows.held_out
-    before = held_out_divergence(session.decoder.model, teacher, ids)
-    (note,) = Blocks(passes=10, lr=3e-3).refine(session, ranks)
-    assert held_out_divergence(session.decoder.model, teacher, ids) < before
+    made, cuts = compressed
+    model, teacher, ids = made.model.decoder.model, teacher_of(made.model), made.evidence.windows.held_out
+    before = held_out_divergence(model, teacher, ids)
+    (note,) = Blocks(passes=10, lr=3e-3).refine(made, cuts, Run())
+    assert held_out_divergence(model, teacher, ids) < before
     assert "held-out errors" in note
 
 
 def test_blocks_that_are_still_dense_are_left_as_they_are(tiny_llama):
-    session = session_of(tiny_llama())
-    before = {name: p.detach().clone() for name, p in session.decoder.model.named_parameters()}
-    (note,) = Blocks(passes=1).refine(session, {})
+    model = tiny_llama()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    (note,) = Blocks(passes=1).refine(spectra(model), Cuts(LowRankFactorizer(), {}), Run())
     assert "to 100.0% of what they were" in note
-    assert all(p.equal(before[name]) for name, p in session.decoder.model.named_parameters())
+    assert all(p.equal(before[name]) for name, p in model.named_parameters())
 
 
 def test_variance_is_that_of_all_batches_at_once():

@@ -2,20 +2,28 @@ import copy
 
 import pytest
 import torch
-from sessions import session
+from tiny_spectra import spectra
 
 from slimrank.errors import UsageError
+from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
 from slimrank.model.decoder import set_module
+from slimrank.refine.base import Cuts
 from slimrank.refine.update import Update, updated_left
+from slimrank.store.run import Run
 
 
-def compressed(made, form=LowRank):
-    for name, found in ((name, made.decompositions[name]) for name in made.dense):
-        left, right = (factor.float() for factor in found.cut(6))
-        set_module(made.decoder.model, name, form.from_low_rank(left, right))
+def compressed(model, form=LowRank):
+    made = spectra(model)
+    for unit in made.curves:
+        left, right = (factor.float() for factor in made.cut(unit, 6))
+        set_module(model, unit.leader, form.from_low_rank(left, right))
     return made
+
+
+def update(made):
+    return Update().refine(made, Cuts(LowRankFactorizer(), {}), Run())  # what is cut shows in the model
 
 
 @pytest.mark.parametrize("dependent", [False, True])
@@ -30,16 +38,16 @@ def test_updated_left_is_the_least_squares_solution(dependent):
 def test_every_block_is_refitted_to_the_inputs_its_compressed_predecessors_leave(tiny_llama):
     model = tiny_llama(num_hidden_layers=3)
     dense = copy.deepcopy(model)
-    made = compressed(session(model))
+    made = compressed(model)
     plain = copy.deepcopy(model)
-    assert Update().refine(made, {}) == []
+    assert update(made) == []
     probe = copy.deepcopy(model)  # updated blocks 0 and 1 before a dense block 2: what block 2 was refitted on
     probe.model.layers[2] = dense.model.layers[2]
     seen = {}
     for name, module in probe.model.layers[2].named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, (args[0], out)))
-    probe(made.windows.calibration)
+    probe(made.evidence.windows.calibration)
     for name, (x, y) in seen.items():
         x, y = (t.detach().double().flatten(0, 1) for t in (x, y))
         layer = model.model.layers[2].get_submodule(name)
@@ -50,14 +58,14 @@ def test_every_block_is_refitted_to_the_inputs_its_compressed_predecessors_leave
 
 
 def test_the_first_block_stays_as_it_is(tiny_llama):
-    made = compressed(session(tiny_llama()))
-    before = copy.deepcopy(made.decoder.blocks[0].state_dict())
-    Update().refine(made, {})
-    for key, value in made.decoder.blocks[0].state_dict().items():
+    made = compressed(tiny_llama())
+    before = copy.deepcopy(made.model.decoder.blocks[0].state_dict())
+    update(made)
+    for key, value in made.model.decoder.blocks[0].state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=1e-3, atol=1e-4)
 
 
 def test_another_form_is_refused_by_name(tiny_llama):
-    made = compressed(session(tiny_llama()), Pivoted)
+    made = compressed(tiny_llama(), Pivoted)
     with pytest.raises(UsageError, match=r"q_proj is pivoted and refine\.update needs form low_rank"):
-        Update().refine(made, {})
+        update(made)

@@ -5,13 +5,13 @@ import torch
 
 from slimrank import compress
 from slimrank.errors import UsageError
-from slimrank.run.account import Account, curve_of
-from slimrank.spectrum.decomposition import LinearSpectrum
+from slimrank.run.account import Account, points_of
+from slimrank.spectrum.curve import Curve
 
 
 def test_a_curve_is_the_spectrum_at_some_ranks():
     values = torch.linspace(5, 0.1, 100, dtype=torch.float64)
-    curve = curve_of(LinearSpectrum(values, (100, 200), 0, "a"), cut=37, points=12)
+    curve = points_of(Curve(values), cut=37, points=12)
     assert {1, 37, 100} <= set(curve.ranks) and len(curve.ranks) <= 12
     for rank, singular, error in zip(curve.ranks, curve.singular, curve.error, strict=True):
         assert singular == pytest.approx((values[rank - 1] / values[0]).item(), rel=1e-3)
@@ -19,7 +19,7 @@ def test_a_curve_is_the_spectrum_at_some_ranks():
 
 
 def test_a_short_spectrum_is_whole():
-    curve = curve_of(LinearSpectrum(torch.tensor([2.0, 1.0, 0.0]), (3, 5), 0, "a"), cut=None, points=40)
+    curve = points_of(Curve(torch.tensor([2.0, 1.0, 0.0])), cut=None, points=40)
     assert curve.ranks == [1, 2, 3] and curve.singular == [1, 0.5, 0] and curve.error[2] == 0
 
 

@@ -16,12 +16,11 @@ from slimrank.cli.main import app
 from slimrank.errors import UsageError
 from slimrank.model.decoder import Decoder, Room
 from slimrank.recipe import load_recipe
-from slimrank.run import pipeline
 from slimrank.run.compare import compare
 from slimrank.run.compress import compress
-from slimrank.run.session import Session
 from slimrank.runtime.memory import Limits
-from slimrank.spectrum.curves import curve_job
+from slimrank.spectrum.decompose import curve_job
+from slimrank.spectrum.spectra import Spectra
 from slimrank.store import pieces
 from slimrank.texts.reading import Reading
 
@@ -147,11 +146,11 @@ def test_a_block_at_a_time_gives_what_the_whole_model_in_memory_gives(place, mon
 def test_spectra_are_found_once_a_metric(place, monkeypatch):
     found = []
 
-    def counted(session, group):
-        found.append(group)
-        return curve_job(session, group)
+    def counted(spectra, unit, *rest):
+        found.append(unit)
+        return curve_job(spectra, unit, *rest)
 
-    monkeypatch.setattr(pipeline, "curve_job", counted)
+    monkeypatch.setattr("slimrank.spectrum.decompose.curve_job", counted)
     for out in (None, place / "out"):
         found.clear()
         rows_of(["svd-llm", "svd-llm-update", "svd-llm-v2"], keeps=(0.8, 0.6), out=out)
@@ -201,7 +200,7 @@ def test_progress_is_of_one_calibration_and_of_any_recipes(place, monkeypatch):
 
     before = interrupted(["svd-llm", "svd"], reading=READING)
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "site", None)  # nothing is decomposed or built
+        patch.setattr(Spectra, "grams", None)  # nothing is decomposed or built
         assert interrupted(["svd-llm", "svd"], reading=READING) == before
     with pytest.raises(UsageError, match=r"whose calibration\.seed is 3, and this one's is 4: .*--fresh"):
         interrupted(["svd"], reading=replace(READING, seed=4))

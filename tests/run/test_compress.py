@@ -10,15 +10,16 @@ from transformers import AutoModelForCausalLM
 
 from slimrank import compress, load, optimize
 from slimrank.calibrate import Windows
+from slimrank.calibrate.evidence import calibrate
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.forms import compressed_layers
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.model.linear import weight_of
 from slimrank.plan import Plan
 from slimrank.recipe import load_recipe
-from slimrank.run.pipeline import calibrate, decompose_all, factorize, make_plan
-from slimrank.run.session import Session
+from slimrank.run.steps import allocate, decompose, factorize
 
 
 @pytest.fixture
@@ -43,14 +44,11 @@ def run(directory, text):
     return run
 
 
-def session_of(model, keep=0.5, recipe="svd-llm"):
+def spectra_of(model, recipe="svd-llm"):
     ids = torch.randint(3, VOCABULARY, (12, 24), generator=torch.Generator().manual_seed(0))
-    decoder, chosen = Decoder(model), load_recipe(recipe)
-    windows = Windows(ids[:8], ids[8:], {"seed": 0})
-    moments = calibrate(decoder, windows, decoder.linears())
-    session = Session(decoder, decoder.linears(), windows, chosen.metric, chosen.form, keep, *moments)
-    decompose_all(session)
-    return session, chosen
+    compressible, chosen = Compressible(Decoder(model)), load_recipe(recipe)
+    evidence = calibrate(compressible, Windows(ids[:8], ids[8:], {"seed": 0}), chosen.needs)
+    return decompose(compressible, evidence, chosen), chosen
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -60,21 +58,21 @@ def test_full_rank_is_the_identity(name, recipe):
     model = ARCHITECTURES[name]()
     ids = torch.randint(3, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3))
     expected = model(input_ids=ids).logits
-    session, chosen = session_of(model, recipe=recipe)
-    plan = make_plan(session, chosen)
+    spectra, chosen = spectra_of(model, recipe)
+    plan = allocate(spectra, chosen, 0.5)
     full = {k: v.model_copy(update={"rank": min(v.shape), "form": "low_rank"}) for k, v in plan.linears.items()}
-    factorize(session, plan.model_copy(update={"linears": full}))
+    factorize(spectra, plan.model_copy(update={"linears": full}))
     assert len(compressed_layers(model)) == len(full) > 0
     assert (model(input_ids=ids).logits - expected).abs().max() <= 1e-4
 
 
 def test_predicted_loss_is_the_measured_one_for_every_linear(tiny_llama):
-    session, chosen = session_of(tiny_llama())
-    plan = make_plan(session, chosen)
+    spectra, chosen = spectra_of(tiny_llama())
+    plan = allocate(spectra, chosen, 0.5)
     for name, linear in plan.linears.items():
-        w = weight_of(session.dense[name]).detach().double()
-        left, right = session.decompositions[name].cut(linear.rank)
-        h = session.moments.input_of(name).gram
+        w = weight_of(spectra.model.linears[name]).detach().double()
+        left, right = spectra.cut(spectra.model.units[name], linear.rank)
+        h = spectra.evidence.input_of(name).gram()
         error = w - left @ right
         assert linear.loss == pytest.approx((error @ h * error).sum().item(), rel=1e-6)
         assert linear.relative == pytest.approx((linear.loss / (w @ h * w).sum().item()) ** 0.5, rel=1e-6)

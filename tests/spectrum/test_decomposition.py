@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from slimrank.errors import SlimrankError
+from slimrank.model.units import Unit
 from slimrank.numerics.grams import Grams, squared_error
-from slimrank.spectrum.decomposition import ROUTES, LinearSpectrum, Spectrum, curve, decompose
+from slimrank.spectrum.curve import Curve, curve
+from slimrank.spectrum.decompose import load_curve, save_curve
+from slimrank.spectrum.decomposition import ROUTES, decompose_weight
+from slimrank.store import DiskPieces
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 
@@ -25,7 +29,7 @@ def inputs(n, tokens=300, rank=None, seed=1):
 def test_every_route_loses_the_tail_of_the_svd_of_wx(shape, route):
     w, x = random(*shape), inputs(shape[1])
     values = torch.linalg.svdvals(w @ x)
-    found = decompose(w, Grams(right=x @ x.T), route)
+    found = decompose_weight(w, Grams(right=x @ x.T), route)
     torch.testing.assert_close(found.values, values[: len(found.values)], rtol=1e-8, atol=1e-8 * values[0].item())
     for rank in (1, 5, 11):
         left, right = found.cut(rank)
@@ -37,8 +41,8 @@ def test_every_route_loses_the_tail_of_the_svd_of_wx(shape, route):
 @pytest.mark.parametrize("route", ["projector", "eigen"])
 def test_predicted_is_measured_where_inputs_are_rank_deficient(shape, route):
     w, x = random(*shape), inputs(shape[1], rank=9)
-    found = decompose(w, Grams(right=x @ x.T), route)
-    losses = LinearSpectrum(found.values, shape, 0, "").losses()
+    found = decompose_weight(w, Grams(right=x @ x.T), route)
+    losses = Curve(found.values).losses()
     for rank in (1, 4, 8):
         left, right = found.cut(rank)
         measured = ((w - left @ right) @ x).square().sum()
@@ -49,7 +53,7 @@ def test_predicted_is_measured_where_inputs_are_rank_deficient(shape, route):
 @pytest.mark.parametrize("deficient", [None, 9])
 def test_the_projector_keeps_the_whole_weight_at_full_rank(shape, deficient):
     w, x = random(*shape), inputs(shape[1], rank=deficient)
-    left, right = decompose(w, Grams(right=x @ x.T)).cut(min(shape))
+    left, right = decompose_weight(w, Grams(right=x @ x.T)).cut(min(shape))
     torch.testing.assert_close(left @ right, w, rtol=0, atol=1e-9)
 
 
@@ -62,7 +66,7 @@ def test_two_sided_is_the_svd_of_the_weighted_matrix(shape, diagonal):
     root = g.sqrt().diag() if diagonal else torch.linalg.cholesky(g)
     values = torch.linalg.svdvals(root.T @ w @ x)
     grams = Grams(g, x @ x.T)
-    found = decompose(w, grams)
+    found = decompose_weight(w, grams)
     for rank in (1, 6, 12):
         left, right = found.cut(rank)
         error = squared_error(w - left @ right, grams)
@@ -79,12 +83,12 @@ def test_a_curve_measures_every_cut_on_other_inputs(shape, bases, tolerance, def
     grams = Grams(y @ y.T, x @ x.T)
     found = curve(w, grams, Grams(right=held_out @ held_out.T), bases=bases)
     if deficient is None:
-        losses, exact = (LinearSpectrum(d.values, shape, 0, "").losses() for d in (found, decompose(w, grams)))
+        losses, exact = (Curve(each.values).losses() for each in (found, decompose_weight(w, grams)))
         torch.testing.assert_close(losses, exact, rtol=1e-5, atol=0)
     assert (found.basis is not None) == bases
     whole = ((y @ y.T @ w) * (w @ held_out @ held_out.T)).sum().sqrt()
     for rank in (1, 9, 20, 28):
-        left, right = decompose(w, grams).cut(rank)
+        left, right = decompose_weight(w, grams).cut(rank)
         lost = squared_error(w - left @ right, Grams(y @ y.T, held_out @ held_out.T)) ** 0.5 / whole.item()
         if lost > 2e-3:
             assert found.measured[rank].item() == pytest.approx(lost, rel=tolerance)
@@ -103,7 +107,7 @@ def test_values_alone_lose_little_to_float32(strongest, left_decades, right_deca
     )
     grams = Grams(y @ y.T, x @ x.T)
     rough, exact = (curve(w, grams, None, bases=bases).values for bases in (False, True))
-    losses, true = (LinearSpectrum(values, (m, n), 0, "").losses() for values in (rough, exact))
+    losses, true = (Curve(values).losses() for values in (rough, exact))
     torch.testing.assert_close(losses, true, rtol=5e-5, atol=0)
 
 
@@ -128,7 +132,7 @@ def test_alternating_least_squares_finds_nothing_better(shape):
     w, g = random(*shape), inputs(shape[0], seed=3) / 10
     x = inputs(shape[1])
     left_gram, gram = g @ g.T, x @ x.T
-    left, right = decompose(w, Grams(left_gram, gram)).cut(7)
+    left, right = decompose_weight(w, Grams(left_gram, gram)).cut(7)
     left_again = torch.linalg.solve(right @ gram @ right.T, right @ gram @ w.T).T
     right_again = torch.linalg.solve(left.T @ left_gram @ left, left.T @ left_gram @ w)
     product = left @ right
@@ -145,40 +149,44 @@ def test_the_factors_lose_what_the_values_say(shape, decades):
     y = random(m, 200, seed=5)
     grams = Grams(y @ y.T, x @ x.T)
     w = random(m, n)
-    found = decompose(w, grams)
+    found = decompose_weight(w, grams)
     for rank in (1, 8, 14):
         left, right = found.cut(rank)
         assert squared_error(w - left @ right, grams) == pytest.approx(found.loss(rank), rel=1e-10)
-        again = decompose(w, grams, rank=rank)
+        again = decompose_weight(w, grams, rank=rank)
         torch.testing.assert_close(again.left @ again.right, left @ right, rtol=1e-9, atol=1e-9)
 
 
 def test_no_metric_is_plain_svd():
     w = random(12, 20)
-    left, right = decompose(w, Grams()).cut(5)
+    left, right = decompose_weight(w, Grams()).cut(5)
     u, s, v = torch.linalg.svd(w, full_matrices=False)
     torch.testing.assert_close(left @ right, (u[:, :5] * s[:5]) @ v[:5], rtol=0, atol=1e-10)
 
 
 def test_cholesky_damps_a_singular_gram_and_says_so():
     w, x = random(16, 24), inputs(24, rank=9)
-    found = decompose(w, Grams(right=x @ x.T), "cholesky")
+    found = decompose_weight(w, Grams(right=x @ x.T), "cholesky")
     assert found.damping > 0 and found.values.isfinite().all() and found.right.isfinite().all()
 
 
 def test_losses_fall_to_zero_at_full_rank():
-    losses = LinearSpectrum(torch.tensor([3.0, 2.0, 1.0]), (3, 5), 0, "").losses()
-    assert losses.tolist() == [14.0, 5.0, 1.0, 0.0]
+    found = Curve(torch.tensor([3.0, 2.0, 1.0]))
+    assert found.losses().tolist() == [found.loss(rank) for rank in range(4)] == [14.0, 5.0, 1.0, 0.0]
+    assert [found.relative(rank) for rank in (0, 2, 3)] == pytest.approx([1, (1 / 14) ** 0.5, 0])
 
 
-def test_saved_and_loaded(tmp_path):
-    spectrum = Spectrum(
-        {"a.1.x": LinearSpectrum(random(3), (3, 5), 1, "x"), "a.0.x": LinearSpectrum(random(4), (4, 4), 0, "x")}
-    )
-    spectrum.save(tmp_path / "spectrum.safetensors")
-    again = Spectrum.load(tmp_path / "spectrum.safetensors")
-    assert list(again.linears) == ["a.0.x", "a.1.x"] and again.linears["a.1.x"].shape == (3, 5)
-    assert torch.equal(again.linears["a.0.x"].values, spectrum.linears["a.0.x"].values)
+@pytest.mark.parametrize(
+    "one", [Curve(random(3)), Curve(random(3), random(4), damping=1e-9, basis=random(3, 3), choice=1.5)]
+)
+def test_saved_and_loaded(one, tmp_path):
+    unit = Unit(("a.0.x", "a.0.y"), 0, "x+y", ((3, 5), (4, 5)))
+    save_curve(DiskPieces(tmp_path), unit, one)
+    again = load_curve(DiskPieces(tmp_path), unit)
+    assert (again.damping, again.choice) == (one.damping, one.choice)
+    for kind in ("values", "measured", "basis"):
+        found, saved = getattr(again, kind), getattr(one, kind)
+        assert found is saved is None or torch.equal(found, saved)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -198,9 +206,9 @@ def test_without_bases_a_left_gram_may_be_a_vector():
 
 def test_the_cholesky_route_takes_a_gram_of_zeros_and_refuses_what_no_damping_helps():
     w, zeros = random(6, 8), torch.zeros(8, 8, dtype=torch.float64)
-    found = decompose(w, Grams(right=zeros), "cholesky")
+    found = decompose_weight(w, Grams(right=zeros), "cholesky")
     left, right = found.cut(6)
     torch.testing.assert_close(left @ right, w)
     assert found.damping == 1e-10
     with pytest.raises(SlimrankError, match="can't be factored for NaN or Inf"):
-        decompose(w, Grams(right=zeros + torch.nan), "cholesky")
+        decompose_weight(w, Grams(right=zeros + torch.nan), "cholesky")
