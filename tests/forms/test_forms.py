@@ -40,6 +40,25 @@ def test_counts_what_it_stores(form, out, inp, rank):
     assert module.count_parameters(out, inp, module.entry()) == stored
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("form", FORMS)
+def test_declares_what_it_stores(form, bits):
+    module = FORMS[form].from_low_rank(random(12, 3), random(3, 8), random(12))
+    module.use_bits(bits)
+    names = {"weight", module.bias_name, *module.stored_names()}
+    assert names >= module.state_dict().keys() and set(module.present_factors()) == set(module.factors)
+    kept = {name for name in names if bits or not name.endswith(".scale")}
+    assert kept == module.state_dict().keys()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tells_its_outputs_and_bias(form):
+    module = FORMS[form].from_low_rank(random(12, 3), random(3, 8), random(12))
+    assert module.count_outputs(module.entry(), module.state_dict()) == 12
+    assert torch.equal(module.dense_bias(), random(12))
+    assert FORMS[form].from_low_rank(random(12, 3), random(3, 8)).dense_bias() is None
+
+
 def test_published_counts():
     entry = {"rank": 3}
     assert LowRank.count_parameters(12, 8, entry) == 3 * (12 + 8)

@@ -64,7 +64,7 @@ def test_a_shell_of_the_entry_takes_the_state(form):
 def test_bits_that_cannot_be():
     with pytest.raises(SlimrankError, match="The layer a has factors of 3 bits; give 8 or 4"):
         form_of("a", {"form": "low_rank", "rank": 2, "bits": 3})
-    with pytest.raises(SlimrankError, match="pivoted, which 4 bits don't serve"):
+    with pytest.raises(SlimrankError, match="pivoted, whose factors can't have 4 bits: its coefficients"):
         form_of("a", {"form": "pivoted", "rank": 2, "bits": 4})
 
 

@@ -81,7 +81,7 @@ def test_joined_layers_share_their_rounded_factor(tmp_path, tiny_tokenizer):
 
 def test_what_cannot_be_quantized_is_one_sentence(write, tmp_path):
     loaded = write("low_rank", "pivoted")
-    with pytest.raises(SlimrankError, match="is pivoted, which 4 bits don't serve"):
+    with pytest.raises(SlimrankError, match="is pivoted, whose factors can't have 4 bits"):
         quantize(loaded, tmp_path / "out", bits=4)
     with pytest.raises(UsageError, match="--bits 3 is unknown"):
         quantize(loaded, tmp_path / "out", bits=3)

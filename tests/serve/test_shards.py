@@ -3,15 +3,11 @@ import torch
 from lossless import factors
 from torch import Tensor, nn
 
-from slimrank.forms import KeptColumns, LowRank, Pivoted, joint_layers
-from slimrank.serve.shards import FusedParts, rows_of
+from slimrank.errors import SlimrankError
+from slimrank.forms import FORMS, Form, KeptColumns, LowRank, Pivoted, joint_layers
+from slimrank.serve.shards import Dense, FusedParts
 
 IN, OUT = 12, 16
-
-
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A layer's tensors as a checkpoint gives them, without the empty guard."""
-    return {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
 
 
 def layers() -> dict[str, nn.Module]:
@@ -26,41 +22,58 @@ def layers() -> dict[str, nn.Module]:
     }
 
 
-@torch.no_grad()
-def test_joint_parts_share_their_leaders_factor_also_in_pieces():
+def group() -> dict[str, nn.Module]:
+    """Three layers that share the first one's pivots, and a dense one."""
     torch.manual_seed(0)
-    sizes, x = (16, 4, 9), torch.randn(3, IN)
-    parts = joint_layers(torch.randn(29, 7), torch.randn(7, IN), sizes, [None] * 3, "q")
-    stored = [tensors(part) | {"first": torch.tensor(part.first)} for part in parts]
-    assert [rows_of(one) for one in stored] == list(sizes)
-    dense = nn.Linear(IN, 5, bias=False)
-    for own in (
-        [torch.arange(size) for size in sizes],
-        [torch.tensor([5, 0, 3]), torch.tensor([2]), torch.arange(4, 9)],
-    ):
-        named = [*zip(stored, own, strict=True), (tensors(dense), torch.arange(5))]
-        whole = FusedParts(named, torch.arange(IN), torch.device("cpu"), torch.float32)
-        expected = torch.cat([part(x)[:, rows] for part, rows in zip(parts, own, strict=True)] + [dense(x)], -1)
+    members = joint_layers(torch.randn(29, 7), torch.randn(7, IN), (16, 4, 9), [None] * 3, "q")
+    return dict(zip("qkv", members, strict=True)) | {"dense": nn.Linear(IN, 5, bias=False)}
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A layer's tensors as a server reads them: without the empty guard."""
+    return {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
+
+
+def read(module: nn.Module) -> Form | Dense:
+    """The layer as built anew from what a checkpoint has of it."""
+    if not isinstance(module, Form):
+        return Dense(module.weight)
+    return type(module).from_stored("a", module.in_features, module.entry(), tensors(module))
+
+
+def fused(parts: dict[str, nn.Module], rows: list[Tensor], columns: Tensor, dtype: torch.dtype = torch.float32):
+    shards = {name: read(part).shard(own, columns) for (name, part), own in zip(parts.items(), rows, strict=True)}
+    return FusedParts(shards, torch.device("cpu"), dtype)
+
+
+@torch.no_grad()
+def test_members_of_a_unit_share_their_leaders_factor_also_in_pieces():
+    parts, x = group(), torch.randn(3, IN)
+    pieces = [torch.tensor([5, 0, 3]), torch.tensor([2]), torch.arange(4, 9), torch.arange(5)]
+    for rows in ([torch.arange(part.out_features) for part in parts.values()], pieces):
+        whole = fused(parts, rows, torch.arange(IN))
+        expected = torch.cat([part(x)[:, own] for part, own in zip(parts.values(), rows, strict=True)], -1)
         torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
-        assert whole.first is not None and len(whole.first) == 7 + 5
-        halves = [
-            FusedParts(named, columns, torch.device("cpu"), torch.float32)(x[:, columns])
-            for columns in torch.arange(IN).split(6)
-        ]
+        assert whole.input_factor is not None and len(whole.input_factor) == 7 + 5
+        halves = [fused(parts, rows, columns)(x[:, columns]) for columns in torch.arange(IN).split(6)]
         torch.testing.assert_close(sum(halves), expected, rtol=1e-5, atol=1e-5)
-
-
-def fused(parts: list[nn.Module], rows: list[Tensor], columns: Tensor) -> FusedParts:
-    stored = [(tensors(part), own) for part, own in zip(parts, rows, strict=True)]
-    return FusedParts(stored, columns, torch.device("cpu"), torch.float32)
 
 
 @torch.no_grad()
 def test_forms_side_by_side_are_the_layers_themselves():
-    parts, x = list(layers().values()), torch.randn(3, 2, IN)
-    whole = fused(parts, [torch.arange(len(part(x[0, 0]))) for part in parts], torch.arange(IN))
-    torch.testing.assert_close(whole(x), torch.cat([part(x) for part in parts], -1), rtol=1e-5, atol=1e-5)
-    assert whole.first is not None and len(whole.first) == 16 + 5 + 5 + 8  # one product for all but the gathering part
+    parts, x = layers() | group(), torch.randn(3, 2, IN)
+    whole = fused(parts, [torch.arange(len(part(x[0, 0]))) for part in parts.values()], torch.arange(IN))
+    torch.testing.assert_close(whole(x), torch.cat([part(x) for part in parts.values()], -1), rtol=1e-5, atol=1e-5)
+    assert whole.input_factor is not None
+    assert len(whole.input_factor) == 5 + 5 + 8 + 7 + 5  # one product for all but the gathering part
+
+
+@torch.no_grad()
+def test_compiles_as_one_graph():
+    parts, x = layers() | group(), torch.randn(3, IN)
+    whole = fused(parts, [torch.arange(len(part(x[0]))) for part in parts.values()], torch.arange(IN))
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), whole(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", layers())
@@ -68,10 +81,12 @@ def test_forms_side_by_side_are_the_layers_themselves():
 def test_rows_split_over_devices(name):
     part, x = layers()[name], torch.randn(3, IN)
     rows = torch.arange(len(part(x[0]))).split(len(part(x[0])) // 4)
-    split = [fused([part], [own], torch.arange(IN))(x) for own in (*rows[:2], torch.cat(rows[2:]))]
+    split = [fused({"a": part}, [own], torch.arange(IN))(x) for own in (*rows[:2], torch.cat(rows[2:]))]
     torch.testing.assert_close(torch.cat(split, -1), part(x), rtol=1e-5, atol=1e-5)
     mixed = torch.tensor([5, 0, 3])  # fused on disk: a device's rows need not follow each other
-    torch.testing.assert_close(fused([part], [mixed], torch.arange(IN))(x), part(x)[:, mixed], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        fused({"a": part}, [mixed], torch.arange(IN))(x), part(x)[:, mixed], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", layers())
@@ -79,12 +94,42 @@ def test_rows_split_over_devices(name):
 def test_columns_split_over_devices_add_up(name):
     part, x = layers()[name], torch.randn(3, IN)
     rows = torch.arange(len(part(x[0])))
-    split = [fused([part], [rows], own)(x[:, own]) for own in torch.arange(IN).split(4)]
+    split = [fused({"a": part}, [rows], own)(x[:, own]) for own in torch.arange(IN).split(4)]
     torch.testing.assert_close(sum(split), part(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "bits"), [("low_rank", 8), ("low_rank", 4), ("pivoted", 8), ("columns", 8), ("columns", 4)]
+)
+@torch.no_grad()
+def test_quantized_factors_are_served_as_floats(name, bits):
+    part = layers()[name]
+    part.use_bits(bits)
+    for factor in part.present_factors().values():
+        factor.weight.copy_(torch.randint(-100, 100, factor.weight.shape) if bits == 8 else factor.weight.random_(256))
+        factor.scale.uniform_(0.1, 0.2)
+    rows, x = torch.tensor([5, 0, 3]), torch.randn(3, IN)
+    split = [fused({"a": part}, [rows], own)(x[:, own]) for own in torch.arange(IN).split(4)]
+    torch.testing.assert_close(sum(split), part(x)[:, rows], rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@torch.no_grad()
+def test_a_shard_of_every_form_is_its_layer(name):
+    layer, x = FORMS[name].from_low_rank(torch.randn(OUT, 3), torch.randn(3, IN)), torch.randn(2, IN)
+    rows = torch.randperm(OUT)[:9]
+    split = [fused({"a": layer}, [rows], own)(x[:, own]) for own in (torch.arange(0, IN, 2), torch.arange(1, IN, 2))]
+    torch.testing.assert_close(sum(split), layer(x)[:, rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_tensors_that_are_not_the_entrys_are_one_sentence(name):
+    layer = FORMS[name].from_low_rank(torch.randn(OUT, 3), torch.randn(3, IN))
+    for wrong in ({}, tensors(layer) | {f"{layer.factors[0]}.weight": torch.randn(2, 2)}):
+        with pytest.raises(SlimrankError, match=r"tensors of the layer q_proj are not those of its entry \{'form'"):
+            type(layer).from_stored("q_proj", IN, layer.entry(), wrong)
+
+
 def test_takes_the_dtype_asked_for():
-    part = layers()["pivoted"]
-    stored = [(tensors(part), torch.arange(OUT))]
-    module = FusedParts(stored, torch.arange(IN), torch.device("cpu"), torch.bfloat16)
+    module = fused({"a": layers()["pivoted"]}, [torch.arange(OUT)], torch.arange(IN), torch.bfloat16)
     assert module(torch.randn(2, IN, dtype=torch.bfloat16)).dtype == torch.bfloat16

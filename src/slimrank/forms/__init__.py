@@ -1,4 +1,4 @@
-"""The forms a compressed linear layer can take: one file a form, one line in the table."""
+"""The forms a compressed linear layer can take: one file and one line in the table FORMS for each."""
 
 from reprlib import repr as shortly
 from typing import Any
@@ -7,11 +7,11 @@ from torch import nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
-from slimrank.forms.joint import Joint, joint_layers, link
+from slimrank.forms.joint import Joint, joint_layers
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
-from slimrank.forms.quantized import check_bits
+from slimrank.forms.units import link
 
 FORMS: dict[str, type[Form]] = {
     LowRank.form: LowRank,
@@ -28,7 +28,7 @@ def form_of(name: str, entry: dict[str, Any]) -> type[Form]:
         raise SlimrankError(f"The layer {name} has the unknown form {shortly(form)}; known are {', '.join(FORMS)}.")
     if type(rank) is not int or rank < 1:
         raise SlimrankError(f"The layer {name} has the rank {shortly(rank)}; give a whole number from 1.")
-    check_bits(name, form, entry.get("bits"))
+    FORMS[form].check_bits(name, entry.get("bits"))
     return FORMS[form]
 
 

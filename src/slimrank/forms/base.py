@@ -1,12 +1,15 @@
 """What every form of a compressed linear layer offers."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from slimrank.forms.quantized import quantize_factors
-from slimrank.model.linear import shape_of, weight_of
+from slimrank.errors import SlimrankError
+from slimrank.forms.quantized import BITS, STORED, QuantizedLinear
+from slimrank.forms.shard import Shard
+from slimrank.model.linear import bias_of, shape_of, weight_of
 
 
 class Form(nn.Module):
@@ -23,11 +26,29 @@ class Form(nn.Module):
     form: ClassVar[str]
     """The form's name in the checkpoint's config."""
 
-    bits: int | None = None
-    """Of the factors' stored numbers, where they are quantized."""
-
     sizes: ClassVar[tuple[str, ...]] = ()
-    """What of its shape the entry says beside the rank, for __init__, which has a default where it doesn't."""
+    """The keys of an entry, beside the rank, that __init__ takes by these names; each has a default there."""
+
+    factors: ClassVar[tuple[str, ...]]
+    """The names of the factors, each an nn.Linear without bias or with the layer's; a layer may lack some."""
+
+    tensors: ClassVar[tuple[str, ...]] = ()
+    """The names of the other stored tensors, without the bias and the guard."""
+
+    bias_name: ClassVar[str] = "bias"
+    """Where the dense layer's bias is stored: "bias", or the bias of a factor, such as "up.bias"."""
+
+    refused_bits: ClassVar[Mapping[int, str]] = {}
+    """Bit widths that the factors can't have: why, and what to do instead."""
+
+    unshare: ClassVar[str] = ""
+    """How to compress so that no layer of this form shares a factor with another: the end of an error's sentence."""
+
+    bits: int | None = None
+    """The bit width of the factors' stored numbers where they are quantized."""
+
+    leader: str | None = None
+    """The name, beside this layer, of the layer that stores the input factor which this one uses too."""
 
     weight: Tensor
 
@@ -46,6 +67,11 @@ class Form(nn.Module):
         self.rank = rank
         self.register_buffer("weight", torch.empty(0, device=device, dtype=dtype))
 
+    @property
+    def leads(self) -> bool:
+        """Whether the layer stores its input factor itself."""
+        return self.leader is None
+
     @classmethod
     def shell(
         cls,
@@ -61,16 +87,37 @@ class Form(nn.Module):
         weight = weight_of(dense)
         out_features, in_features = shape_of(dense)
         has_bias = getattr(dense, "bias", None) is not None
-        sizes = {size: entry[size] for size in cls.sizes if size in entry}
-        shell = cls.empty(in_features, out_features, entry["rank"], has_bias, dtype or weight.dtype, **sizes)
-        shell.use_bits(entry.get("bits"))
+        shell = cls._of_entry(in_features, out_features, entry, has_bias, dtype or weight.dtype)
         return shell.to_empty(device=device or weight.device)
 
-    def use_bits(self, bits: int | None) -> None:
-        """Store the factors in so many bits; their values are lost."""
-        if bits is not None:
-            quantize_factors(self, bits)
-            self.bits = bits
+    @classmethod
+    def from_stored(cls, name: str, in_features: int, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The layer `name` of a checkpoint without its bias, from its tensors under their names in the layer.
+
+        Empty tensors may be left out.
+
+        Raises:
+            SlimrankError: for a tensor that is missing or has another shape than `entry` says.
+        """
+        try:
+            layer = cls._of_entry(in_features, cls.count_outputs(entry, tensors), entry, False, torch.float32)
+            empty = {key: torch.empty_like(t, device="cpu") for key, t in layer.state_dict().items() if not t.numel()}
+            layer.load_state_dict(empty | dict(tensors), assign=True)
+        except (KeyError, RuntimeError) as error:
+            raise SlimrankError(
+                f"The tensors of the layer {name} are not those of its entry {entry}; fetch the checkpoint again."
+            ) from error
+        return layer
+
+    @classmethod
+    def _of_entry(
+        cls, in_features: int, out_features: int, entry: dict[str, Any], bias: bool, dtype: torch.dtype
+    ) -> Self:
+        """A module on the meta device, quantized where the entry says so."""
+        sizes = {size: entry[size] for size in cls.sizes if size in entry}
+        module = cls.empty(in_features, out_features, entry["rank"], bias, dtype, **sizes)
+        module.use_bits(entry.get("bits"))
+        return module
 
     @classmethod
     def empty(
@@ -91,26 +138,64 @@ class Form(nn.Module):
         """How many numbers the form stores without the bias; an index counts as one."""
         raise NotImplementedError
 
+    @staticmethod
+    def count_outputs(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
+        """How many outputs the layer of this entry has, found from its stored tensors, quantized or not."""
+        raise NotImplementedError
+
+    @classmethod
+    def stored_names(cls) -> tuple[str, ...]:
+        """The names of all tensors that a layer of this form may store, but for the guard and the bias."""
+        return *cls.tensors, *(f"{factor}.{stored}" for factor in cls.factors for stored in STORED)
+
+    @classmethod
+    def check_bits(cls, name: str, bits: Any) -> None:
+        """Raise a SlimrankError if the factors of the layer `name` can't have this bit width; None means floats."""
+        if bits is not None and bits not in BITS:
+            raise SlimrankError(f"The layer {name} has factors of {bits!r} bits; give 8 or 4.")
+        if bits in cls.refused_bits:
+            reason = cls.refused_bits[bits]
+            raise SlimrankError(f"The layer {name} is {cls.form}, whose factors can't have {bits} bits: {reason}.")
+
+    @classmethod
+    def link_members(cls, name: str, members: Sequence[Self]) -> None:
+        """Tell layers that share the input factor of the layer `name` of each other; does nothing by default.
+
+        members: the layers of this form that name it as their leader, and itself, in no particular order.
+
+        Raises:
+            SlimrankError: naming the layer, where the members are not all there or don't fit together.
+        """
+
+    def present_factors(self) -> dict[str, Any]:
+        """The factors that this layer has, by name: each an nn.Linear, or a QuantizedLinear."""
+        found = {name: getattr(self, name, None) for name in self.factors}
+        return {name: factor for name, factor in found.items() if factor is not None}
+
+    def use_bits(self, bits: int | None) -> None:
+        """Store the factors in so many bits; their values are lost."""
+        if bits is not None:
+            for name, factor in self.present_factors().items():
+                setattr(self, name, QuantizedLinear(factor, bits))
+            self.bits = bits
+
     def entry(self) -> dict[str, Any]:
         """The layer's JSON, from which `shell` builds the same module again."""
         return {"form": self.form, "rank": self.rank} | ({} if self.bits is None else {"bits": self.bits})
 
-    @property
-    def leads(self) -> bool:
-        """Whether `right` is this layer's own, and not that of a layer which it shares it with."""
-        return True
-
-    @property
-    def right(self) -> nn.Linear:
-        """The linear of the right factor V (r, in), or (r, in - c) where c inputs go another way."""
-        raise NotImplementedError
-
-    def left(self) -> Tensor:
-        """U (out, r) in float64, with y = U (V x) + b but for what goes another way."""
-        raise NotImplementedError
-
     def dense_weight(self) -> Tensor:
         """W' (out, in), multiplied out in float64."""
+        raise NotImplementedError
+
+    def dense_bias(self) -> Tensor | None:
+        """The bias (out,), detached, where the layer has one."""
+        return bias_of(self.get_submodule(self.bias_name.rpartition(".")[0]))
+
+    def shard(self, rows: Tensor, columns: Tensor) -> Shard:
+        """What a device computes that has the outputs `rows` (o,) int64 and the inputs `columns` (i,) int64, ascending.
+
+        Rows may be in any order; the factors' values are copied.
+        """
         raise NotImplementedError
 
     def permute_outputs(self, order: Tensor) -> None:

@@ -23,6 +23,7 @@ class Joint(Pivoted):
 
     form = "joint"
     sizes = ("first", "own", "leader")
+    unshare = "compress with form.joint=false"
 
     def __init__(
         self,
@@ -51,11 +52,6 @@ class Joint(Pivoted):
         self.held: tuple[Tensor, Tensor] | None = None
 
     @property
-    def leads(self) -> bool:
-        """Whether the pivots are stored here."""
-        return self.leader is None
-
-    @property
     def group(self) -> "tuple[Joint, ...]":
         """The layers that share the pivots, the leader first."""
         if not self.members:
@@ -78,9 +74,19 @@ class Joint(Pivoted):
         return held[1]
 
     def entry(self) -> dict[str, Any]:
-        """With the place of its pivots in z."""
+        """Form and rank, the place of its pivots in z, and the leader's name."""
         named = {} if self.leader is None else {"leader": self.leader}
         return super().entry() | {"first": self.first, "own": self.own} | named
+
+    @classmethod
+    def link_members(cls, name: str, members: Sequence[Self]) -> None:
+        """Tell the members of each other; their own pivots must be, one after the other, all that the leader stores."""
+        group = sorted(members, key=lambda member: (not member.leads, member.first))
+        ends = [0, *(member.first + member.own for member in group)]
+        fits = [member.first for member in group] == ends[:-1] and {m.rank for m in group} == {ends[-1]}
+        if not (fits and group[0].leads):
+            raise SlimrankError(f"The layers that share the pivots of {name} are not all there, or don't fit together.")
+        _link(group)
 
     @staticmethod
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
@@ -91,7 +97,7 @@ class Joint(Pivoted):
 
     @classmethod
     def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
-        """A group of one."""
+        """The layer of a group of one."""
         (layer,) = joint_layers(left, right, [len(left)], [bias])
         assert isinstance(layer, cls)
         return layer
@@ -101,9 +107,10 @@ class Joint(Pivoted):
 def joint_layers(
     left: Tensor, right: Tensor, sizes: Sequence[int], biases: Sequence[Tensor | None], leader: str | None = None
 ) -> list[Joint]:
-    """A group with the stacked W' = left (sum of sizes, r) @ right (r, in), linked; it takes left's dtype and device.
+    """The linked layers of a group with the stacked W' = left (sum of sizes, r) @ right (r, in).
 
-    leader: the first one's name in the module that holds them all, needed where there are others.
+    They take left's dtype and device. sizes: the outputs of each layer; biases: of each, None where it has none;
+    leader: the first one's name in the module that holds them all, needed where there is more than one.
     """
     rank = left.shape[1]
     rows, combinations = pivot_rows(left)
@@ -122,26 +129,6 @@ def joint_layers(
         first += own
     _link(layers)
     return layers
-
-
-def link(model: nn.Module) -> None:
-    """Let the members of every group in the model know each other.
-
-    Raises:
-        SlimrankError: naming a layer whose group is not whole.
-    """
-    groups: dict[str, list[Joint]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Joint):
-            parent, dot, own = name.rpartition(".")
-            groups.setdefault(parent + dot + (module.leader or own), []).append(module)
-    for name, members in groups.items():
-        members.sort(key=lambda member: (not member.leads, member.first))
-        ends = [0, *(member.first + member.own for member in members)]
-        fits = [member.first for member in members] == ends[:-1] and {m.rank for m in members} == {ends[-1]}
-        if not (fits and members[0].leads):
-            raise SlimrankError(f"The layers that share the pivots of {name} are not all there, or don't fit together.")
-        _link(members)
 
 
 def _link(members: Sequence[Joint]) -> None:

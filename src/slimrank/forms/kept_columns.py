@@ -1,5 +1,6 @@
 """W' = some columns of W as they are, and the others in low rank (Duo-SVD, CPSVD)."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 
 from slimrank.forms.bits import places
 from slimrank.forms.ordered import Ordered
-from slimrank.forms.quantized import matrix_of
+from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.shard import Shard, frozen
 from slimrank.model.linear import permute_inputs, permute_outputs
 
 
@@ -22,6 +24,9 @@ class KeptColumns(Ordered):
     form = "columns"
     of_outputs = False
     sizes = ("columns",)
+    factors = ("down", "up")
+    tensors = ("kept",)
+    bias_name = "up.bias"
     kept: Tensor
 
     def __init__(
@@ -84,6 +89,11 @@ class KeptColumns(Ordered):
         rank, columns = entry["rank"], entry.get("columns", 0)
         return columns * (out_features + 1) + rank * (out_features + in_features - columns)
 
+    @staticmethod
+    def count_outputs(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
+        """The rows of [W_K, U]."""
+        return len(tensors["up.weight"])
+
     def entry(self) -> dict[str, Any]:
         """Form, rank, and how many columns are kept."""
         return super().entry() | {"columns": self.columns}
@@ -104,15 +114,6 @@ class KeptColumns(Ordered):
         self.kept.copy_(now.nonzero().flatten())
         self.forget_order()
 
-    @property
-    def right(self) -> nn.Linear:
-        """V, of the inputs that are not kept."""
-        return self.down
-
-    def left(self) -> Tensor:
-        """U (out, r) in float64."""
-        return matrix_of(self.up)[:, self.columns :]
-
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""
@@ -120,6 +121,28 @@ class KeptColumns(Ordered):
         ordered = torch.cat([kept, left @ matrix_of(self.down)], dim=1)
         return ordered.index_select(1, self.make_order().argsort())
 
+    def shard(self, rows: Tensor, columns: Tensor) -> Shard:
+        """[W_K, U][rows] and V, with the kept and the other inputs among `columns`."""
+        return KeptColumnsShard(self, rows, columns)
+
     def extra_repr(self) -> str:
         """The shape, as nn.Linear prints it."""
         return f"{super().extra_repr()}, columns={self.columns}"
+
+
+class KeptColumnsShard(Shard):
+    """y = [W_K, U] [x_K, V x_rest], of the rows here, with the kept and the other inputs that are here."""
+
+    def __init__(self, layer: KeptColumns, rows: Tensor, columns: Tensor) -> None:
+        super().__init__()
+        kept = torch.zeros(layer.in_features, dtype=torch.bool).index_fill(0, layer.kept.long(), True)
+        place, here = places(kept)[columns], kept[columns]
+        columns_kept, left = floats_of(layer.up)[rows].tensor_split((layer.columns,), dim=1)
+        self.down = frozen(floats_of(layer.down)[:, place[~here]])
+        self.up = frozen(torch.cat([columns_kept[:, place[here]], left], dim=1))
+        self.kept, self.rest = frozen(here.nonzero()[:, 0]), frozen((~here).nonzero()[:, 0])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map the inputs here h (..., columns) to y (..., rows)."""
+        rest = nn.functional.linear(h.index_select(-1, self.rest), self.down)
+        return nn.functional.linear(torch.cat([h.index_select(-1, self.kept), rest], dim=-1), self.up)

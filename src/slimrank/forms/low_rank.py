@@ -1,12 +1,14 @@
 """W' = U V: two thin linears in a row."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
-from slimrank.forms.quantized import matrix_of
+from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.shard import Shard, frozen
 from slimrank.model.linear import permute_inputs, permute_outputs
 
 
@@ -14,6 +16,8 @@ class LowRank(Form):
     """y = U (V x) + b with V = `down` (r, in) and U = `up` (out, r): r (out + in) numbers."""
 
     form = "low_rank"
+    factors = ("down", "up")
+    bias_name = "up.bias"
 
     def __init__(
         self,
@@ -50,6 +54,11 @@ class LowRank(Form):
         """r (out + in)."""
         return entry["rank"] * (out_features + in_features)
 
+    @staticmethod
+    def count_outputs(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
+        """The rows of U."""
+        return len(tensors["up.weight"])
+
     def permute_outputs(self, order: Tensor) -> None:
         """Reorder U's rows and the bias."""
         permute_outputs(self.up, order)
@@ -58,16 +67,23 @@ class LowRank(Form):
         """Reorder V's columns."""
         permute_inputs(self.down, order)
 
-    @property
-    def right(self) -> nn.Linear:
-        """V."""
-        return self.down
-
-    def left(self) -> Tensor:
-        """U (out, r) in float64."""
-        return matrix_of(self.up)
-
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """W' = U V (out, in) in float64."""
-        return self.left() @ matrix_of(self.down)
+        return matrix_of(self.up) @ matrix_of(self.down)
+
+    def shard(self, rows: Tensor, columns: Tensor) -> Shard:
+        """U[rows] and V[:, columns]."""
+        return LowRankShard(self, rows, columns)
+
+
+class LowRankShard(Shard):
+    """y = U[rows] h with h = V[:, columns] x."""
+
+    def __init__(self, layer: LowRank, rows: Tensor, columns: Tensor) -> None:
+        super().__init__(floats_of(layer.down)[:, columns])
+        self.up = frozen(floats_of(layer.up)[rows])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map h (..., r) to y (..., rows)."""
+        return nn.functional.linear(h, self.up)

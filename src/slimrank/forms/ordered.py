@@ -1,4 +1,4 @@
-"""An order of a form's inputs or outputs that follows from what it stores."""
+"""Forms that reorder their inputs or outputs at every call, in an order that follows from the stored tensors."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from slimrank.forms.base import Form
 
 
 class Ordered(Form):
-    """A form with an order (n,) int64 that isn't stored: `order` is None until the first call makes it."""
+    """A form with an order (n,) int64 that isn't stored: `order` is None until the first call computes it."""
 
     of_outputs: ClassVar[bool]
     """Whether it is an order of the outputs, and not of the inputs."""
@@ -23,11 +23,11 @@ class Ordered(Form):
         self.register_buffer("order", None, persistent=False)
 
     def make_order(self) -> Tensor:
-        """The order, from the stored tensors as they are now."""
+        """The order (n,) int64, computed from the stored tensors."""
         raise NotImplementedError
 
     def known_order(self) -> Tensor:
-        """The order, made at the first call."""
+        """The order, computed at the first call."""
         if self.order is not None:
             return self.order
         with torch.inference_mode(False):  # it outlives the mode of the first call
@@ -37,11 +37,11 @@ class Ordered(Form):
         return order
 
     def forget_order(self) -> None:
-        """The stored tensors are others now."""
+        """To be called after the stored tensors have changed."""
         self.order, self.in_order = None, False
 
     def find_in_order(self) -> None:
-        """See whether the order changes nothing."""
+        """Set `in_order`."""
         order = self.make_order()
         self.in_order = torch.equal(order, torch.arange(len(order), device=order.device))
 

@@ -1,6 +1,7 @@
 """Pivoted storage of a rank-r weight (PIFA): r of its own rows, and the other rows as combinations of them."""
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
 from slimrank.forms.ordered import Ordered
-from slimrank.forms.quantized import matrix_of
+from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.shard import Shard, frozen
 from slimrank.model.linear import permute_inputs, permute_outputs
 from slimrank.numerics.pivots import pivot_rows
 
@@ -20,11 +22,16 @@ class Pivoted(Ordered):
     uint8 has a bit for every row that is a pivot. `order` (out,), which sends [y_P, y_N] to the layer's own row order,
     follows from `chosen` and isn't stored: it is made at the first call.
 
-    own: of a layer that shares its pivots (see Joint), how many are rows of its own, from `first` on; leads: whether it
-    stores them all.
+    A subclass may have layers that share their pivots: `own` of the r pivots are then rows of this layer, from `first`
+    on, and `leads` says whether it stores all r.
     """
 
     form = "pivoted"
+    factors = ("pivots", "others")
+    tensors = ("chosen",)
+    refused_bits: ClassVar[Mapping[int, str]] = {
+        4: "its coefficients multiply the pivots' rounding into every other row; take 8 bits, or compress with low_rank"
+    }
     of_outputs = True
     chosen: Tensor
     first: int = 0
@@ -104,6 +111,12 @@ class Pivoted(Ordered):
         rank = entry["rank"]
         return rank * in_features + (out_features - rank) * rank + packed_bytes(out_features)
 
+    @staticmethod
+    def count_outputs(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
+        """Its own pivots and the rows of C."""
+        others = tensors.get("others.weight")
+        return entry.get("own", entry["rank"]) + (0 if others is None else len(others))
+
     @torch.no_grad()
     def permute_outputs(self, order: Tensor) -> None:
         """Reorder the pivots among themselves, for all who share them, and the others likewise, and the bias."""
@@ -145,6 +158,29 @@ class Pivoted(Ordered):
     def dense_weight(self) -> Tensor:
         """W' (out, in) in float64."""
         return self.left() @ matrix_of(self.right)
+
+    def shard(self, rows: Tensor, columns: Tensor) -> Shard:
+        """W'[P][:, columns] and the rows of C that are among `rows`."""
+        return PivotedShard(self, rows, columns)
+
+
+class PivotedShard(Shard):
+    """h = all of W'[P] x; y takes the rows here that are pivots from h, and the others from C h."""
+
+    def __init__(self, layer: Pivoted, rows: Tensor, columns: Tensor) -> None:
+        super().__init__(floats_of(layer.pivots)[:, columns] if layer.leads else None, layer.leader)
+        pivot = unpack(layer.chosen, layer.out_features)
+        place, combined = places(pivot)[rows], ~pivot[rows]
+        needed = place[combined].sort().values
+        order = place + layer.first
+        order[combined] = layer.rank + torch.searchsorted(needed, place[combined])
+        self.others = None if layer.others is None else frozen(floats_of(layer.others)[needed])
+        self.order = frozen(order)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map h (..., r) to y (..., rows)."""
+        y = h if self.others is None else torch.cat([h, nn.functional.linear(h, self.others)], dim=-1)
+        return y.index_select(-1, self.order)
 
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:

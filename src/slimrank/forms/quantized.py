@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrank.errors import SlimrankError
-
 BITS = (8, 4)
 GROUP = 32
 """Inputs that share a scale in 4 bits; in 8 bits a whole row does."""
+
+STORED = ("weight", "scale")
+"""The names of the tensors that a factor stores, floats having the first alone."""
 
 
 class QuantizedLinear(nn.Module):
@@ -59,25 +60,12 @@ def pack_halves(numbers: Tensor) -> Tensor:
     return shifted[:, ::2] | (shifted[:, 1::2] << 4)
 
 
+def floats_of(linear: Any) -> Tensor:
+    """The weight (out, in) of a factor, quantized or not, in the dtype of its floats."""
+    matrix: Tensor = linear.matrix() if isinstance(linear, QuantizedLinear) else linear.weight
+    return matrix
+
+
 def matrix_of(linear: Any) -> Tensor:
     """The weight (out, in) of a factor in float64, quantized or not."""
-    matrix: Tensor = linear.matrix() if isinstance(linear, QuantizedLinear) else linear.weight
-    return matrix.double()
-
-
-def quantize_factors(form: nn.Module, bits: int) -> None:
-    """Put empty quantized linears in the place of the form's factors."""
-    for name, child in list(form.named_children()):
-        if isinstance(child, nn.Linear):
-            setattr(form, name, QuantizedLinear(child, bits))
-
-
-def check_bits(name: str, form: str, bits: Any) -> None:
-    """Raise a SlimrankError for bits that can't be, in the layer `name` of this form."""
-    if bits is not None and bits not in BITS:
-        raise SlimrankError(f"The layer {name} has factors of {bits!r} bits; give 8 or 4.")
-    if bits == 4 and form in ("pivoted", "joint"):
-        raise SlimrankError(
-            f"The layer {name} is {form}, which 4 bits don't serve: its coefficients multiply the pivots' rounding "
-            "into every other row; take 8 bits, or compress with low_rank."
-        )
+    return floats_of(linear).double()

@@ -1,8 +1,9 @@
 """Fold a layer's order into the layers around it, where they alone see it.
 
 The rows of gate and up and the columns of down may be reordered together, since what lies between them treats every
-channel alike; a pivoted layer's scatter or a gather of kept columns then has nothing left to do. Where that is so is
-seen by running a few tokens with such a channel order, for any architecture; no name is looked at.
+channel alike; a form that reorders its outputs or inputs at every call (see Ordered) then no longer needs to. Where
+channels may be reordered is found by running a few tokens with such a channel order, for any architecture; no name is
+looked at.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Passage:
 
 
 def fold_orders(model: PreTrainedModel) -> int:
-    """Reorder channels, in place, so that as many orders as can be change nothing; returns how many layers that are.
+    """Reorder channels, in place, so that as few layers as possible reorder at a call; returns how many no longer do.
 
     The model computes the same, up to rounding, and its state dict keeps its keys and shapes.
     """
@@ -49,7 +50,10 @@ def fold_orders(model: PreTrainedModel) -> int:
 
 
 def wanted_order(makers: list[nn.Module], reader: nn.Module) -> Tensor | None:
-    """The order (channels,) int64 that frees the reader from its own, or else the first maker; None if none has one."""
+    """The new order of the channels (n,) int64 after which the reader, or else the first maker, need not reorder them.
+
+    None where none of them reorders, or one is quantized.
+    """
     if any(isinstance(module, Form) and module.bits for module in (*makers, reader)):
         return None
     ordered = [maker for maker in makers if isinstance(maker, Ordered) and maker.of_outputs]

@@ -1,8 +1,8 @@
 """Make a model faster at inference: fewer products, none that only reorders, and kernels for one token at a time.
 
-In a decoder block q, k and v read one tensor, and so do gate and up. What reads it in each, the weight of a dense layer
-or the input factor of a compressed one, is stacked into one matrix, so that a step starts fewer and larger products.
-Which linears share an input is seen by running a few tokens, for any architecture; no name is looked at.
+In a decoder block q, k and v read one tensor, and so do gate and up. The matrices that multiply it, the weight of a
+dense layer or the input factor of a compressed one, are stacked into one, so that a step starts fewer and larger
+products. Which linears share an input is found by running a few tokens, for any architecture; no name is looked at.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def _alike(linears: Sequence[nn.Linear]) -> bool:
 class Packed(nn.Module):
     """y_i = W_i x + b_i for several linears in one product: W (sum of out_i, in), b the same where any has one.
 
-    The parts take turns in the order of `linears`: the first computes, the last lets go of the outcome.
+    The parts are called in the order of `linears`: the first call computes all outputs, the last one releases them.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:

@@ -19,11 +19,11 @@ from slimrank.run.result import PLAN, card
 
 
 def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = False) -> None:
-    """Write the compressed model to the folder `out` with its factors in 8 bits, or in 4 where all are U V.
+    """Write the compressed model to the folder `out` with its factors in 8 or 4 bits.
 
     Raises:
         UsageError: for other bits, a model without compressed layers, or one that is quantized already.
-        SlimrankError: for 4 bits and a pivoted layer.
+        SlimrankError: naming a layer whose form can't have so many bits.
     """
     layers = compressed_layers(loaded.model)
     if bits not in BITS:
@@ -60,13 +60,12 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
 def quantized(form: Form, bits: int) -> Form:
     """A copy of the form with its factors rounded."""
     made = copy.deepcopy(form)
-    factors = {name: child for name, child in form.named_children() if isinstance(child, nn.Linear)}
     made.use_bits(bits)
-    for name, linear in factors.items():
+    stored = made.present_factors()
+    for name, linear in form.present_factors().items():
         weight, scale = rounded(linear.weight, bits)
-        stored = made.get_submodule(name)
-        stored.weight.copy_(weight)  # type: ignore[operator]
-        stored.scale.copy_(scale)  # type: ignore[operator]
+        stored[name].weight.copy_(weight)
+        stored[name].scale.copy_(scale)
     return made
 
 

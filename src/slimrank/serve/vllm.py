@@ -16,18 +16,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from slimrank.checkpoint.schema import METHOD, check_layers
 from slimrank.errors import SlimrankError
-from slimrank.forms import Joint
-from slimrank.forms.quantized import dequantize
-from slimrank.serve.shards import FusedParts, rows_of
-
-_FACTORS = ("down", "up", "pivots", "others")
-_TENSORS = (
-    "weight",
-    "chosen",
-    "kept",
-    "up.bias",
-    *(f"{name}.{part}" for name in _FACTORS for part in ("weight", "scale")),
-)
+from slimrank.forms import Form, form_of
+from slimrank.serve.shards import Dense, FusedParts
 
 
 class SlimrankConfig(QuantizationConfig):
@@ -85,6 +75,17 @@ class SlimrankLinearMethod(LinearMethodBase):
         """entries: of the parts in order, by their own names; None of a dense one."""
         self.entries = entries
 
+    @property
+    def stand_ins(self) -> dict[str, bool]:
+        """The names under which the parts store tensors in the checkpoint, and whether it is the bias.
+
+        vLLM itself makes the parameter `bias`.
+        """
+        kinds = [form_of(name, entry) for name, entry in self.entries.items() if entry]
+        stored = {"weight", *(name for kind in kinds for name in kind.stored_names())}
+        biases = {kind.bias_name for kind in kinds} - {"bias"}
+        return dict.fromkeys(sorted(stored), False) | dict.fromkeys(sorted(biases), True)
+
     def create_weights(
         self,
         layer: Any,
@@ -100,54 +101,51 @@ class SlimrankLinearMethod(LinearMethodBase):
         layer.rows = _numbers(sum(output_partition_sizes), output_dim=0)
         layer.owners = _numbers(sum(output_partition_sizes), output_dim=0)
         layer.columns = _numbers(input_size_per_partition, input_dim=0)
-        for name in _TENSORS:
+        for name, is_bias in self.stand_ins.items():
             holder, _, last = name.rpartition(".")
             if holder and not hasattr(layer, holder):
                 layer.add_module(holder, nn.Module())
             stand_in = nn.Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
-            stand_in.weight_loader = _keep(layer, name)  # type: ignore[attr-defined]
+            loader = _pass_on(layer) if is_bias else _keep(layer, name)
+            stand_in.weight_loader = loader  # type: ignore[attr-defined]
             layer.get_submodule(holder).register_parameter(last, stand_in)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Build the products from what was read, and let go of it."""
         device, dtype = layer.weight.device, layer.weight.dtype
-        layer.stored = {shard: _floats(tensors, layer.input_size) for shard, tensors in layer.stored.items()}
-        total = {shard: rows_of(tensors) for shard, tensors in layer.stored.items()}
-        for number, (shard, rows) in enumerate(total.items()):
-            where = () if shard is None else (shard,)
-            layer.weight_loader(layer.rows, torch.arange(rows), *where)
-            layer.weight_loader(layer.owners, torch.full((rows,), number), *where)
-        columns = next(filter(None, map(_columns_of, layer.stored.values())))
         if hasattr(layer, "input_is_parallel"):
-            layer.weight_loader(layer.columns, torch.arange(columns))
+            layer.weight_loader(layer.columns, torch.arange(layer.input_size))
         else:
-            layer.columns.copy_(torch.arange(columns))
-        if (layer.rows < 0).any():
-            raise SlimrankError(f"vLLM read no weights for a part of {layer.prefix}; fetch the checkpoint again.")
-        parts = [(tensors, layer.rows[layer.owners == number]) for number, tensors in enumerate(layer.stored.values())]
-        order = layer.owners.unique_consecutive().tolist()
-        self._place_joint([parts[number][0] for number in order], layer.prefix)
-        layer.fused = FusedParts([parts[number] for number in order], layer.columns.data, device, dtype)
-        for name in {name.partition(".")[0] for name in _TENSORS} - {"weight"}:
+            layer.columns.copy_(torch.arange(layer.input_size))
+        shards, parts = {}, self._parts(layer)
+        for name, (number, part) in parts.items():
+            if part.leader is not None and part.leader not in shards:
+                raise SlimrankError(
+                    f"vLLM doesn't compute {name} of {layer.prefix} together with {part.leader}, with which it shares "
+                    f"a factor: {part.unshare}."
+                )
+            _send(layer, layer.rows, number, torch.arange(part.out_features))
+            shards[name] = part.shard(layer.rows[layer.owners == number], layer.columns.data)
+        layer.fused = FusedParts(shards, device, dtype)
+        for name in {name.partition(".")[0] for name in self.stand_ins} - {"weight"}:
             delattr(layer, name)
         del layer.stored, layer.rows, layer.owners, layer.columns
 
-    def _place_joint(self, parts: list[dict[str, Tensor]], prefix: str) -> None:
-        """Let the joint parts, in the layer's order, know where their pivots begin.
+    def _parts(self, layer: Any) -> dict[str, tuple[int, Form | Dense]]:
+        """The parts by name, in the layer's order, and each one's number among those that were read.
 
-        Raises:
-            SlimrankError: if their leader is not in this layer, before them.
+        Which part was read under which of vLLM's shard ids follows from where its loader puts each one's rows.
         """
-        seen = set[str]()
-        for (name, entry), tensors in zip(self.entries.items(), parts, strict=False):
-            if entry and entry["form"] == Joint.form:
-                if entry.get("leader", name) not in {*seen, name}:
-                    raise SlimrankError(
-                        f"vLLM doesn't fuse {name} of {prefix} behind {entry['leader']}, whose pivots it shares: "
-                        "compress with form.joint=false."
-                    )
-                tensors["first"] = torch.tensor(entry["first"])
-                seen.add(name)
+        for number in range(len(layer.stored)):
+            _send(layer, layer.owners, number, torch.full((layer.output_size,), number))
+        order = layer.owners.unique_consecutive().tolist()
+        if -1 in order or len(order) != len(self.entries):
+            raise SlimrankError(f"vLLM read no weights for a part of {layer.prefix}; fetch the checkpoint again.")
+        stored = list(layer.stored.values())
+        return {
+            name: (number, _part(f"{name} of {layer.prefix}", layer.input_size, entry, stored[number]))
+            for number, (name, entry) in zip(order, self.entries.items(), strict=True)
+        }
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map x (..., in here) to y (..., out here)."""
@@ -163,33 +161,36 @@ def _numbers(size: int, **attributes: int) -> nn.Parameter:
     return numbers
 
 
+def _send(layer: Any, numbers: nn.Parameter, part: int, loaded: Tensor) -> None:
+    """Load `loaded` as vLLM loads the rows of a part, given by its number among those that were read."""
+    shard = list(layer.stored)[part]
+    layer.weight_loader(numbers, loaded, *(() if shard is None else (shard,)))
+
+
+def _part(name: str, inputs: int, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> Form | Dense:
+    """The linear `name`, whole, from its stored tensors; entry None means dense."""
+    if entry is None:
+        return Dense(tensors["weight"])
+    return form_of(name, entry).from_stored(name, inputs, entry, tensors)
+
+
 def _keep(layer: Any, name: str) -> Callable[..., None]:
-    """A weight loader that keeps the tensor for later; a bias goes to the layer's own, by its own loader."""
+    """A weight loader that keeps the tensor for later."""
 
     def load(parameter: nn.Parameter, loaded: Tensor, shard: Any = None) -> None:
-        if name == "up.bias":
-            layer.weight_loader(layer.bias, loaded, *(() if shard is None else (shard,)))
-        elif loaded.numel():  # the guard is empty
+        if loaded.numel():  # the guard is empty
             layer.stored.setdefault(shard, {})[name] = loaded.clone()
 
     return load
 
 
-def _floats(tensors: dict[str, Tensor], inputs: int) -> dict[str, Tensor]:
-    """The tensors with quantized factors as floats: vLLM serves them at full width."""
-    kept = len(tensors.get("kept", ()))
-    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(".scale")}
-    for name in _FACTORS:
-        if f"{name}.scale" in tensors:
-            width = kept + len(tensors["down.weight"]) if name == "up" else inputs - kept  # matters in 4 bits alone
-            found[f"{name}.weight"] = dequantize(tensors[f"{name}.weight"], tensors[f"{name}.scale"], width)
-    return found
+def _pass_on(layer: Any) -> Callable[..., None]:
+    """A weight loader that hands a part's bias to the layer's own, by its own loader."""
 
+    def load(parameter: nn.Parameter, loaded: Tensor, shard: Any = None) -> None:
+        layer.weight_loader(layer.bias, loaded, *(() if shard is None else (shard,)))
 
-def _columns_of(tensors: dict[str, Tensor]) -> int | None:
-    """How many inputs a part has; None of one without an input factor of its own."""
-    name = next((name for name in ("pivots.weight", "down.weight", "weight") if name in tensors), None)
-    return None if name is None else tensors[name].shape[1] + len(tensors.get("kept", ()))
+    return load
 
 
 def register() -> None:

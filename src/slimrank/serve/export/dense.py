@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.forms import Form
-from slimrank.model.linear import bias_of
 from slimrank.model.load import Loaded
 from slimrank.serve.export.parity import Runner, torch_runner
 
@@ -38,7 +37,7 @@ def multiplied_out(model: PreTrainedModel) -> PreTrainedModel:
     plain = copy.deepcopy(model)
     plain.config = config
     for name, form in [(name, module) for name, module in plain.named_modules() if isinstance(module, Form)]:
-        plain.set_submodule(name, _dense(form, skeleton.get_submodule(name), _bias(form), model.dtype))
+        plain.set_submodule(name, _dense(form, skeleton.get_submodule(name), form.dense_bias(), model.dtype))
     return plain
 
 
@@ -48,8 +47,3 @@ def _dense(form: Form, like: nn.Module, bias: torch.Tensor | None, dtype: torch.
     if bias is not None:
         like.bias = nn.Parameter(bias.to(dtype))
     return like
-
-
-def _bias(form: Form) -> torch.Tensor | None:
-    """A form keeps its bias itself or in its output factor."""
-    return bias_of(form) if hasattr(form, "bias") else bias_of(form.get_submodule("up"))
