@@ -25,7 +25,7 @@ import torch
 
 from slimrank.numerics.grams import Grams
 from slimrank.spectrum.curve import curve
-from slimrank.spectrum.decomposition import decompose_weight_again
+from slimrank.spectrum.decomposition import decompose_weight, decompose_weight_again
 
 
 def plain(weight, gram, rank):

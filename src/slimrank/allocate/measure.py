@@ -61,7 +61,7 @@ class Damage:
         self._ids = self._world.share(calibration[:windows])
         holds = prefixes or spectra.held.room
         self._factors: dict[Unit, Factors] | None = None if holds else {}
-        self._layers = self._cuts(self.base)
+        self._layers = self._model.linears | self._cuts(self.base)
         self._known: dict[tuple[str, frozenset], float] = {}
         self._stream, self._hidden = self._run_base(self._layers, prefixes)
         self._parts = self._cut_to_parts()

@@ -31,14 +31,13 @@ def measure(problem: Problem, losses: dict[Unit, Floats], ranks: Ranks, *, point
 
 
 def top_rank(problem: Problem, unit: Unit, ranks: Ranks) -> int | None:
-    """The rank that a unit was given, or the largest that costs no more than what its linears were given."""
+    """The rank that a unit was given, or its linear as part of another, or the largest that costs what its linears do."""
     if unit in ranks:
         return ranks[unit]
     given = {name: one for one in ranks for name in one.names}
-    owners = dict.fromkeys(given[name] for name in unit.names)
-    budget = sum(problem.cost(one, ranks[one]) for one in owners)
     if len(unit.names) == 1:
         return ranks[given[unit.leader]]
+    budget = sum(problem.cost(one, ranks[one]) for one in dict.fromkeys(given[name] for name in unit.names))
     return next((rank for rank in range(unit.full_rank, 0, -1) if problem.cost(unit, rank) <= budget), 1)
 
 

@@ -31,7 +31,8 @@ def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
         own = spectra.model.units[unit.leader] if len(unit.names) == 1 else known.get(unit.leader)
         if own is None or set(own.names) != set(unit.names):
             raise UsageError(
-                f"The plan makes {', '.join(unit.names)} one unit, and they do not share an input: set unit to null."
+                f"The plan makes {', '.join(unit.names)} one unit, which are not the linears that share one input: set "
+                "unit to null."
             )
         if len(unit.names) == 1 and own not in spectra.curves:
             raise UsageError(

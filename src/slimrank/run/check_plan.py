@@ -20,6 +20,7 @@ def check_plan(plan: Plan, model: Compressible) -> Plan:
     _check_model(plan, model)
     for name, linear in plan.linears.items():
         _check_place(name, linear, model)
+    _check_leaders(plan)
     ranks = plan.ranks()
     checked = {name: one for unit, rank in ranks.items() for name, one in _checked(plan, unit, rank).items()}
     linears = {name: checked[name] for name in plan.linears}
@@ -97,10 +98,22 @@ def _check_unit(plan: Plan, unit: Unit) -> None:
             "by itself: set unit to null."
         )
     for name, one in linears.items():
-        if one.unit is not None and (one.unit != unit.leader or len(linears) < 2):
-            raise UsageError(
-                f"The plan gives {name} the unit {one.unit}, which is not the first of several linears with that unit: "
-                "set unit to null."
-            )
+        if one.unit is not None and len(linears) < 2:
+            raise _not_first(name, one)
     if len({one.rank for one in linears.values()}) > 1:
         raise UsageError(f"The plan gives {', '.join(linears)} one unit and several ranks: choose one rank for all.")
+
+
+def _check_leaders(plan: Plan) -> None:
+    """Raise a UsageError where a unit's first linear is not in it."""
+    for name, one in plan.linears.items():
+        first = plan.linears.get(one.unit or name)
+        if one.rank is not None and one.unit and (first is None or first.rank is None or first.unit != one.unit):
+            raise _not_first(name, one)
+
+
+def _not_first(name: str, one: LinearPlan) -> UsageError:
+    return UsageError(
+        f"The plan gives {name} the unit {one.unit}, which is not the first of several linears with that unit: "
+        "set unit to null."
+    )
