@@ -100,6 +100,10 @@ def _child(options: dict[str, Any], die_after: int, log: Path) -> None:
     compression.Clock.__call__ = lambda self, stage: (print("stage", stage, file=file), clock(self, stage))[1]
     try:
         options = dict(options)
+        if options.pop("own_methods", False):
+            import own_methods
+
+            own_methods.register()
         compression.compress(options.pop("model"), options.pop("recipe"), out=Path(options.pop("out")), **options)
     except Exception as error:
         print("error", f"{type(error).__name__}: {error}".replace("\n", " "), file=file)

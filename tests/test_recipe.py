@@ -43,9 +43,9 @@ def test_refined_keeps_what_is_solved_and_replaces_what_is_trained():
 
 def test_gradients_are_taken_on_the_metrics_tokens_unless_another_step_needs_them_all():
     windows = torch.zeros(10, 256)
-    assert len(load_recipe("slimrank", ["metric.tokens=1000"]).gradient_windows(windows)) == 4
-    assert len(load_recipe("slimrank", ["metric.tokens=null"]).gradient_windows(windows)) == 10
-    assert len(load_recipe("dipsvd", ["metric={name: two_sided, tokens: 1000}"]).gradient_windows(windows)) == 10
+    assert len(load_recipe("slimrank", ["metric.tokens=1000"]).needs.gradient_windows(windows)) == 4
+    assert len(load_recipe("slimrank", ["metric.tokens=null"]).needs.gradient_windows(windows)) == 10
+    assert len(load_recipe("dipsvd", ["metric={name: two_sided, tokens: 1000}"]).needs.gradient_windows(windows)) == 10
 
 
 @pytest.mark.parametrize(

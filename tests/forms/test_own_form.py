@@ -6,81 +6,18 @@ import pytest
 import torch
 from architectures import llama
 from lossless import compress, factors
+from own_methods import Scaled
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError
-from slimrank.forms import FORMS, Form, compressed_layers, form_of
-from slimrank.forms.quantized import floats_of, matrix_of
-from slimrank.forms.shard import Shard, frozen
-from slimrank.model.linear import is_linear, permute_inputs, permute_outputs, weight_of
+from slimrank.forms import FORMS, compressed_layers, form_of
+from slimrank.model.linear import is_linear, weight_of
 from slimrank.serve.export import export
 from slimrank.serve.optimize import optimize
 from slimrank.serve.shards import Dense, FusedParts
-
-
-class Scaled(Form):
-    """y = U (s * V x) + b with a scale s (r,) between V = `down` (r, in) and U = `up` (out, r)."""
-
-    form = "scaled"
-    factors = ("down", "up")
-    tensors = ("between",)
-    bias_name = "up.bias"
-    refused_bits = {4: "it is a toy; take 8 bits"}  # noqa: RUF012
-
-    def __init__(self, in_features, out_features, rank, bias=True, *, device=None, dtype=None):
-        super().__init__(in_features, out_features, rank, device=device, dtype=dtype)
-        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.between = nn.Parameter(torch.ones(rank, device=device, dtype=dtype))
-        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
-
-    def forward(self, x):
-        return self.up(self.between * self.down(x))
-
-    @classmethod
-    @torch.no_grad()
-    def from_low_rank(cls, left, right, bias=None):
-        """The columns of U have length 1, their lengths are the scale."""
-        module = cls.empty(right.shape[1], *left.shape, bias is not None, left.dtype).to_empty(device=left.device)
-        length = left.norm(dim=0)
-        module.down.weight.copy_(right)
-        module.between.copy_(length)
-        module.up.weight.copy_(left / length)
-        if bias is not None:
-            module.up.bias.copy_(bias)
-        return module
-
-    @staticmethod
-    def count_parameters(out_features, in_features, entry):
-        return entry["rank"] * (out_features + in_features + 1)
-
-    @staticmethod
-    def count_outputs(entry, tensors):
-        return len(tensors["up.weight"])
-
-    @torch.no_grad()
-    def dense_weight(self):
-        return matrix_of(self.up) * self.between.double() @ matrix_of(self.down)
-
-    def permute_outputs(self, order):
-        permute_outputs(self.up, order)
-
-    def permute_inputs(self, order):
-        permute_inputs(self.down, order)
-
-    def shard(self, rows, columns):
-        return ScaledShard(self, rows, columns)
-
-
-class ScaledShard(Shard):
-    def __init__(self, layer: Scaled, rows: Tensor, columns: Tensor) -> None:
-        super().__init__(floats_of(layer.down)[:, columns])
-        self.up = frozen(floats_of(layer.up)[rows] * layer.between)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return nn.functional.linear(h, self.up)
 
 
 @pytest.fixture(autouse=True)

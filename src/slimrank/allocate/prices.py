@@ -31,7 +31,7 @@ def measure(problem: Problem, losses: dict[Unit, Floats], ranks: Ranks, *, point
 
 
 def top_rank(problem: Problem, unit: Unit, ranks: Ranks) -> int | None:
-    """The rank that a unit was given, or its linear as part of another, or the largest that costs what its linears do."""
+    """The rank that a unit was given, by itself or in another one, or the largest that costs what its linears do."""
     if unit in ranks:
         return ranks[unit]
     given = {name: one for one in ranks for name in one.names}
