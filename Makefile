@@ -44,7 +44,7 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 test-torchao: .venv-torchao/installed
-	.venv-torchao/bin/python -m pytest tests/serve/test_quantize.py
+	.venv-torchao/bin/python -m pytest tests/run/test_quantize.py
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict --site-dir out/site

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimrank.forms import Joint, KeptColumns, LowRank, Pivoted, link
 from slimrank.forms.bits import pack
-from slimrank.model.linear import is_linear
+from slimrank.forms.linear import is_linear
 from slimrank.model.load import DTYPES
 
 ALIGN = 8

@@ -4,8 +4,8 @@ import torch
 from transformers import PreTrainedModel
 
 from slimrank.forms import joint_layers
+from slimrank.forms.linear import bias_of
 from slimrank.model.decoder import set_module
-from slimrank.model.linear import bias_of
 from slimrank.plan import Plan
 from slimrank.serve.optimize import shared_inputs
 

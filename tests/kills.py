@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 (read by the server, once)
 
+from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.run import compress as compression
-from slimrank.run.account import FILE as ACCOUNT
 from slimrank.store import pieces
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 tells its server nothing else

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slimrank.forms import FORMS
-from slimrank.model.linear import is_linear, weight_of
+from slimrank.forms.linear import is_linear, weight_of
 
 
 def compress(model: PreTrainedModel, *forms: str) -> PreTrainedModel:

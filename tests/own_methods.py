@@ -13,10 +13,10 @@ from slimrank.calibrate.needs import Needs
 from slimrank.factorize import FACTORIZERS, Factorizer, Target
 from slimrank.factorize.base import Built
 from slimrank.forms import FORMS, Form
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
 from slimrank.metric import METRICS, Metric
-from slimrank.model.linear import permute_inputs, permute_outputs
 from slimrank.refine import REFINERS, Refiner
 from slimrank.refine.base import Cuts
 from slimrank.spectrum.spectra import Spectra

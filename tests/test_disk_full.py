@@ -16,9 +16,8 @@ from transformers import modeling_utils
 
 from slimrank import compress
 from slimrank.errors import SlimrankError
-from slimrank.model.decoder import Room
 from slimrank.run.estimate import Estimate
-from slimrank.runtime.memory import Limits
+from slimrank.runtime.memory import Limits, Room
 from slimrank.store import pieces
 
 RECIPES = {

@@ -12,7 +12,7 @@ from slimrank.allocate.budget import fit_ranks, used
 from slimrank.allocate.duo import MeasuredModules, Scan, choose, settle
 from slimrank.allocate.measure import Damage
 from slimrank.errors import UsageError
-from slimrank.model.linear import weight_of
+from slimrank.forms.linear import weight_of
 from slimrank.spectrum.spectra import Spectra
 
 

@@ -10,7 +10,7 @@ from slimrank.calibrate import read_text
 from slimrank.checkpoint import write_checkpoint
 from slimrank.evaluate import perplexity
 from slimrank.forms import LowRank, Pivoted, compressed_layers
-from slimrank.model.linear import is_linear, weight_of
+from slimrank.forms.linear import is_linear, weight_of
 from slimrank.model.load import load
 
 peft = pytest.importorskip("peft")

@@ -5,10 +5,10 @@ from typer.testing import CliRunner
 
 from slimrank import compress, evaluate_models, load
 from slimrank.calibrate import read_text
+from slimrank.checkpoint.account import Account
 from slimrank.cli.main import app
 from slimrank.evaluate.likeness import Distance
 from slimrank.evaluate.perplexity import text_windows
-from slimrank.run.account import Account
 from slimrank.texts.reading import Reading, read_windows
 
 READ = ["--window", "32", "--max-windows", "8"]

@@ -4,7 +4,7 @@ from lossless import factors
 
 from slimrank.evaluate.models import linear_parameters
 from slimrank.forms import FORMS
-from slimrank.model.linear import is_linear, weight_of
+from slimrank.forms.linear import is_linear, weight_of
 from slimrank.model.load import Loaded
 
 RANK = 3

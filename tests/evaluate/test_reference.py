@@ -13,10 +13,9 @@ from slimrank.calibrate import Text
 from slimrank.errors import UsageError
 from slimrank.evaluate import perplexity
 from slimrank.evaluate.reference import reference_of
-from slimrank.model.decoder import Room
 from slimrank.model.load import Loaded
 from slimrank.recipe import load_recipe
-from slimrank.runtime.memory import Limits
+from slimrank.runtime.memory import Limits, Room
 
 WINDOW = 16
 

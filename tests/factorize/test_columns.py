@@ -13,7 +13,7 @@ from slimrank.factorize.columns import (
     split_at,
 )
 from slimrank.forms import KeptColumns, LowRank
-from slimrank.model.linear import weight_of
+from slimrank.forms.linear import weight_of
 from slimrank.numerics.grams import Grams
 from slimrank.spectrum.decomposition import decompose_weight
 

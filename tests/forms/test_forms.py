@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Form, LowRank, Pivoted, compressed_layers, form_of
+from slimrank.forms.linear import shape_of, weight_of
 from slimrank.forms.pivoted import permute_last
-from slimrank.model.linear import shape_of, weight_of
 from slimrank.numerics.pivots import by_qr, by_swaps, pivot_rows
 
 SHAPES = [(12, 8, 3), (8, 12, 3), (8, 8, 8), (12, 8, 8), (8, 12, 8), (7, 5, 1), (1, 6, 1)]

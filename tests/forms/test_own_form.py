@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, compressed_layers, form_of
-from slimrank.model.linear import is_linear, weight_of
+from slimrank.forms.linear import is_linear, weight_of
 from slimrank.serve.export import export
 from slimrank.serve.optimize import optimize
 from slimrank.serve.shards import Dense, FusedParts

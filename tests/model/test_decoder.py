@@ -4,8 +4,8 @@ from architectures import ARCHITECTURES, VOCABULARY
 from torch import nn
 
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.forms.linear import is_linear
 from slimrank.model.decoder import Decoder, find_blocks, fingerprint, require_finite_weights
-from slimrank.model.linear import is_linear
 from slimrank.store.weights import sample
 
 

@@ -11,11 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from slimrank import load
+from slimrank.checkpoint.account import Account
 from slimrank.cli.main import app
 from slimrank.errors import MissingLibrary, UsageError
 from slimrank.plan import Plan
 from slimrank.report import charts, write_report
-from slimrank.run.account import Account
 
 
 def block(page, name):

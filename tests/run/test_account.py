@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from slimrank import compress
+from slimrank.checkpoint.account import Account
 from slimrank.errors import UsageError
-from slimrank.run.account import Account, points_of
+from slimrank.run.curves import points_of
 from slimrank.spectrum.curve import Curve
 
 

@@ -14,11 +14,11 @@ from slimrank.calibrate import read_text
 from slimrank.cli.commands.compare import parse_keeps
 from slimrank.cli.main import app
 from slimrank.errors import UsageError
-from slimrank.model.decoder import Decoder, Room
+from slimrank.model.decoder import Decoder
 from slimrank.recipe import load_recipe
 from slimrank.run.compare import compare
 from slimrank.run.compress import compress
-from slimrank.runtime.memory import Limits
+from slimrank.runtime.memory import Limits, Room
 from slimrank.spectrum.decompose import curve_job
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store import pieces

@@ -14,9 +14,9 @@ from slimrank.calibrate.evidence import calibrate
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.forms import compressed_layers
+from slimrank.forms.linear import weight_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
-from slimrank.model.linear import weight_of
 from slimrank.plan import Plan
 from slimrank.recipe import load_recipe
 from slimrank.run.steps import allocate, decompose, factorize

@@ -10,9 +10,8 @@ import torch
 from slimrank import compress
 from slimrank.checkpoint import find
 from slimrank.errors import UsageError
-from slimrank.model.decoder import Room
 from slimrank.run.estimate import Estimate
-from slimrank.runtime.memory import Limits, parse_size
+from slimrank.runtime.memory import Limits, Room, parse_size
 
 RECIPES = {
     "slimrank": {"recipe": "slimrank"},

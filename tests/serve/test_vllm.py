@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.forms import KeptColumns, LowRank, Pivoted, compressed_layers
-from slimrank.model.linear import is_linear, weight_of
+from slimrank.forms.linear import is_linear, weight_of
 from slimrank.model.load import load
 
 vllm = pytest.importorskip("vllm")

@@ -13,7 +13,7 @@ from slimrank.allocate.shares import min_max, scaled_to
 from slimrank.calibrate.moments import OutputMoments
 from slimrank.calibrate.needs import Needs
 from slimrank.model.units import Unit
-from slimrank.runtime.threads import one_thread
+from slimrank.numerics.threads import one_thread
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(lambda clip: ascending(clip))]

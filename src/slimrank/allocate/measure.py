@@ -10,7 +10,7 @@ from slimrank.allocate.base import Ranks
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
-from slimrank.model.linear import bias_of, weight_of
+from slimrank.forms.linear import bias_of, weight_of
 from slimrank.model.units import Unit
 from slimrank.numerics.losses import next_token_losses
 from slimrank.spectrum.spectra import Spectra

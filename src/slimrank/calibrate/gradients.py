@@ -12,8 +12,8 @@ from slimrank.calibrate.collect import Linears, merged
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.needs import Labels
 from slimrank.calibrate.stream import Part
+from slimrank.forms.linear import shape_of
 from slimrank.model.decoder import Decoder, attached
-from slimrank.model.linear import shape_of
 from slimrank.numerics.gram_sum import product
 from slimrank.runtime.track import Track, no_track
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimrank.model.decoder import Call, Decoder, Room
+from slimrank.model.decoder import Call, Decoder
+from slimrank.runtime.memory import Room
 from slimrank.store.disk import disk_errors
 
 CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # numbers at a time

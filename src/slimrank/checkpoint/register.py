@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from slimrank.checkpoint.schema import METHOD, VERSION, check_layers
 from slimrank.errors import SlimrankError
 from slimrank.forms import form_of, link
-from slimrank.model.linear import is_linear
+from slimrank.forms.linear import is_linear
 
 
 @register_quantization_config(METHOD)

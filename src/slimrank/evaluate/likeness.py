@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from slimrank.checkpoint.account import FILE, Account
 from slimrank.errors import UsageError
 from slimrank.evaluate.perplexity import text_windows
 from slimrank.model.load import Loaded
-from slimrank.run.account import FILE, Account
 from slimrank.texts.frequencies import Frequencies
 from slimrank.texts.texts import Text
 

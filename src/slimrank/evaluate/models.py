@@ -15,8 +15,8 @@ from slimrank.evaluate.reference import Reference, reference_of
 from slimrank.evaluate.results import ModelResult, count_parameters, stored_bytes, weight_bytes
 from slimrank.evaluate.tasks import Tasks
 from slimrank.forms.base import Form
+from slimrank.forms.linear import is_linear, shape_of
 from slimrank.model.decoder import find_blocks
-from slimrank.model.linear import is_linear, shape_of
 from slimrank.model.load import Loaded, load
 from slimrank.runtime.memory import Limits
 from slimrank.runtime.track import Track, no_track

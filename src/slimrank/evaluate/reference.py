@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.calibrate.stream import Home
-from slimrank.model.decoder import Decoder, Room, attached, evaluating
+from slimrank.model.decoder import Decoder, attached, evaluating
 from slimrank.numerics.losses import divergences
+from slimrank.runtime.memory import Room
 
 
 @dataclass

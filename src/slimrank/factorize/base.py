@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from slimrank.forms import FORMS, Form
-from slimrank.model.linear import bias_of, shape_of, weight_of
+from slimrank.forms.linear import bias_of, shape_of, weight_of
 from slimrank.model.units import Shape
 from slimrank.numerics.grams import Grams
 from slimrank.spectrum.decomposition import Decomposition

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
+from slimrank.forms.linear import bias_of, shape_of, weight_of
 from slimrank.forms.quantized import BITS, STORED, QuantizedLinear
 from slimrank.forms.shard import Shard
-from slimrank.model.linear import bias_of, shape_of, weight_of
 
 
 class Form(nn.Module):

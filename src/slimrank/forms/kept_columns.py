@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.bits import places
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
-from slimrank.model.linear import permute_inputs, permute_outputs
 
 
 class KeptColumns(Ordered):

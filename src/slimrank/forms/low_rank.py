@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
-from slimrank.model.linear import permute_inputs, permute_outputs
 
 
 class LowRank(Form):

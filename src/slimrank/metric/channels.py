@@ -10,7 +10,7 @@ from slimrank.calibrate.moments import InputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric.base import Metric
 from slimrank.numerics.grams import square_root, times
-from slimrank.runtime.threads import one_thread
+from slimrank.numerics.threads import one_thread
 
 Variant = Literal["paper", "released"]
 GAINS: dict[Variant, float] = {"paper": 30**0.5, "released": 30.0}

@@ -6,8 +6,8 @@ from functools import cached_property
 
 from torch import nn
 
+from slimrank.forms.linear import shape_of
 from slimrank.model.decoder import Decoder, Filter, set_module
-from slimrank.model.linear import shape_of
 from slimrank.model.units import Unit
 
 

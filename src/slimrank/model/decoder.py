@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import Form
-from slimrank.model.linear import is_linear, weight_of
+from slimrank.forms.linear import is_linear, weight_of
+from slimrank.runtime.memory import Room
 from slimrank.runtime.world import ALONE, World
 from slimrank.store.weights import Weights
 
@@ -29,13 +30,6 @@ class Call:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-class Room(NamedTuple):
-    """Bytes that the hidden states of one set of windows may take on the device and in host memory."""
-
-    device: int = 2**62
-    host: int = 2**62
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -17,7 +17,6 @@ from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
 from slimrank.model.gguf import load_gguf, said, stored_dtype
 from slimrank.model.skeleton import in_parts
-from slimrank.serve.optimize import Packed
 from slimrank.store.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -130,5 +129,5 @@ def require_dense(loaded: Loaded) -> None:
         raise UsageError(f"MODEL {loaded.name} is already compressed ({method}): give the dense model.")
     if compressed_layers(loaded.model):
         raise UsageError(f"MODEL {loaded.name} was compressed in memory before: load the dense model again.")
-    if any(isinstance(module, Packed) for module in loaded.model.modules()):
+    if any(getattr(module, "only_serves", False) for module in loaded.model.modules()):
         raise UsageError(f"MODEL {loaded.name} was optimized: load it again, compress it, and optimize the result.")

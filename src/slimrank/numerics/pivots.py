@@ -5,7 +5,7 @@ import torch
 from scipy.linalg import qr, solve_triangular
 from torch import Tensor
 
-from slimrank.runtime.threads import one_thread
+from slimrank.numerics.threads import one_thread
 
 LARGEST = 1.05  # of the coefficients' absolute values, so that rounding the pivots does little to the other rows
 

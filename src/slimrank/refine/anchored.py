@@ -10,15 +10,15 @@ from torch import Tensor
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
+from slimrank.forms.linear import weight_of
 from slimrank.model.decoder import set_module
-from slimrank.model.linear import weight_of
 from slimrank.model.units import Unit
 from slimrank.numerics.damped import factor_, solved
 from slimrank.numerics.grams import Grams, shrunk_
+from slimrank.numerics.threads import Job
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
-from slimrank.runtime.threads import Job
 from slimrank.spectrum.decomposition import decompose_weight
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run

@@ -6,7 +6,7 @@ from slimrank.errors import UsageError
 from slimrank.forms import Form, LowRank, form_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.units import Unit
-from slimrank.runtime.threads import Job, in_threads, is_small
+from slimrank.numerics.threads import Job, in_threads, is_small
 
 
 def low_rank_layers(model: Compressible, refiner: str) -> dict[str, LowRank]:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.pairs import PairMoments, Seen, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.forms.linear import bias_of, shape_of
 from slimrank.model.compressible import Compressible
-from slimrank.model.linear import bias_of, shape_of
 from slimrank.refine.replay import Replay
 
 HELD = 2**30  # bytes of a block's dense outputs, and a quarter of it of compressed ones, that are not computed again

@@ -9,8 +9,8 @@ from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.forms import LowRank
+from slimrank.forms.linear import weight_of
 from slimrank.model.compressible import Compressible
-from slimrank.model.linear import weight_of
 from slimrank.model.units import described
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import low_rank_layers

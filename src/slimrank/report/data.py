@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from slimrank.checkpoint.account import CurvePoints
 from slimrank.plan import LinearPlan, Plan
-from slimrank.run.account import CurvePoints
 
 Columns = dict[str, list[Any]]
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slimrank.checkpoint.account import Account
 from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
 from slimrank.report import charts
 from slimrank.report.data import Columns, columns, curve_columns, linear_columns, root_mean_square
 from slimrank.report.measured import Table, evaluation_notes, evaluation_tables, speed_table, understood
 from slimrank.report.page import render
-from slimrank.run.account import Account
 from slimrank.texts.reading import specs_again
 
 Facts = list[tuple[str, str]]

@@ -12,13 +12,13 @@ from torch import nn
 from slimrank.calibrate.stream import CPU_LOGITS, default_batch
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.predictions import logits_bytes
+from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
-from slimrank.model.linear import shape_of
+from slimrank.numerics.threads import at_once
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.runtime.memory import Limits
-from slimrank.runtime.threads import at_once
 from slimrank.store.weights import Part
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from slimrank.checkpoint import check_free
+from slimrank.checkpoint.account import FILE as ACCOUNT
+from slimrank.checkpoint.account import Account
 from slimrank.model.load import Loaded, load
 from slimrank.plan import Plan
-from slimrank.run.account import FILE as ACCOUNT
-from slimrank.run.account import Account
 from slimrank.run.result import PLAN, Result
 from slimrank.run.resume import WRITTEN
 from slimrank.spectrum.curve import Curve

@@ -6,9 +6,9 @@ from pathlib import Path
 from slimrank.allocate.budget import require_room
 from slimrank.calibrate.evidence import calibrate
 from slimrank.errors import UsageError
+from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder, Filter, require_finite_weights
-from slimrank.model.linear import shape_of
 from slimrank.model.load import Loaded, load, require_dense
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe

@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slimrank.checkpoint import model_card, write_checkpoint
+from slimrank.checkpoint.account import FILE as ACCOUNT
+from slimrank.checkpoint.account import Account
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.model.load import Loaded
 from slimrank.plan import Plan
-from slimrank.run.account import FILE as ACCOUNT
-from slimrank.run.account import Account, curves_of
+from slimrank.run.curves import curves_of
 from slimrank.runtime.versions import versions
 from slimrank.spectrum.curve import Curve
 from slimrank.texts.frequencies import Frequencies

@@ -6,11 +6,11 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from slimrank.errors import UsageError
-from slimrank.model.decoder import Room
 
 MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
@@ -20,6 +20,13 @@ UNITS = {
     **{f"{p}{b}": n**i for i, p in enumerate("KMGT", 1) for b, n in (("", 1000), ("B", 1000), ("iB", 1024))},
 }
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?(?:iB|B)?)\s*", re.ASCII)
+
+
+class Room(NamedTuple):
+    """Bytes that the hidden states of one set of windows may take on the device and in host memory."""
+
+    device: int = 2**62
+    host: int = 2**62
 
 
 @dataclass(frozen=True)

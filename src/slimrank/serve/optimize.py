@@ -71,6 +71,9 @@ class Packed(nn.Module):
     The parts are called in the order of `linears`: the first call computes all outputs, the last one releases them.
     """
 
+    only_serves = True
+    """Whether the model that holds this can be served and not compressed (see model.load)."""
+
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.sizes = [linear.out_features for linear in linears]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slimrank.numerics.grams import Grams, times
 from slimrank.numerics.projector import Small, eigenvalues, eigenvectors
-from slimrank.runtime.threads import one_thread
+from slimrank.numerics.threads import one_thread
 from slimrank.spectrum.decomposition import Decomposition, Route, decompose_weight
 
 Timer = Callable[[], AbstractContextManager[None]]

@@ -11,7 +11,7 @@ from slimrank.metric import Metric
 from slimrank.model.compressible import Compressible
 from slimrank.model.units import Unit
 from slimrank.numerics.grams import Grams
-from slimrank.runtime.threads import Job, in_threads, is_small
+from slimrank.numerics.threads import Job, in_threads, is_small
 from slimrank.spectrum.curve import Curve, curve, curve_of
 from slimrank.spectrum.decomposition import Route, decompose_weight
 from slimrank.spectrum.spectra import Decompositions, Spectra, reached, stacks_of

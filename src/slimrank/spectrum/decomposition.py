@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from slimrank.errors import SlimrankError
 from slimrank.numerics.grams import SUPPORT, Grams, Root
 from slimrank.numerics.projector import Pair, Small, eigenvectors
-from slimrank.runtime.threads import one_thread
+from slimrank.numerics.threads import one_thread
 
 Route = Literal["projector", "cholesky", "eigen"]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from slimrank.calibrate.evidence import Evidence
 from slimrank.errors import SlimrankError
+from slimrank.forms.linear import weight_of
 from slimrank.metric import Metric
 from slimrank.model.compressible import Compressible
-from slimrank.model.linear import weight_of
 from slimrank.model.units import Unit, stacked
 from slimrank.numerics.grams import Blocks, Grams, Left
 from slimrank.spectrum.curve import Curve

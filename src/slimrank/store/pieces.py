@@ -23,8 +23,8 @@ FACTS = "facts"
 class Pieces(Protocol):
     """What a step finished, by a key such as `inputs/3`; a step asks `key in pieces` before it works.
 
-    A refiner that trains can keep its state here: `session.pieces.save("distill/state", tensors, {"step": 120})`,
-    and after a kill `tensors, facts = session.pieces.load("distill/state")`, where `in` says that there is one.
+    A refiner that trains can keep its state here: `run.pieces.save("distill/state", tensors, {"step": 120})`,
+    and after a kill `tensors, facts = run.pieces.load("distill/state")`, where `in` says that there is one.
     """
 
     lasting: bool

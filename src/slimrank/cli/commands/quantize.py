@@ -24,7 +24,7 @@ def quantize(
     from slimrank.cli import console
     from slimrank.evaluate import weight_bytes
     from slimrank.model.load import load
-    from slimrank.serve.quantize import quantize
+    from slimrank.run.quantize import quantize
 
     check_free(out, overwrite)
     loaded = load(model)

@@ -30,8 +30,8 @@ def export_onnx(loaded: Loaded, folder: Path) -> Runner:
     write_onnx(loaded, folder / FILE)
     loaded.model.config.save_pretrained(folder)
     save_companions(loaded.directory, loaded.tokenizer, folder)
-    session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
-    return cached_runner(loaded, lambda feed: session.run(None, feed))
+    runtime = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+    return cached_runner(loaded, lambda feed: runtime.run(None, feed))
 
 
 def write_onnx(loaded: Loaded, file: Path) -> None:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.checkpoint import write_checkpoint
+from slimrank.checkpoint.account import FILE as ACCOUNT
+from slimrank.checkpoint.account import Account
 from slimrank.errors import MissingLibrary, UsageError
 from slimrank.forms import Form, compressed_layers, form_of, link
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
 from slimrank.plan import Plan
-from slimrank.run.account import FILE as ACCOUNT
-from slimrank.run.account import Account
 from slimrank.run.result import PLAN, card
 
 

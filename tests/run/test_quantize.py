@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from slimrank.checkpoint import write_checkpoint
+from slimrank.checkpoint.account import Account
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.model.load import load
 from slimrank.plan import Plan
-from slimrank.run.account import Account
-from slimrank.serve.quantize import quantize, rounded
+from slimrank.run.quantize import quantize, rounded
 
 pytest.importorskip("torchao")
 

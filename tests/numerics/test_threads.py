@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from slimrank.runtime.threads import in_threads, is_small, one_thread
+from slimrank.numerics.threads import in_threads, is_small, one_thread
 
 
 @pytest.fixture
