@@ -1,6 +1,5 @@
 """Perplexity as the literature counts it."""
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from slimrank.evaluate.predictions import batch_size as batch_of
 from slimrank.evaluate.reference import Reference
 from slimrank.model.decoder import Decoder, evaluating
 from slimrank.numerics.losses import next_token_losses
+from slimrank.runtime.digests import sha256_of_tensor
 from slimrank.runtime.track import Track, no_track
 from slimrank.texts.texts import Text
 from slimrank.texts.tokens import encode, require_embedded
@@ -110,7 +110,7 @@ def perplexity(
     tokens = windows.shape[0] * (window - 1)
     nats = float(sum(batch.sum() for batch in losses)) / tokens
     by_window = tuple((torch.cat(losses) / (window - 1)).tolist())
-    read = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+    read = sha256_of_tensor(windows)
     return Perplexity(_exp(nats), nats, tokens, len(windows), window, by_window, kl, read)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slimrank import demo
 from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
 from slimrank.report import charts
@@ -138,7 +139,7 @@ def forms(plan: Plan) -> str:
 def command(plan: Plan, account: Account, *words: object) -> str:
     """The command that makes the run again from its plan or its recipe, as `words` say."""
     texts = specs_again(plan.calibration)
-    spec = [] if [account.model] == texts == ["demo"] else [word for text in texts for word in ("--calibration", text)]
+    spec = [] if texts == demo.texts_of(account.model) else [word for text in texts for word in ("--calibration", text)]
     where = ["--device", account.device, "--dtype", account.computed]
     return shlex.join(str(word) for word in ("slimrank", "compress", account.model, *words, *spec, *where))
 

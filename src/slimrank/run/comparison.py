@@ -19,12 +19,11 @@ from slimrank.recipe import Recipe
 from slimrank.run.compress import allocated, with_notes
 from slimrank.run.estimate import Estimate, estimate, evaluation
 from slimrank.run.pipeline import calibrate, decompose_all, factorize, rebuilt, refine
-from slimrank.run.resume import digest
 from slimrank.run.rows import Row
 from slimrank.run.session import Session
+from slimrank.runtime.digests import sha256_of_json, sha256_of_text
 from slimrank.runtime.track import Track
 from slimrank.spectrum.decomposition import Decomposition
-from slimrank.store.disk import sha256_of_text
 from slimrank.store.disk_weights import DiskWeights
 from slimrank.store.pieces import DiskPieces, MemoryPieces
 from slimrank.store.view import View
@@ -58,7 +57,7 @@ class Comparison:
     def expected(self, runs: Sequence[Run]) -> Estimate:
         """What the comparison takes: memory of the most demanding step, disk and time of all."""
         each = {
-            digest(recipe.model_dump(mode="json")): estimate(
+            sha256_of_json(recipe.model_dump(mode="json")): estimate(
                 self.decoder, self.linears, self.windows.calibration, gradients=recipe.gradients, refine=recipe.refine,
                 whole=recipe.allocate.whole_model, bases=bases(recipe) and recipe.metric.route == "projector",
                 joins=recipe.form.joins,
@@ -164,12 +163,12 @@ class Comparison:
         metric = recipe.metric
         gradients = self.gradients_of(recipe) if metric.gradients else None
         of = [metric.model_dump(mode="json"), gradients, recipe.form.joins, bases(recipe), metric.of_keep and keep]
-        return digest(of)[:16]
+        return sha256_of_json(of)[:16]
 
     def name_of(self, recipe: Recipe, keep: float) -> str:
         """A name for a run's row, which tells it from rows of other recipes and texts."""
         texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
-        return digest([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
+        return sha256_of_json([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
 
 
 def bases(recipe: Recipe) -> bool:

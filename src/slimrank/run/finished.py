@@ -10,8 +10,8 @@ from slimrank.run.account import FILE as ACCOUNT
 from slimrank.run.account import Account
 from slimrank.run.result import PLAN, Result
 from slimrank.run.resume import WRITTEN
+from slimrank.runtime.digests import sha256_of, sha256_of_text
 from slimrank.spectrum.decomposition import LinearSpectrum, Spectrum
-from slimrank.store.disk import sha256_of, sha256_of_text
 from slimrank.store.pieces import Pieces
 
 

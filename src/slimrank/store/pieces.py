@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slimrank.errors import SlimrankError
-from slimrank.store.disk import disk_errors, sha256_of
+from slimrank.runtime.digests import sha256_of
+from slimrank.store.disk import disk_errors
 
 Facts = dict[str, Any]
 FACTS = "facts"

@@ -1,12 +1,12 @@
 """What the calibration and the evaluation ask of a tokenizer."""
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
+from slimrank.runtime.digests import sha256_of_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,4 +38,4 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     # what the last caller asked for, not what the tokenizer is
     state |= {"truncation": None, "padding": None}
     state["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(state)

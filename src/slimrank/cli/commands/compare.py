@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from slimrank import demo
 from slimrank.cli.options import Calibration, Device, Dtype, Model, Refine, Samples, Seed, Settings, Window, one_or_all
 from slimrank.errors import UsageError
 
@@ -61,9 +62,10 @@ def compare(
     names = recipes.split(",")
     chosen = [load_recipe(name, own, refine) for name, own in settings_by_recipe(names, settings or ()).items()]
     keeps = parse_keeps(keep)
-    if not text and model != "demo":
+    specs = text or demo.texts_of(model)
+    if not specs:
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
-    texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
+    texts = [read_text(spec, part="evaluation") for spec in specs]
     reading = Reading(one_or_all(calibration), samples, window, seed)
     size = None if memory is None else parse_size(memory)
     if memory and not out:
