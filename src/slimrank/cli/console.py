@@ -21,6 +21,7 @@ from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
 from slimrank.run.rows import Row
 from slimrank.runtime.track import Description
+from slimrank.texts.tokens import WHERE
 
 T = TypeVar("T")
 LONGEST = 2000
@@ -169,7 +170,8 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
 
 def of_text(text: str, read: Perplexity) -> str:
     """The title of a text's table."""
-    return f"{text}: {read.windows} windows of {read.window} tokens, ± a standard error"
+    special = WHERE.get(read.special_tokens, "")
+    return f"{text}: {read.windows} windows of {read.window} tokens, {special and special + ', '}± a standard error"
 
 
 def measured(found: Perplexity, first: Perplexity) -> tuple[str, str, str]:

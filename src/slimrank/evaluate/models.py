@@ -23,6 +23,7 @@ from slimrank.runtime.memory import Limits
 from slimrank.runtime.track import Track, no_track
 from slimrank.texts.given import TokenRows, read_source, sources_of
 from slimrank.texts.texts import Text
+from slimrank.texts.tokens import SpecialTokens
 from slimrank.texts.windows import check_window, context_length
 
 Model = str | Path | Loaded | PreTrainedModel
@@ -35,7 +36,7 @@ def evaluate_models(
     tokenizer: PreTrainedTokenizerBase | None = None,
     window: int | None = None,
     max_windows: int | None = None,
-    special_tokens: bool = True,
+    special_tokens: SpecialTokens = "text",
     device: str = "cpu",
     dtype: str = "float32",
     tasks: Sequence[str] = (),
@@ -52,6 +53,7 @@ def evaluate_models(
     texts: SPECs, paths, what calibrate.read_text gave, or a datasets.Dataset with a column `text`.
     tokenizer: of models that come without one, by default the first model's.
     window: tokens a window, for all models alike; by default the first model's context, at most 2048.
+    special_tokens: where the tokenizer's stand: before the text once, before every window, or nowhere ("none").
     device, dtype: of the models that are named.
     tasks: names of lm-eval's tasks, or of those whose files are in tasks_path; limit: items of each.
 

@@ -149,7 +149,7 @@ def settled(plan: Plan) -> list[object]:
     record = plan.calibration
     words: list[object] = ["--keep", f"{plan.keep:g}"]
     words += ["--samples", record["samples"], "--window", record["window"], "--seed", record["seed"]]
-    words += ["--special-tokens"] if record["special_tokens"] else []
+    words += ["--special-tokens", "window"] if record["special_tokens"] else []
     words += ["--chat"] if record.get("chat") else []
     return words
 

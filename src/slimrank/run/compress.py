@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from slimrank.allocate.budget import require_room
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.model.decoder import Decoder, Filter, require_finite_weights
+from slimrank.model.globs import Globs
 from slimrank.model.linear import shape_of
 from slimrank.model.load import Loaded, load, require_dense
 from slimrank.plan import Plan, check_plan
@@ -33,7 +35,7 @@ def compress(
     recipe: str | Path | Recipe = "slimrank",
     *,
     keep: float = 0.8,
-    calibration: str | Sequence[str] | None = None,
+    calibration: Any = None,
     samples: int = 256,
     window: int | None = None,
     seed: int = 3,
@@ -60,9 +62,10 @@ def compress(
         recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
         keep: share of the compressed linears' parameters that stays, in (0, 1].
         calibration: SPEC of the text (see read_text), or a list of them, which share the windows equally or as
-            `SPEC*0.3` says (see calibrate.mix); needed unless the model is the demo.
+            `SPEC*0.3` says (see texts.mix); also a path, strings, a datasets.Dataset, or token ids (rows, tokens) whose
+            rows are the windows (see texts.given). Needed unless the model is the demo.
         samples, window, seed: how many windows of how many tokens; window defaults to the context, at most 2048.
-        filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
+        filter: (name, module) -> bool, which linears of the blocks to compress; by default all. See also model.globs.
         plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
         plan_only: stop before the weights are touched.
         special_tokens: begin every calibration window with the tokenizer's default special tokens (BOS).
@@ -82,7 +85,7 @@ def compress(
         SlimrankError: if the run cannot go on.
     """
     if not 0 < keep <= 1:
-        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
+        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters to keep.")
     chosen = plan.recipe if plan else load_recipe(recipe, settings)
     build = not rebuilt(chosen)
     bases = build or chosen.allocate.whole_model
@@ -107,6 +110,8 @@ def compress(
         decoder = Decoder(loaded.model, loaded.weights)
         decoder.states_room, decoder.world = limits.states, world
         linears = decoder.linears(filter)
+        if isinstance(filter, Globs):
+            filter.require_matches()
         if plan:
             plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
             linears = [{k: v for k, v in block.items() if k in plan.linears} for block in linears]

@@ -12,19 +12,22 @@ from slimrank.cli.options import (
     Dtype,
     Keep,
     Model,
+    Only,
     RecipeName,
     Samples,
     Seed,
     Settings,
+    Skip,
     SpecialTokens,
     Window,
+    chosen_linears,
 )
 from slimrank.cli.output import check_file
 
 
 def plan(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The plan's file.")],
+    out: Annotated[Path, typer.Option(help="File to write the plan to.")],
     recipe: RecipeName = "slimrank",
     keep: Keep = 0.8,
     calibration: Calibration = None,
@@ -32,12 +35,14 @@ def plan(
     window: Window = None,
     seed: Seed = 3,
     settings: Settings = None,
+    only: Only = None,
+    skip: Skip = None,
     chat: Chat = False,
-    special_tokens: SpecialTokens = False,
+    special_tokens: SpecialTokens = "none",
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
-    """Do everything up to the plan, and write that: a JSON file to read, edit, and give to `compress --plan`.
+    """Calibrate, choose every linear's rank, and write that plan as JSON, to edit and give to `compress --plan`.
 
     Example: slimrank plan demo --keep 0.6 --out plan.json
     """
@@ -48,8 +53,8 @@ def plan(
     check_file("--out", out)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-        settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
-        track=console.track,
+        settings=settings or (), filter=chosen_linears(only, skip), plan_only=True, chat=chat,
+        special_tokens=special_tokens == "window", device=device, dtype=dtype, track=console.track,
     )  # fmt: skip
     write_text(out, result.plan.to_json())
     console.show_plan(result.plan)
