@@ -137,11 +137,11 @@ def test_chat_messages_go_through_the_template(tmp_path, tiny_tokenizer):
 
 
 def test_the_text_of_content_in_parts_is_taken_and_other_parts_are_refused(tmp_path, tiny_tokenizer):
-    tiny_tokenizer.chat_template = TEMPLATE
+    tiny_tokenizer.chat_template = TEMPLATE.replace("m.content", "m.content or 'calls'")
     parts = [{"type": "text", "text": "Hi "}, "there"]
     calls = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
     spec = jsonl(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": parts}, calls]})
-    assert read_text(spec, chat=True, tokenizer=tiny_tokenizer).text == "[user] Hi there\n[assistant] \n"
+    assert read_text(spec, chat=True, tokenizer=tiny_tokenizer).text == "[user] Hi there\n[assistant] calls\n"
     for content, said in (
         ([*parts, {"type": "image", "url": "a.png"}], "a part of type 'image', which is no text: remove the row"),
         ([{"type": "text", "text": 3}], "a part of type 'text', which is no text"),

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all."""
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -9,7 +8,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from slimrank.errors import UsageError
 from slimrank.store.disk import disk_errors
@@ -153,28 +153,17 @@ def locked(path: Path, out: Path) -> Iterator[None]:
     Raises:
         UsageError: where another process has it, which writes `out`.
     """
-    lock = None
-    while lock is None:
-        lock = _lock(path, out)
-    with lock:
-        yield
-
-
-def _lock(path: Path, out: Path) -> TextIO | None:
-    """The file, opened and locked; None where its last owner removed it meanwhile."""
+    lock = FileLock(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        try:  # more than once, since its last owner may remove the file while it is opened
+            lock.acquire(timeout=0.2, poll_interval=0.05)
+        except Timeout:
+            raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-            return lock
-    lock.close()
-    return None
+        yield
+    finally:
+        lock.release()
 
 
 def _swap(new: Path, out: Path, old: Path) -> None:

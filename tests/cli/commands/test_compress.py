@@ -51,7 +51,7 @@ def test_what_the_plan_settles_is_refused_beside_it(place, given, named):
 
 @pytest.mark.parametrize("size", ["", "0.4", "0"])
 def test_a_memory_that_is_no_size_is_refused(size):
-    with pytest.raises(UsageError, match=f"--memory '{size}' is no size"):
+    with pytest.raises(UsageError, match=f"--memory '{size}' is not a size"):
         run("compress", "demo", "--memory", size)
 
 
