@@ -14,6 +14,7 @@ from slimrank.forms import Joint
 from slimrank.model.decoder import Decoder, fingerprint
 from slimrank.model.linear import shape_of
 from slimrank.recipe import Recipe
+from slimrank.runtime.finite import require_finite
 
 __all__ = ["Budget", "LinearPlan", "Plan", "check_plan", "fingerprint"]
 
@@ -90,7 +91,8 @@ class Plan(BaseModel):
         return groups
 
     def to_json(self) -> str:
-        """The plan's file."""
+        """The plan's file; a SlimrankError for numbers that are not finite."""
+        require_finite(self.model_dump(mode="python"), "The plan")
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod

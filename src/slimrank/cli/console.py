@@ -53,7 +53,7 @@ def error(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """What the user should know, on stderr."""
+    """A sentence for the user, on stderr."""
     err.print(Text("note:", "yellow"), message)
 
 
@@ -103,9 +103,9 @@ def show_plan(plan: Plan) -> None:
         )
     table(["block", *(role.rpartition(".")[2] for role in roles), "kept", "predicted", "measured"], rows)
     out.print(
-        "Ranks by linear; predicted and measured: root mean square over the block of the error's share of the norm"
+        "Rank of each linear. predicted, measured: the block's relative error (root mean square over its linears, in"
     )
-    out.print("in the recipe's metric, on the calibration windows and on held-out ones. The plan has them by linear.\n")
+    out.print("the recipe's metric), on calibration windows and on held-out ones. The plan lists every linear's.\n")
     for sentence in plan.notes:
         note(sentence)
 
@@ -129,7 +129,9 @@ def show_estimate(estimate: Estimate) -> None:
     """One line on stderr before a long run."""
     minutes = estimate.seconds / 60
     time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
-    err.print(f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of disk for a while, about {time}.")
+    err.print(
+        f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
+    )
 
 
 def show_comparison(rows: Sequence[Row]) -> None:

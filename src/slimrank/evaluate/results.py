@@ -43,10 +43,6 @@ class ModelResult:
         """Nats per token more than `first` pays, for each text that both have read."""
         return {text: own.lost(first.texts[text]) for text, own in self.texts.items() if text in first.texts}
 
-    def nats_lost(self, first: "ModelResult") -> dict[str, float]:
-        """The same without the errors."""
-        return {text: lost.value for text, lost in self.lost(first).items()}
-
 
 def to_json(results: Sequence[ModelResult]) -> str:
     """The results as JSON, the first model being the reference; a perplexity beyond a float's range is null.

@@ -106,8 +106,8 @@ def headline(plan: Plan, account: Account, rows: Sequence[tuple[str, ...]]) -> F
         ("of the linears' parameters", rows[0][3]),
         ("of the whole model", rows[1][3]),
         ("of the bytes on disk", rows[2][3]),
-        ("error predicted, root mean square", "-" if predicted is None else f"{predicted:.3g}"),
-        ("error measured on held-out windows", "-" if measured is None else f"{measured:.3g}"),
+        ("predicted relative error (RMS)", "-" if predicted is None else f"{predicted:.3g}"),
+        ("relative error on held-out windows (RMS)", "-" if measured is None else f"{measured:.3g}"),
         ("seconds", f"{sum(account.seconds.values()):,.1f}"),
         ("peak memory", f"{account.memory / 2**20:,.0f} MiB"),
     ]
