@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo real docs test test-all test-vllm test-torchao lint clean
+.PHONY: demo real docs test test-all test-vllm test-torchao test-oldest lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,16 @@ test-vllm: .venv-vllm/installed
 test-torchao: .venv-torchao/installed
 	.venv-torchao/bin/python -m pytest tests/run/test_quantize.py
 
+# the oldest transformers that pyproject.toml promises; the other versions are what pip finds beside it
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet torch -c constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet -e . transformers==4.57.1 pytest pytest-timeout pytest-xdist
+	touch $@
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -n 2 tests/model tests/checkpoint tests/forms tests/run/test_compress.py
+
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict --site-dir out/site
 
@@ -55,4 +65,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-vllm .venv-torchao demo-compressed
+	rm -rf .venv .venv-vllm .venv-torchao .venv-oldest demo-compressed

@@ -1,9 +1,9 @@
 """slimrank's own recipe, a switch at a time: what each of its pieces and options brings on a model.
 
     python benchmarks/ablation.py MODEL --calibration train.txt --text valid.txt --device cuda --out FILE
-    python benchmarks/ablation.py MODEL ... --variants mix,damping        # names, or their beginnings
+    python benchmarks/ablation.py MODEL --calibration train.txt --text valid.txt --out FILE --variants mix,damping
 
-Choose by texts that nothing is judged on. --list prints the variants.
+--variants takes names or their beginnings. Choose by texts that nothing is judged on. --list prints the variants.
 """
 
 import variants

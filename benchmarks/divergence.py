@@ -35,7 +35,7 @@ def main():
     texts = recipe_rows.read_texts(args.text)
     reading = Reading(args.calibration, args.samples, args.window, args.seed)
     runs = [(slimrank.load_recipe(recipe), keep) for recipe in args.recipes for keep in args.keeps]
-    loaded, limits = slimrank.load(args.model), {"max_windows": args.max_windows, "special_tokens": False}
+    loaded, limits = slimrank.load(args.model), {"max_windows": args.max_windows, "special_tokens": "none"}
     dense, *found = compare(loaded, runs, texts, reading, **limits)
     names = {text.source: recipe_rows.short(text) for text in texts}
     before = {names[text]: read.nats for text, read in dense.texts.items()}

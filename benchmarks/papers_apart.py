@@ -1,7 +1,7 @@
 """Each paper's method taken apart: its parts alone and crossed with each other, from one calibration of one model.
 
     python benchmarks/papers_apart.py MODEL --calibration train.txt --text test.txt --device cuda --out FILE
-    python benchmarks/papers_apart.py MODEL ... --variants svd-llm,duo-svd        # names, or their beginnings
+    python benchmarks/papers_apart.py MODEL --calibration train.txt --text test.txt --out FILE --variants svd-llm
 
 DipSVD's channel weights (none, paper, released, auto) are crossed with ways to share out the budget (uniform, its
 heuristic in both directions, its Bayesian optimisation); of SVD-LLM V2, Duo-SVD, CPSVD and ASVD the allocation and what

@@ -47,7 +47,12 @@ def measured(
         reading = Reading(options.calibration, options.samples, options.window, seed)
         runs = [(made(task), task["keep"]) for task in group]
         found = compare(
-            loaded, runs, texts, reading, max_windows=options.max_windows, special_tokens=options.special_tokens
+            loaded,
+            runs,
+            texts,
+            reading,
+            max_windows=options.max_windows,
+            special_tokens="text" if options.special_tokens else "none",
         )
         dense = next(found)
         for task, (own, _), row in zip(group, runs, found, strict=True):

@@ -6,7 +6,6 @@ what: see provenance.py. Rows of several commits do not share a file, unless --m
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import sys
@@ -21,6 +20,7 @@ import torch
 
 from slimrank.calibrate import Text, read_text
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.runtime.digests import sha256_of_json
 from slimrank.texts.mix import mixed
 
 Task = dict[str, Any]
@@ -214,4 +214,4 @@ def calibrated_on(specs: Sequence[str]) -> str:
 
 def fingerprint(value: Any) -> str:
     """Sixteen digits of the hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_json(value)[:16]

@@ -3,6 +3,9 @@
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+# After `import slimrank` transformers loads compressed checkpoints. That takes importing transformers, for seconds that
+# `slimrank --help` must not wait. Only a hook in Python's import system could put it off until a caller imports
+# transformers, which would hide more than this: the console command imports what it uses by itself.
 if "slimrank_command" not in sys.modules:
     import slimrank.checkpoint.register  # noqa: F401  (registers the quantization method "slimrank")
     from slimrank.evaluate import evaluate_models

@@ -11,6 +11,7 @@ from slimrank.errors import UsageError, uncapitalized
 from slimrank.forms import FORMS
 from slimrank.model.units import Unit, stacked
 from slimrank.recipe import Recipe
+from slimrank.runtime.finite import require_finite
 
 VERSION = 1
 
@@ -104,7 +105,8 @@ class Plan(BaseModel):
         return self.model_copy(update={"notes": [*(one for one in notes if one not in self.notes), *self.notes]})
 
     def to_json(self) -> str:
-        """The plan's file."""
+        """The plan's file; a SlimrankError for numbers that are not finite."""
+        require_finite(self.model_dump(mode="python"), "The plan")
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod

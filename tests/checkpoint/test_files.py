@@ -223,3 +223,21 @@ def test_a_reader_finds_what_was_about_to_be_replaced(good):
 def test_a_reader_is_told_of_a_writer(tmp_path):
     with atomic_directory(tmp_path / "out"), pytest.raises(UsageError, match="Another process is writing"):
         find(tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", [".", "..", "../here", "deeper/.."])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, out):
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match=r"is the current folder or holds it, and would be replaced as a whole"):
+        check_free(Path(out), overwrite=True)
+    check_free(Path("../here/new"), overwrite=False)
+
+
+def test_a_name_that_leaves_no_room_for_the_files_beside_it_is_refused(tmp_path):
+    check_free(tmp_path / ("n" * 227), overwrite=False)
+    with pytest.raises(UsageError, match=r"nnn\.\.\. has 228 bytes and may have 227, .*: name a shorter --out"):
+        check_free(tmp_path / ("n" * 228), overwrite=False)
+    with atomic_directory(tmp_path / ("n" * 227)) as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / ("n" * 227) / "a").read_text() == "a"

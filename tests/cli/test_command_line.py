@@ -62,7 +62,7 @@ def test_no_memory_is_one_sentence_wherever_it_was_missing(shell, monkeypatch, e
     assert shell("recipes") == (
         1,
         "",
-        "error: Out of memory: use a shorter --window or a smaller model, or a machine with more of it.",
+        "error: Out of memory: use a shorter --window, a smaller model, or a machine with more memory.",
     )
 
 

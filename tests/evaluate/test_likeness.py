@@ -25,7 +25,7 @@ def small(place, make_text):
 
 def test_a_text_is_as_far_as_usual_or_as_far_as_can_be(small):
     like, unlike = "like.txt", "unlike.txt"
-    (found,) = evaluate_models(["small"], [like, unlike], window=32, max_windows=8, special_tokens=False)
+    (found,) = evaluate_models(["small"], [like, unlike], window=32, max_windows=8, special_tokens="none")
     (tokens,) = Account.load(small / "small").calibration
     ids = read_windows(load("dense"), Reading("text.txt", 64, 32, 3)).calibration
     assert sum(tokens.counts) == ids.numel() and tokens.counts == ids.unique(return_counts=True)[1].tolist()
@@ -72,7 +72,7 @@ def test_the_distance_is_from_the_nearest_calibration_text(small):
     compress("dense", "svd", keep=0.6, calibration=mix, samples=64, window=32, out="mixed")
     tokens = Account.load(small / "mixed").calibration
     assert [sum(one.counts) for one in tokens] == [16 * 32, 48 * 32]
-    (found,) = evaluate_models(["mixed"], ["like.txt", "unlike.txt"], window=32, max_windows=8, special_tokens=False)
+    (found,) = evaluate_models(["mixed"], ["like.txt", "unlike.txt"], window=32, max_windows=8, special_tokens="none")
     for text, own, other in (("like.txt", *tokens), ("unlike.txt", *tokens[::-1])):
         far = found.distances[text]
         assert far.usual == own.usual_at(256) and far.value <= far.usual + 0.05
@@ -81,7 +81,7 @@ def test_the_distance_is_from_the_nearest_calibration_text(small):
 
 
 def ids_of(text):
-    return text_windows(load("dense").tokenizer, read_text(text), 32, 8, False)
+    return text_windows(load("dense").tokenizer, read_text(text), 32, 8, "none")
 
 
 def test_unlike_is_a_tenth_of_the_tokens_more_than_usual():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tokenizers import processors
 
 from slimrank.calibrate import Text
 from slimrank.errors import SlimrankError, UsageError
@@ -26,13 +27,13 @@ def naive(model, ids, window, windows):
     return math.fsum(nats) / len(nats), len(nats)
 
 
-@pytest.mark.parametrize("special_tokens", [True, False])
+@pytest.mark.parametrize("special_tokens", ["text", "none"])
 @pytest.mark.parametrize(("window", "max_windows", "batch_size"), [(32, None, None), (50, 3, 2), (7, 100, 1)])
 def test_against_the_definition(tiny_llama, tiny_tokenizer, text, special_tokens, window, max_windows, batch_size):
     model = tiny_llama()
-    ids = tiny_tokenizer(text.text, add_special_tokens=special_tokens)["input_ids"]
+    ids = tiny_tokenizer(text.text, add_special_tokens=special_tokens == "text")["input_ids"]
     windows = min(len(ids) // window, max_windows or len(ids))
-    assert len(ids) % window and (ids[0] == 0) == special_tokens
+    assert len(ids) % window and (ids[0] == 0) == (special_tokens == "text")
     expected, tokens = naive(model, ids, window, windows)
     measured = perplexity(
         model, tiny_tokenizer, text, window=window, max_windows=max_windows, batch_size=batch_size,
@@ -41,6 +42,24 @@ def test_against_the_definition(tiny_llama, tiny_tokenizer, text, special_tokens
     assert measured.nats == pytest.approx(expected, rel=1e-6)
     assert measured.perplexity == math.exp(measured.nats)
     assert (measured.tokens, measured.windows, measured.window) == (tokens, windows, window)
+
+
+def test_special_tokens_before_every_window(tiny_llama, tiny_tokenizer, text):
+    model, plain = tiny_llama(), tiny_tokenizer(text.text, add_special_tokens=False)["input_ids"]
+    rows = [id for start in range(0, len(plain) // 31 * 31, 31) for id in (0, *plain[start : start + 31])]
+    expected, tokens = naive(model, rows, 32, len(rows) // 32)
+    measured = perplexity(model, tiny_tokenizer, text, window=32, special_tokens="window")
+    assert measured.nats == pytest.approx(expected, rel=1e-6)
+    assert (measured.tokens, measured.special_tokens) == (tokens, "window")
+    assert perplexity(model, tiny_tokenizer, text, window=32).special_tokens == "text"
+    with pytest.raises(UsageError, match=r"^--special-tokens True is unknown: choose one of none, text, window\.$"):
+        perplexity(model, tiny_tokenizer, text, window=32, special_tokens=True)
+
+
+def test_a_tokenizer_without_special_tokens_has_none_to_place(tiny_llama, tiny_tokenizer, text):
+    tiny_tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    places = [perplexity(tiny_llama(), tiny_tokenizer, text, window=32, special_tokens=p) for p in ("text", "window")]
+    assert places[0] == places[1] and places[0].special_tokens == "none"
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tiny_llama, tiny_tokenizer, text):

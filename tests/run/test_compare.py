@@ -94,7 +94,7 @@ def test_the_command_writes_json_and_its_page(place):
 def test_the_command_is_kept_as_it_was_given(place):
     args = ["compare", "dense", "--recipes", "svd,svd-llm", "--keep", "0.60", "--text", "demo", "--text", "text.txt"]
     args += ["--calibration", "demo", "--samples", "8", "--window", "32", "--max-windows", "4"]
-    args += ["--no-special-tokens", "--seed", "5", "--set", "svd-llm:form=pivoted", "--refine", "none"]
+    args += ["--special-tokens", "none", "--seed", "5", "--set", "svd-llm:form=pivoted", "--refine", "none"]
     args += ["--device", "cpu", "--dtype", "float32"]
     first, again = CliRunner().invoke(app, [*args, "--out", "a b"]), place / "again"
     assert first.exit_code == 0, first.output

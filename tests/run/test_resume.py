@@ -232,7 +232,7 @@ def test_too_small_a_keep_leaves_no_progress(options, tmp_path):
 @pytest.mark.parametrize(("text", "size"), [("8GiB", 2**33), ("8GB", 8 * 10**9), ("1.5 M", 1_500_000), ("77", 77)])
 def test_sizes(text, size):
     assert parse_size(text) == size
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="is not a size"):
         parse_size(f"-{text}")
 
 

@@ -62,3 +62,15 @@ def test_a_later_writing_is_there_at_the_next_call_and_so_is_its_error(tmp_path,
     with pytest.raises(SlimrankError, match="disk is full"):
         kept.load("a")
     assert kept.load("a")[0]["x"].tolist() == [1, 1, 1]
+
+
+def test_a_key_may_be_longer_than_a_files_name_and_hold_what_globs_mean(tmp_path):
+    pieces = DiskPieces(tmp_path)
+    keys = ["rows/" + "ü" * 200, "rows/" + "ü" * 199, "rows/a[1]", "rows/a*", "rows/a1"]
+    for number, key in enumerate(keys):
+        assert key not in pieces
+        pieces.save(key, {}, {"number": number})
+    again = DiskPieces(tmp_path)
+    assert [again.load(key)[1]["number"] for key in keys] == list(range(5))
+    again.drop(keys[0])
+    assert keys[0] not in again and keys[1] in again

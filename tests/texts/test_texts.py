@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import hashlib
 import json
 import sys
@@ -134,6 +136,45 @@ def test_chat_messages_go_through_the_template(tmp_path, tiny_tokenizer):
     assert read_text(f"{renamed}:talk", chat=True, tokenizer=tiny_tokenizer).text == "[user] Hi\n[assistant] Hello\n"
 
 
+def test_the_text_of_content_in_parts_is_taken_and_other_parts_are_refused(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.chat_template = TEMPLATE.replace("m.content", "m.content or 'calls'")
+    parts = [{"type": "text", "text": "Hi "}, "there"]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    spec = jsonl(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": parts}, calls]})
+    assert read_text(spec, chat=True, tokenizer=tiny_tokenizer).text == "[user] Hi there\n[assistant] calls\n"
+    for content, said in (
+        ([*parts, {"type": "image", "url": "a.png"}], "a part of type 'image', which is no text: remove the row"),
+        ([{"type": "text", "text": 3}], "a part of type 'text', which is no text"),
+        ([3], "a part of type 'int'"),
+        (None, "whose content is NoneType, not text: remove the row"),
+        ({"text": "Hi"}, "whose content is dict, not text"),
+    ):
+        spec = jsonl(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": content}]})
+        with pytest.raises(SlimrankError, match=rf"a.jsonl line 1 has a message .*{said}"):
+            read_text(spec, chat=True, tokenizer=tiny_tokenizer)
+
+
+def test_json_arrays_and_csv_are_read_as_rows(tmp_path):
+    rows = [{"text": "one", "body": "eins"}, {"text": "two", "body": "zwei"}]
+    spec = write(tmp_path / "a.json", json.dumps(rows, indent=1))
+    assert read_text(spec).text == "one\n\ntwo" and read_text(f"{spec}:body").text == "eins\n\nzwei"
+    assert read_text(write(tmp_path / "b.json", '["one", "two"]')).text == "one\n\ntwo"
+    assert read_text(jsonl(tmp_path / "lines.json", *rows)).text == "one\n\ntwo"
+    spec = write(tmp_path / "a.csv", 'text,body\none,"ei,n\ns"\ntwo,zwei\n')
+    assert read_text(spec).text == "one\n\ntwo" and read_text(f"{spec}:body").text == "ei,n\ns\n\nzwei"
+    assert read_text(write(tmp_path / "a.tsv", "id\ttext\n1\tone, two\n")).text == "one, two"
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(gzip.compress(b"text"), "gzip"), (b"PK\x03\x04rest", "zip"), (bz2.compress(b"text"), "bzip2")],
+)
+def test_a_compressed_file_is_called_so(tmp_path, start, kind):
+    for name in ("a.txt", "a.json.gz", "a.jsonl"):
+        with pytest.raises(SlimrankError, match=rf"{name} is compressed with {kind}: decompress it first"):
+            read_text(write(tmp_path / name, start))
+
+
 def test_chat_errors(tmp_path, tiny_tokenizer):
     spec = jsonl(tmp_path / "a.jsonl", {"messages": CHAT, "text": "plain"})
     for tokenizer in (None, tiny_tokenizer):
@@ -156,7 +197,7 @@ def test_chat_errors(tmp_path, tiny_tokenizer):
         ("a.txt", b"caf\xe9", r"a.txt is not UTF-8 text \(byte 3\)"),
         ("a.txt", b" \n", "a.txt holds no text"),
         ("a.jsonl", b"", "a.jsonl holds no text"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"text": ', r"a.jsonl line 3 is not JSON \(.*\): mend or remove the line"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": ', r"a.jsonl line 3 is not JSON \(.*\): fix or remove the line"),
         ("a.jsonl", b"[1]", "a.jsonl line 1 is not a JSON object"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl line 1 holds int where text should be"),
         (
@@ -164,6 +205,12 @@ def test_chat_errors(tmp_path, tiny_tokenizer):
             b'{"body": "x", "id": 1}',
             r"line 1 has no field 'text': choose one of body, id as .*a.jsonl:FIELD",
         ),
+        ("a.json", b'[{"text": "x"}, ', r"a.json is not JSON \(.*\): fix it, or give a row a line as .jsonl"),
+        ("a.json", b"[[1]]", "a.json row 1 is neither a JSON object nor a string"),
+        ("a.json", b'{"data": [{"text": "x"}]}', "a.json line 1 has no field 'text': choose one of data as"),
+        ("a.csv", b"a,b\n1,2\n", r"a.csv has no field 'text': choose one of a, b as .*a.csv:COLUMN"),
+        ("a.csv", b'text\n"x"y\n', r"a.csv after line 1 is not CSV \(.*\): fix or remove it"),
+        ("a.csv", b"id,text\n1\n", "a.csv row 1 holds NoneType where text should be"),
         ("a.jsonl", b'{"text": "x\\ud800"}', r"a.jsonl holds half a surrogate pair \(character 1\)"),
     ],
 )

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all."""
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -9,10 +8,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from slimrank.errors import UsageError
 from slimrank.store.disk import disk_errors
+
+LONGEST_NAME = 255 - len("..") - len(".progress.partial-01234567")  # a folder's, for the longest name beside it
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,12 +62,26 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise a UsageError when `out` can't become a new folder: a file, a mount, a full folder not to be overwritten."""
-    if out.exists() and not out.is_dir():
+    """Raise a UsageError when `out` can't become a new folder: a file, a mount, a full folder not to be overwritten.
+
+    Nor can a folder that holds the current one, or a name that leaves no room for the files beside it.
+    """
+    place = out.resolve()
+    if len(os.fsencode(place.name)) > LONGEST_NAME:
+        raise UsageError(
+            f"The output's name {place.name[:40]}... has {len(os.fsencode(place.name))} bytes and may have "
+            f"{LONGEST_NAME}, since files beside it have longer names: name a shorter --out."
+        )
+    if place.exists() and not place.is_dir():
         raise UsageError(f"The output {out} is a file; name a folder.")
-    if out.is_mount():
+    if Path.cwd().is_relative_to(place):
+        raise UsageError(
+            f"The output {out} is the current folder or holds it, and would be replaced as a whole: name another "
+            "folder, such as a new one in it."
+        )
+    if place.is_mount():
         raise UsageError(f"The output {out} is a mount point, which cannot be replaced; name a folder inside it.")
-    if not overwrite and out.is_dir() and any(out.iterdir()):
+    if not overwrite and place.is_dir() and any(place.iterdir()):
         raise UsageError(f"The output folder {out} is not empty; name another or pass --overwrite.")
 
 
@@ -137,28 +153,17 @@ def locked(path: Path, out: Path) -> Iterator[None]:
     Raises:
         UsageError: where another process has it, which writes `out`.
     """
-    lock = None
-    while lock is None:
-        lock = _lock(path, out)
-    with lock:
-        yield
-
-
-def _lock(path: Path, out: Path) -> TextIO | None:
-    """The file, opened and locked; None where its last owner removed it meanwhile."""
+    lock = FileLock(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        try:  # more than once, since its last owner may remove the file while it is opened
+            lock.acquire(timeout=0.2, poll_interval=0.05)
+        except Timeout:
+            raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"Another process is writing {out}: wait for it, or name another --out.") from None
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-            return lock
-    lock.close()
-    return None
+        yield
+    finally:
+        lock.release()
 
 
 def _swap(new: Path, out: Path, old: Path) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from slimrank.errors import SlimrankError
-from slimrank.store.disk import sha256_of
+from slimrank.runtime.digests import sha256_of
 
 MANIFEST = "slimrank/checksums.json"
 

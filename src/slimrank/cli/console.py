@@ -21,6 +21,7 @@ from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
 from slimrank.run.rows import Row
 from slimrank.runtime.track import Description
+from slimrank.texts.tokens import WHERE
 
 T = TypeVar("T")
 LONGEST = 2000
@@ -52,7 +53,7 @@ def error(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """What the user should know, on stderr."""
+    """A sentence for the user, on stderr."""
     err.print(Text("note:", "yellow"), message)
 
 
@@ -102,9 +103,9 @@ def show_plan(plan: Plan) -> None:
         )
     table(["block", *(role.rpartition(".")[2] for role in roles), "kept", "predicted", "measured"], rows)
     out.print(
-        "Ranks by linear; predicted and measured: root mean square over the block of the error's share of the norm"
+        "Rank of each linear. predicted, measured: the block's relative error (root mean square over its linears, in"
     )
-    out.print("in the recipe's metric, on the calibration windows and on held-out ones. The plan has them by linear.\n")
+    out.print("the recipe's metric), on calibration windows and on held-out ones. The plan lists every linear's.\n")
     for sentence in plan.notes:
         note(sentence)
 
@@ -128,7 +129,9 @@ def show_estimate(estimate: Estimate) -> None:
     """One line on stderr before a long run."""
     minutes = estimate.seconds / 60
     time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
-    err.print(f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of disk for a while, about {time}.")
+    err.print(
+        f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
+    )
 
 
 def show_comparison(rows: Sequence[Row]) -> None:
@@ -169,7 +172,8 @@ def show_evaluation(results: Sequence[ModelResult]) -> None:
 
 def of_text(text: str, read: Perplexity) -> str:
     """The title of a text's table."""
-    return f"{text}: {read.windows} windows of {read.window} tokens, ± a standard error"
+    special = WHERE.get(read.special_tokens, "")
+    return f"{text}: {read.windows} windows of {read.window} tokens, {special and special + ', '}± a standard error"
 
 
 def measured(found: Perplexity, first: Perplexity) -> tuple[str, str, str]:

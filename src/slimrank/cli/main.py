@@ -24,9 +24,9 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of errors.")] = False,
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print versions, as a bug report needs them.")
+        bool, typer.Option("--version", help="Print the versions that a bug report needs.")
     ] = False,
 ) -> None:
     """Options of every command."""
@@ -57,7 +57,7 @@ def main() -> None:
     except MisusedOption as error:
         _fail(_sentence(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("Stopped by Ctrl-C: no result was written; with --out the same command goes on where it was.", 130)
+        _fail("Interrupted by Ctrl-C before there was a result; with --out the same command resumes where it was.", 130)
     except OSError as error:
         if debug:
             raise
@@ -65,7 +65,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if debug or not _out_of_memory(error):
             raise
-        _fail("Out of memory: use a shorter --window or a smaller model, or a machine with more of it.", 1)
+        _fail("Out of memory: use a shorter --window, a smaller model, or a machine with more memory.", 1)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,11 +1,21 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what marks them."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from slimrank.errors import UsageError
+
+IN_PLAN = "recorded in a plan"  # marks an option whose value a plan has
+NO_EFFECT = "no effect on results"  # marks an option that says where or how to run, and changes no number
+
+
+def marked(command: Callable[..., Any], mark: str) -> set[str]:
+    """The names of the command's parameters that carry this mark."""
+    hints = get_type_hints(command, include_extras=True)
+    return {name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ())}
 
 
 def _named(calibration: list[str] | None) -> list[str] | None:
@@ -19,6 +29,13 @@ def one_or_all(calibration: list[str] | None) -> str | list[str] | None:
     return calibration[0] if calibration and len(calibration) == 1 else calibration or None
 
 
+def chosen_linears(only: list[str] | None, skip: list[str] | None) -> Any:
+    """The filter that --only and --skip mean, None where neither is given."""
+    from slimrank.model.globs import Globs
+
+    return Globs(only or (), skip or ()) if only or skip else None
+
+
 def _placed(context: typer.Context, device: str) -> str:
     if device != "auto" or context.resilient_parsing:
         return device
@@ -28,32 +45,69 @@ def _placed(context: typer.Context, device: str) -> str:
 
 
 Model = Annotated[str, typer.Argument(help="Hub id, local directory, .gguf file, or `demo`, the embedded model.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file.")]
-Keep = Annotated[float, typer.Option(help="Share of the blocks' linears' parameters that stays, in (0, 1].")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file."), IN_PLAN
+]
+Keep = Annotated[float, typer.Option(help="Share of the linears' parameters to keep, in (0, 1]."), IN_PLAN]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
-        help="Text: .txt, .jsonl, .parquet (`file.jsonl:field`), `hub:name/config:split`, or `demo`; may be repeated: "
-        "equal shares of the windows, or `FILE*0.3`.",
+        help="Calibration text: .txt, a table (.jsonl, .json, .csv, .parquet; `file.jsonl:field`), "
+        "`hub:name/config:split` or `demo`. Repeat it for several texts; `FILE*0.3` sets a text's share.",
         callback=_named,
     ),
 ]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
-Window = Annotated[int | None, typer.Option(min=2, help="Tokens a window; by default the context, at most 2048.")]
-Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random choice.")]
+Samples = Annotated[int, typer.Option(min=1, help="Number of calibration windows."), IN_PLAN]
+Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens per window; by default the context length, at most 2048."), IN_PLAN
+]
+Seed = Annotated[int, typer.Option(help="Seed of the windows and of every random choice."), IN_PLAN]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, such as refine.distill.tokens=500000."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. refine.distill.tokens=500000."),
+    IN_PLAN,
 ]
 Refine = Annotated[
     Literal["none", "blocks", "distill"] | None,
-    typer.Option(help="Train the factors, block by block or end to end; by default as the recipe says."),
+    typer.Option(help="Train the factors block by block or end to end (distill); by default the recipe's choice."),
+    IN_PLAN,
 ]
-Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template.")]
-SpecialTokens = Annotated[bool, typer.Option(help="Begin windows with the tokenizer's special tokens (BOS).")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Compress only linears whose name matches, e.g. `*.mlp.*`; may be repeated."),
+    IN_PLAN,
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Keep linears whose name matches dense; may be repeated."),
+    IN_PLAN,
+]
+Chat = Annotated[bool, typer.Option(help="Render rows of chat messages with the tokenizer's chat template."), IN_PLAN]
+SpecialTokens = Annotated[
+    Literal["none", "window"],
+    typer.Option(help="Special tokens (BOS) in calibration: none, or before every window."),
+    IN_PLAN,
+]
+SpecialTokensOfText = Annotated[
+    Literal["none", "text", "window"],
+    typer.Option(help="Special tokens (BOS) in evaluation: none, before the text once, or before every window."),
+]
+MaxWindows = Annotated[int | None, typer.Option(min=1, help="Evaluate on the first windows of each text only.")]
+Texts = Annotated[list[str] | None, typer.Option(help="Evaluation text, as for --calibration; may be repeated.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--fresh", help="Resume an interrupted run of the same command, or start anew."),
+    NO_EFFECT,
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory limit, e.g. 8GiB; by default the memory that is free."),
+    NO_EFFECT,
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace what --out holds, once the new folder is complete."), NO_EFFECT]
 Device = Annotated[
     str,
-    typer.Option(help="Where to compute: auto (a CUDA device where there is one), cpu, cuda, ...", callback=_placed),
+    typer.Option(help="Device to compute on: auto (CUDA if available), cpu, cuda, ...", callback=_placed),
 ]
-Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON to this file.")]
+Dtype = Annotated[str, typer.Option(help="Dtype to compute in: float32, bfloat16 or float16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results to this file as JSON.")]

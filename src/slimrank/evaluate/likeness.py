@@ -11,6 +11,7 @@ from slimrank.evaluate.perplexity import text_windows
 from slimrank.model.load import Loaded
 from slimrank.texts.frequencies import Frequencies
 from slimrank.texts.texts import Text
+from slimrank.texts.tokens import SpecialTokens
 
 FURTHER = 0.1  # than usual: a text is then called unlike the calibration text
 
@@ -56,7 +57,7 @@ class Distance:
 
 
 def distances(
-    loaded: Loaded, texts: Sequence[Text], *, window: int, max_windows: int | None, special_tokens: bool
+    loaded: Loaded, texts: Sequence[Text], *, window: int, max_windows: int | None, special_tokens: SpecialTokens
 ) -> tuple[dict[str, Distance], list[str]]:
     """How far each text's windows are from the calibration of a checkpoint that compress wrote; none for another.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from slimrank import demo
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.likeness import distances
 from slimrank.evaluate.perplexity import Perplexity, perplexity
@@ -20,7 +21,9 @@ from slimrank.model.decoder import find_blocks
 from slimrank.model.load import Loaded, load
 from slimrank.runtime.memory import Limits
 from slimrank.runtime.track import Track, no_track
-from slimrank.texts.texts import Text, read_text
+from slimrank.texts.given import TokenRows, read_source, sources_of
+from slimrank.texts.texts import Text
+from slimrank.texts.tokens import SpecialTokens
 from slimrank.texts.windows import check_window, context_length
 
 Model = str | Path | Loaded | PreTrainedModel
@@ -28,12 +31,12 @@ Model = str | Path | Loaded | PreTrainedModel
 
 def evaluate_models(
     models: Sequence[Model] | Mapping[str, Model],
-    texts: Sequence[str | Text],
+    texts: Sequence[str | Path | Text | Any],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     window: int | None = None,
     max_windows: int | None = None,
-    special_tokens: bool = True,
+    special_tokens: SpecialTokens = "text",
     device: str = "cpu",
     dtype: str = "float32",
     tasks: Sequence[str] = (),
@@ -47,21 +50,23 @@ def evaluate_models(
 
     models: hub ids, directories or `demo`, each in memory in its turn, and models in memory, which stay as they are:
     what slimrank.load gave, or transformers' own, such as compress's Result.model; by their names, if that is given.
-    texts: SPECs, or what calibrate.read_text gave. tokenizer: of models that come without one, by default the first
-    model's. window defaults to the first model's context, at most 2048, for all models alike. device, dtype: of the
-    models that are named. tasks: names of the harness's tasks, or of those whose files are in tasks_path; limit: items
-    of each.
+    texts: SPECs, paths, what calibrate.read_text gave, or a datasets.Dataset with a column `text`.
+    tokenizer: of models that come without one, by default the first model's.
+    window: tokens a window, for all models alike; by default the first model's context, at most 2048.
+    special_tokens: where the tokenizer's stand: before the text once, before every window, or nowhere ("none").
+    device, dtype: of the models that are named.
+    tasks: names of lm-eval's tasks, or of those whose files are in tasks_path; limit: items of each.
 
     Raises:
-        UsageError: for options that cannot be meant.
+        UsageError: for invalid options.
         SlimrankError: if a model or text cannot be read or measured.
     """
     named = list(models.items() if isinstance(models, Mapping) else ((None, model) for model in models))
-    if not texts and not tasks and named[0][1] != "demo":
+    specs = texts or ([] if tasks else demo.texts_of(named[0][1]))
+    if not specs and not tasks:
         raise UsageError("--text is missing: give a text such as test.txt, file.jsonl:text or hub:name/config:split.")
     chosen = Tasks(tasks, tasks_path, limit) if tasks else None
-    specs = texts or ([] if tasks else ["demo"])
-    read = [one if isinstance(one, Text) else read_text(one, part="evaluation") for one in specs]
+    read = [read_one(one) for one in specs]
     options: dict[str, Any] = {"max_windows": max_windows, "special_tokens": special_tokens}
     results: list[ModelResult] = []
     for name, model in named:
@@ -81,6 +86,19 @@ def evaluate_models(
             first.let_go()
         del loaded  # before the next one comes
     return results
+
+
+def read_one(text: Any) -> Text:
+    """A text to evaluate on, by its SPEC, its path or its rows; it stays as it is if it was read before.
+
+    Raises:
+        UsageError: for what is no text, such as token ids, which are of one tokenizer alone.
+    """
+    (source,) = sources_of(text)
+    found = read_source(source, part="evaluation")
+    if isinstance(found, TokenRows):
+        raise UsageError("Models are evaluated on text, not on token ids: give a file's path, a string or a Dataset.")
+    return found
 
 
 def opened(

@@ -1,6 +1,5 @@
 """Perplexity as the literature counts it."""
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -17,9 +16,10 @@ from slimrank.evaluate.predictions import batch_size as batch_of
 from slimrank.evaluate.reference import Reference
 from slimrank.model.decoder import Decoder, evaluating
 from slimrank.numerics.losses import next_token_losses
+from slimrank.runtime.digests import sha256_of_tensor
 from slimrank.runtime.track import Track, no_track
 from slimrank.texts.texts import Text
-from slimrank.texts.tokens import encode, require_embedded
+from slimrank.texts.tokens import SpecialTokens, beginning, check_special_tokens, encode, require_embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,8 @@ class Perplexity:
     """exp(nats); `nats` is the mean negative log-likelihood over `tokens` predicted tokens, window - 1 a window.
 
     by_window: each window's own mean; kl_by_window: each window's KL(first || model) in nats a token, None where there
-    is no first model or its predictions can't be compared; read: a hash of the windows' token ids.
+    is no first model or its predictions can't be compared; read: a hash of the windows' token ids;
+    special_tokens: where the tokenizer's stood, as in SpecialTokens; "" in results of older versions.
     """
 
     perplexity: float
@@ -41,6 +42,7 @@ class Perplexity:
     by_window: Sequence[float] = field(default=(), repr=False)
     kl_by_window: Sequence[float] | None = field(default=None, repr=False)
     read: str = field(default="", repr=False)
+    special_tokens: str = ""
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Perplexity":
@@ -81,7 +83,7 @@ def perplexity(
     *,
     window: int,
     max_windows: int | None = None,
-    special_tokens: bool = True,
+    special_tokens: SpecialTokens = "text",
     batch_size: int | None = None,
     first: Reference | None = None,
     is_first: bool = False,
@@ -90,6 +92,7 @@ def perplexity(
 ) -> Perplexity:
     """Measure the perplexity of a text: one tokenizer call, windows without overlap, the remainder dropped.
 
+    special_tokens: whether the tokenizer's stand before the text once, as in the literature, or before every window.
     `max_windows` keeps the first ones only; `batch_size` (windows) changes speed and memory, not the measure. `first`:
     the model that the predictions are compared with, or where `is_first` says so, that this one is. `decoder`: its
     own, by which it runs a block at a time. Raises SlimrankError when the text yields no window, the tokenizer knows
@@ -110,8 +113,9 @@ def perplexity(
     tokens = windows.shape[0] * (window - 1)
     nats = float(sum(batch.sum() for batch in losses)) / tokens
     by_window = tuple((torch.cat(losses) / (window - 1)).tolist())
-    read = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
-    return Perplexity(_exp(nats), nats, tokens, len(windows), window, by_window, kl, read)
+    read = sha256_of_tensor(windows)
+    placed = special_tokens if beginning(tokenizer) else "none"
+    return Perplexity(_exp(nats), nats, tokens, len(windows), window, by_window, kl, read, placed)
 
 
 def _read(
@@ -128,7 +132,11 @@ def _read(
 
 
 def text_windows(
-    tokenizer: "PreTrainedTokenizerBase", text: Text, window: int, max_windows: int | None, special_tokens: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    text: Text,
+    window: int,
+    max_windows: int | None,
+    special_tokens: SpecialTokens,
 ) -> Tensor:
     """The text's windows without overlap, the first `max_windows` of them: (windows, window) ids, int64.
 
@@ -138,13 +146,19 @@ def text_windows(
         raise UsageError(f"--window {window} leaves no token to predict: give at least 2")
     if max_windows is not None and max_windows < 1:
         raise UsageError(f"--max-windows {max_windows} leaves nothing to measure: give at least 1")
-    ids = encode(tokenizer, [text.text], special_tokens)[0]
-    if len(ids) < window:
+    check_special_tokens(special_tokens)
+    start = beginning(tokenizer) if special_tokens == "window" else []
+    size = window - len(start)
+    if size < 1:
+        raise UsageError(f"--window {window} has no room beside the special tokens, {len(start)}: give a longer one")
+    ids = encode(tokenizer, [text.text], special_tokens == "text")[0]
+    if len(ids) < size:
         raise SlimrankError(
             f"{text.source} holds {len(ids)} tokens, not one window of {window}: give a smaller --window or more text"
         )
-    count = min(len(ids) // window, max_windows or len(ids))
-    return torch.tensor(ids[: count * window], dtype=torch.int64).view(count, window)
+    count = min(len(ids) // size, max_windows or len(ids))
+    own = torch.tensor(ids[: count * size], dtype=torch.int64).view(count, size)
+    return torch.cat([torch.tensor(start, dtype=torch.int64).expand(count, -1), own], 1)
 
 
 def _losses(logits: Tensor, batch: Tensor) -> Tensor:

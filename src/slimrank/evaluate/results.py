@@ -43,17 +43,14 @@ class ModelResult:
         """Nats per token more than `first` pays, for each text that both have read."""
         return {text: own.lost(first.texts[text]) for text, own in self.texts.items() if text in first.texts}
 
-    def nats_lost(self, first: "ModelResult") -> dict[str, float]:
-        """The same without the errors."""
-        return {text: lost.value for text, lost in self.lost(first).items()}
-
 
 def to_json(results: Sequence[ModelResult]) -> str:
     """The results as JSON, the first model being the reference; a perplexity beyond a float's range is null.
 
     {"version": 1, "models": [{"name", "parameters": {"linears", "model"}, "bytes",
     "texts": {source: {"perplexity", "perplexity_stderr", "nats", "nats_stderr", "nats_lost", "nats_lost_stderr", "kl",
-    "kl_stderr", "tokens", "windows", "window", "distance", "distance_usual"}},
+    "kl_stderr", "tokens", "windows", "window", "special_tokens", "distance",
+    "distance_usual"}},
     "tasks": {name: {"items", "shots", "version", "metrics": {metric: {"value", "stderr"}}}}, "notes"}]}
     """
     models = [_model(result, results[0]) for result in results]
@@ -99,7 +96,8 @@ def text_json(measured: Perplexity, first: Perplexity | None) -> dict[str, Any]:
         "windows": measured.windows,
         "window": measured.window,
     }
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
+    numbers = {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
+    return numbers | {"special_tokens": measured.special_tokens or None}
 
 
 def count_parameters(model: Module) -> int:

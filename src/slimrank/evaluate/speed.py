@@ -16,6 +16,7 @@ from slimrank.evaluate.decoding import decoder, first_token, prefill, prompt
 from slimrank.evaluate.memory import peak_of
 from slimrank.evaluate.roofline import Limits, measure_limits, reason
 from slimrank.forms.quantized import QuantizedLinear
+from slimrank.runtime.finite import require_finite
 from slimrank.runtime.track import Track, no_track
 from slimrank.texts.windows import context_length
 
@@ -86,6 +87,7 @@ class Bench:
         settings = {**asdict(self.asked), **self.settings}
         models = [asdict(speed) for speed in self.speeds]
         record = {"settings": settings, "limits": asdict(self.limits), "models": models, "notes": self.notes()}
+        require_finite(record, "The bench")
         return json.dumps({"version": JSON_VERSION, **record}, indent=2) + "\n"
 
 

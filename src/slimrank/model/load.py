@@ -56,7 +56,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype} is unknown: choose one of {', '.join(DTYPES)}.")
-    place = str(demo.MODEL) if name == "demo" else name
+    place = demo.model_place(name)
     directory = Path(place) if find(Path(place)).is_dir() else None
     disable_progress_bar()
     if directory is None and is_gguf(name):

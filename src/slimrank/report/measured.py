@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from slimrank.errors import UsageError
 from slimrank.evaluate.likeness import Distance
+from slimrank.texts.tokens import WHERE
 
 TEXT_HEAD = ("perplexity", "nats lost", "KL")
 Table = tuple[str, list[str], list[list[str]]]
@@ -55,7 +56,8 @@ def evaluation_tables(path: Path) -> list[Table]:
             _text_row(model, model["texts"][text], [own] if any(far) else [])
             for model, own in zip(there, far, strict=True)
         ]
-        caption = f"{text}: {read['windows']} windows of {read['window']} tokens"
+        special = WHERE.get(read.get("special_tokens"), "")
+        caption = f"{text}: {read['windows']} windows of {read['window']} tokens{special and ', ' + special}"
         head = ["model", *TEXT_HEAD, *(["distance"] if any(far) else []), "parameters", "bytes"]
         tables.append((caption, head, rows))
     scored = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slimrank import demo
 from slimrank.checkpoint.account import Account
 from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
@@ -105,8 +106,8 @@ def headline(plan: Plan, account: Account, rows: Sequence[tuple[str, ...]]) -> F
         ("of the linears' parameters", rows[0][3]),
         ("of the whole model", rows[1][3]),
         ("of the bytes on disk", rows[2][3]),
-        ("error predicted, root mean square", "-" if predicted is None else f"{predicted:.3g}"),
-        ("error measured on held-out windows", "-" if measured is None else f"{measured:.3g}"),
+        ("predicted relative error (RMS)", "-" if predicted is None else f"{predicted:.3g}"),
+        ("relative error on held-out windows (RMS)", "-" if measured is None else f"{measured:.3g}"),
         ("seconds", f"{sum(account.seconds.values()):,.1f}"),
         ("peak memory", f"{account.memory / 2**20:,.0f} MiB"),
     ]
@@ -138,7 +139,7 @@ def forms(plan: Plan) -> str:
 def command(plan: Plan, account: Account, *words: object) -> str:
     """The command that makes the run again from its plan or its recipe, as `words` say."""
     texts = specs_again(plan.calibration)
-    spec = [] if [account.model] == texts == ["demo"] else [word for text in texts for word in ("--calibration", text)]
+    spec = [] if texts == demo.texts_of(account.model) else [word for text in texts for word in ("--calibration", text)]
     where = ["--device", account.device, "--dtype", account.computed]
     return shlex.join(str(word) for word in ("slimrank", "compress", account.model, *words, *spec, *where))
 
@@ -148,7 +149,7 @@ def settled(plan: Plan) -> list[object]:
     record = plan.calibration
     words: list[object] = ["--keep", f"{plan.keep:g}"]
     words += ["--samples", record["samples"], "--window", record["window"], "--seed", record["seed"]]
-    words += ["--special-tokens"] if record["special_tokens"] else []
+    words += ["--special-tokens", "window"] if record["special_tokens"] else []
     words += ["--chat"] if record.get("chat") else []
     return words
 

@@ -18,6 +18,7 @@ from slimrank.runtime.track import Track, no_track
 from slimrank.store.disk import size_of
 from slimrank.store.pieces import DiskPieces, MemoryPieces
 from slimrank.texts.reading import Reading, read_windows
+from slimrank.texts.tokens import SpecialTokens
 
 Failed = Callable[[Recipe, float, Exception], None]
 
@@ -29,7 +30,7 @@ def compare(
     reading: Reading,
     *,
     max_windows: int | None = None,
-    special_tokens: bool = True,
+    special_tokens: SpecialTokens = "text",
     device: str = "cpu",
     dtype: str = "float32",
     out: str | Path | None = None,

@@ -19,13 +19,12 @@ from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.run.estimate import Estimate, estimate, evaluation
 from slimrank.run.job import allocated
-from slimrank.run.resume import digest
 from slimrank.run.rows import Row
 from slimrank.run.steps import decompose, factorize, refine
+from slimrank.runtime.digests import sha256_of_json, sha256_of_text
 from slimrank.runtime.track import Track
 from slimrank.spectrum.decompose import blocks_with_curves
 from slimrank.spectrum.spectra import Decompositions
-from slimrank.store.disk import sha256_of_text
 from slimrank.store.disk_weights import DiskWeights
 from slimrank.store.pieces import DiskPieces, MemoryPieces
 from slimrank.store.run import UNLIMITED, Run
@@ -61,7 +60,7 @@ class Comparison:
     def expected(self) -> Estimate:
         """What the comparison takes: memory of the most demanding step, disk and time of all."""
         each = {
-            digest(recipe.model_dump(mode="json")): estimate(self.model, self.windows.calibration, recipe)
+            sha256_of_json(recipe.model_dump(mode="json")): estimate(self.model, self.windows.calibration, recipe)
             for recipe, _ in self.rows
         }
         judged = evaluation(self.model.decoder, self.judging["window"])
@@ -169,12 +168,12 @@ class Comparison:
         metric = recipe.metric
         gradients = self.gradients_of(recipe.needs) if metric.needs.gradients else None
         asked = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep]
-        return digest([metric.model_dump(mode="json"), gradients, *asked])[:16]
+        return sha256_of_json([metric.model_dump(mode="json"), gradients, *asked])[:16]
 
     def name_of(self, recipe: Recipe, keep: float) -> str:
         """A name for a row, which tells it from rows of other recipes and texts."""
         texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
-        return digest([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
+        return sha256_of_json([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from slimrank.checkpoint import write_text
 from slimrank.errors import UsageError
@@ -32,7 +33,7 @@ def compress(
     recipe: str | Path | Recipe = "slimrank",
     *,
     keep: float = 0.8,
-    calibration: str | Sequence[str] | None = None,
+    calibration: Any = None,
     samples: int = 256,
     window: int | None = None,
     seed: int = 3,
@@ -59,9 +60,10 @@ def compress(
         recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
         keep: share of the compressed linears' parameters that stays, in (0, 1].
         calibration: SPEC of the text (see read_text), or a list of them, which share the windows equally or as
-            `SPEC*0.3` says (see calibrate.mix); needed unless the model is the demo.
+            `SPEC*0.3` says (see texts.mix); also a path, strings, a datasets.Dataset, or token ids (rows, tokens) whose
+            rows are the windows (see texts.given). Needed unless the model is the demo.
         samples, window, seed: how many windows of how many tokens; window defaults to the context, at most 2048.
-        filter: (name, module) -> bool, which linears of the blocks to compress; all by default.
+        filter: (name, module) -> bool, which linears of the blocks to compress; by default all. See also model.globs.
         plan: apply this plan instead of allocating; its recipe, keep and calibration settings hold.
         plan_only: stop before the weights are touched; `out` is then the plan's file.
         special_tokens: begin every calibration window with the tokenizer's default special tokens (BOS).

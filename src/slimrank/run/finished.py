@@ -10,8 +10,8 @@ from slimrank.model.load import Loaded, load
 from slimrank.plan import Plan
 from slimrank.run.result import PLAN, Result
 from slimrank.run.resume import WRITTEN
+from slimrank.runtime.digests import sha256_of, sha256_of_text
 from slimrank.spectrum.curve import Curve
-from slimrank.store.disk import sha256_of, sha256_of_text
 from slimrank.store.pieces import Pieces
 
 

@@ -9,6 +9,7 @@ from slimrank.errors import UsageError
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder, Filter, require_finite_weights
+from slimrank.model.globs import Globs
 from slimrank.model.load import Loaded, load, require_dense
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
@@ -61,6 +62,8 @@ def chosen_linears(
         UsageError: if the plan does not fit the model, or `keep` is too little for any rank.
     """
     model = Compressible.of(decoder, filter)
+    if isinstance(filter, Globs):
+        filter.require_matches()
     if plan is None:
         require_room(keep, recipe.form, [shape_of(one) for one in model.linears.values()])
         return model, None
@@ -79,7 +82,7 @@ def windows_of(loaded: Loaded, reading: Reading, plan: Plan | None) -> Windows:
 def require_share(keep: float) -> None:
     """Raise a UsageError for a share of parameters outside (0, 1]."""
     if not 0 < keep <= 1:
-        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters that stays.")
+        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters to keep.")
 
 
 def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:

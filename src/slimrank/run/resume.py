@@ -1,6 +1,5 @@
 """Whether what an earlier process left belongs to this run."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import fingerprint
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
+from slimrank.runtime.digests import sha256_of_json
 from slimrank.runtime.versions import needed_versions
 from slimrank.runtime.world import World
 from slimrank.store.disk import disk_errors
@@ -86,7 +86,7 @@ def identity_of(model: Compressible, windows: Windows) -> dict[str, Any]:
         "model": fingerprint(decoder)["sha256"],
         "device": decoder.device.type,
         "number of processes": decoder.world.size,
-        "linears": digest(list(model.linears)),
+        "linears": sha256_of_json(list(model.linears)),
         **{f"calibration.{key}": value for key, value in windows.record.items()},
         **{f"version of {name}": version for name, version in needed_versions().items()},
     }
@@ -97,7 +97,7 @@ def choices(recipe: Recipe, plan: Plan | None, keep: float) -> dict[str, Any]:
     return {
         "keep": keep,
         **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
-        "plan": plan and digest(plan.model_dump(mode="json")),
+        "plan": plan and sha256_of_json(plan.model_dump(mode="json")),
     }
 
 
@@ -117,11 +117,6 @@ def identify(pieces: Pieces, identity: dict[str, Any]) -> None:
                 f"The progress beside --out is of a run whose {key} is {_short(theirs.get(key))}, and this one's is "
                 f"{_short(identity.get(key))}: give the same options, or --fresh to begin anew."
             )
-
-
-def digest(value: Any) -> str:
-    """The SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:

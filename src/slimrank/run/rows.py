@@ -7,6 +7,7 @@ from typing import Any
 
 from slimrank.evaluate import Perplexity, text_json
 from slimrank.plan import Plan
+from slimrank.runtime.finite import require_finite
 
 JSON_VERSION = 1
 
@@ -50,4 +51,5 @@ def to_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:
         lost = {text: found["nats_lost"] for text, found in texts.items()}
         facts = replace(row, texts={}).facts()
         plain.append(facts | {"texts": texts, "nats_lost": lost, "plan": facts["plan"]})
+    require_finite(plain, "The comparison")
     return json.dumps({"version": JSON_VERSION, "settings": settings, "rows": plain}, indent=1) + "\n"

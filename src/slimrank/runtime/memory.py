@@ -1,13 +1,13 @@
 """How much memory a run may take, and how it is shared out."""
 
 import ctypes
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from slimrank.errors import UsageError
@@ -65,17 +65,13 @@ def parse_size(text: str) -> int:
     found = SIZE.fullmatch(text)
     size = int(float(found[1]) * UNITS[found[2]]) if found else 0
     if size < 1:
-        raise UsageError(f"--memory {text!r} is no size: give one such as 8GiB.")
+        raise UsageError(f"--memory {text!r} is not a size: give one such as 8GiB.")
     return size
 
 
 def free_memory() -> int:
     """What this process could take now, in bytes: the machine's free memory, or its control group's share of it."""
-    found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        line = next((line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")), None)
-        found = [int(line.split()[1]) * 1024] if line else found
+    found = [psutil.virtual_memory().available]
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
         cache = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)

@@ -1,7 +1,6 @@
-"""Files' digests, and full and unwritable disks in a sentence."""
+"""Full and unwritable disks in a sentence."""
 
 import errno
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,17 +8,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from slimrank.errors import SlimrankError
-
-
-def sha256_of(file: Path) -> str:
-    """The file's SHA-256, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256_of_text(text: str) -> str:
-    """The SHA-256 of a text's UTF-8 bytes, in hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def size_of(folder: Path) -> int:

@@ -1,6 +1,8 @@
 """The finished pieces of a run: tensors and facts by key, kept in memory or in files that survive a kill."""
 
+import glob
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -14,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slimrank.errors import SlimrankError
-from slimrank.store.disk import disk_errors, sha256_of
+from slimrank.runtime.digests import sha256_of, sha256_of_text
+from slimrank.store.disk import disk_errors
 
 Facts = dict[str, Any]
 FACTS = "facts"
+NAME_BYTES = 120  # of a key in a file's name, which holds a SHA-256 too and may have 255
 
 
 class Pieces(Protocol):
@@ -110,7 +114,7 @@ class DiskPieces:
             writing.result()
 
     def _write(self, key: str, plain: dict[str, Tensor], facts: Facts | None) -> None:
-        path = self.folder / key
+        path = self._path(key)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         before = self._found(key)
         with disk_errors(self.folder):
@@ -173,10 +177,18 @@ class DiskPieces:
         """A file of that name among the pieces, for what brings a format of its own; None where they do not last."""
         return self.folder / name
 
+    def _path(self, key: str) -> Path:
+        """Where a key's file is, but for its digest; of a long key the beginning and a digest stand for it."""
+        folder, _, name = key.rpartition("/")
+        if len(os.fsencode(name)) > NAME_BYTES:
+            name = f"{os.fsencode(name)[:48].decode(errors='ignore')}-{sha256_of_text(name)}"
+        return self.folder / folder / name
+
     def _found(self, key: str) -> list[Path]:
         """The files of a key, the newest first: two where a process was killed between writing and removing."""
-        path = self.folder / key
-        found = path.parent.glob(f"{path.name}.*.safetensors") if path.parent.is_dir() else ()
+        path = self._path(key)
+        name = f"{glob.escape(path.name)}.*.safetensors"
+        found = path.parent.glob(name) if path.parent.is_dir() else ()
         return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
 
     def _verify(self, path: Path) -> None:

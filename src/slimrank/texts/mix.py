@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from slimrank.errors import UsageError
+from slimrank.texts.given import Source
 
 SHARE = re.compile(r"(?P<spec>.*)\*(?P<share>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)", re.IGNORECASE | re.DOTALL)
 CLOSE = 1e-6  # to 1, of shares that add up to it
 
 
-def split_share(spec: str) -> tuple[str, float | None]:
+def split_share(spec: Source) -> tuple[Source, float | None]:
     """The SPEC without its share, and the share: what follows the last `*`, where that is a number.
 
-    A text whose own name ends so is meant by a share behind it: `odd*0.3*1`.
+    A text whose own name ends so is meant by a share behind it: `odd*0.3*1`. What is in memory has no share.
     """
+    if not isinstance(spec, str):
+        return spec, None
     found = SHARE.fullmatch(spec)
     return (found["spec"], float(found["share"])) if found else (spec, None)
 
@@ -28,18 +31,19 @@ def with_share(spec: str, share: float) -> str:
     return f"{spec}*{share!r}"
 
 
-def mixed(specs: Sequence[str]) -> list[tuple[str, float]]:
+def mixed(specs: Sequence[Source]) -> list[tuple[Source, float]]:
     """The texts' SPECs and their shares of the windows, which add up to 1; those without one share what is left.
 
     Raises:
-        UsageError: for shares that cannot be meant, or a text given twice.
+        UsageError: for invalid shares, or a text given twice.
     """
     texts = [split_share(spec) for spec in specs]
     given = [share for _, share in texts if share is not None]
     for spec, share in texts:
         if share is not None and not 0 < share <= 1:
             raise UsageError(f"--calibration {spec}*{share:g}: the share must be above 0 and at most 1.")
-        if [other for other, _ in texts].count(spec) > 1:
+        if sum(other is spec or (isinstance(spec, str) and other == spec) for other, _ in texts) > 1:
+            spec = spec if isinstance(spec, str) else "text"
             raise UsageError(f"--calibration {spec} is given twice: give it once, with the sum of its shares.")
     total, others = math.fsum(given), len(texts) - len(given)
     if not others and abs(total - 1) > CLOSE:

@@ -2,48 +2,48 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from slimrank import demo
 from slimrank.errors import UsageError
 from slimrank.model.load import Loaded
+from slimrank.texts.given import Source, TokenRows, read_source, sources_of
 from slimrank.texts.mix import CLOSE, mixed, split_share, with_share
-from slimrank.texts.texts import read_text, spec_of
+from slimrank.texts.texts import Text, spec_of
 from slimrank.texts.tokens import require_embedded
 from slimrank.texts.windows import Windows, check_window, context_length, sample_windows
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
 class Reading:
-    """spec: the text's SPEC or those of several, with or without shares (see mix), None for the demo's own.
+    """What to read for calibration, and how.
 
-    window None is the context, at most 2048; see sample_windows.
+    spec: a SPEC or several, with or without shares (see mix), or what else sources_of takes; None for the demo's own.
+    samples, window, seed, special_tokens: see sample_windows; window None is the context, at most 2048, or the length
+    of the rows of token ids. chat: rows are chat messages.
     """
 
-    spec: str | Sequence[str] | None
+    spec: Any
     samples: int
     window: int | None
     seed: int
     special_tokens: bool = False
     chat: bool = False
 
-    @property
-    def specs(self) -> list[str]:
-        """Those of all texts."""
-        if isinstance(self.spec, str):
-            return [self.spec]
-        return list(self.spec or ["demo"])
-
     @classmethod
-    def again(cls, record: dict[str, Any], spec: str | Sequence[str] | None) -> "Reading":
+    def again(cls, record: dict[str, Any], spec: Any) -> "Reading":
         """The reading that left `record`; `spec` tells where its texts are now, in their order, if they have moved."""
         keys = ("samples", "window", "seed", "special_tokens", "chat")
         missing = [key for key in ("source", "sha256", *keys) if key not in record]
         if missing:
             raise UsageError(f"The plan's calibration lacks {missing[0]!r}: make it again.")
         options = {key: record[key] for key in keys}
-        return cls(specs_again(record) if not spec else _moved(record, spec), **options)
+        return cls(_moved(record, named) if (named := sources_of(spec)) else specs_again(record), **options)
 
 
 def texts_of(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,9 +66,9 @@ def specs_again(record: dict[str, Any]) -> list[str]:
     return [spec if plain else with_share(spec, share) for spec, share in specs]
 
 
-def _moved(record: dict[str, Any], spec: str | Sequence[str]) -> list[str]:
+def _moved(record: dict[str, Any], sources: Sequence[Source]) -> list[Source]:
     """The same shares of the texts that are named now."""
-    texts, named = texts_of(record), [split_share(one) for one in ([spec] if isinstance(spec, str) else spec)]
+    texts, named = texts_of(record), [split_share(one) for one in sources]
     if len(named) != len(texts):
         raise UsageError(
             f"The plan was made with {len(texts)} calibration texts, and --calibration names {len(named)}: name as "
@@ -77,26 +77,30 @@ def _moved(record: dict[str, Any], spec: str | Sequence[str]) -> list[str]:
     for text, (name, share) in zip(texts, named, strict=True):
         if share is not None and abs(share - text["share"]) > CLOSE:
             raise UsageError(f"The plan gives {name} a share of {text['share']:g}, not {share:g}: leave the share out.")
-    return [with_share(name, text["share"]) for text, (name, _) in zip(texts, named, strict=True)]
+    return [
+        with_share(name, text["share"]) if isinstance(name, str) else name
+        for text, (name, _) in zip(texts, named, strict=True)
+    ]
 
 
 def read_windows(loaded: Loaded, reading: Reading, record: dict[str, Any] | None = None) -> Windows:
     """The windows to calibrate on; record: an earlier reading's, whose texts these have to be.
 
     Raises:
-        UsageError: if there is no text, the window is beyond the context, shares cannot be meant, or a text's hash is
+        UsageError: if there is no text, the window is beyond the context, shares are invalid, or a text's hash is
             not the record's.
         SlimrankError: if a text is too short, or the tokenizer knows more than the model.
     """
-    if not reading.spec and loaded.name != "demo":
+    named = sources_of(reading.spec) or demo.texts_of(loaded.name)
+    if not named:
         raise UsageError(
             "--calibration is missing: give a text such as train.txt, file.jsonl:text or hub:name/config:split."
         )
+    sources, shares = zip(*mixed(named), strict=True)
+    texts = [read_source(one, chat=reading.chat, tokenizer=loaded.tokenizer) for one in sources]
     config = loaded.model.config
-    window = reading.window or min(context_length(config) or 2048, 2048)
+    window = reading.window or _usual_window(texts, config)
     check_window(window, config)
-    specs, shares = zip(*mixed(reading.specs), strict=True)
-    texts = [read_text(spec, chat=reading.chat, tokenizer=loaded.tokenizer) for spec in specs]
     for text, other in zip(texts, texts_of(record) if record else (), strict=bool(record)):
         if text.sha256 != other["sha256"]:
             raise UsageError(
@@ -121,3 +125,9 @@ def read_windows(loaded: Loaded, reading: Reading, record: dict[str, Any] | None
         return ids
 
     return replace(windows, more=more)
+
+
+def _usual_window(texts: Sequence[Text | TokenRows], config: "PretrainedConfig") -> int:
+    """The length of the rows of token ids, where there are some, or the context, at most 2048."""
+    lengths = [text.ids.shape[1] for text in texts if isinstance(text, TokenRows)]
+    return lengths[0] if lengths else min(context_length(config) or 2048, 2048)

@@ -1,7 +1,10 @@
-"""Rows of jsonl, parquet and hub datasets, each with the place an error can point to."""
+"""Rows of jsonl, json, csv, parquet and hub datasets, each with the place an error can point to."""
 
+import csv
+import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,13 @@ Row = tuple[str, Any]
 
 HUB = re.compile(r"hub:(?P<path>[^:]+):(?P<split>[^:\[\]]+(?:\[[^\]]*\])?)(?::(?P<field>.+))?")
 EXTRA = "pip install slimrank[data]"
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+}  # by a file's first bytes
 
 
 def read_utf8(path: Path) -> str:
@@ -20,7 +30,11 @@ def read_utf8(path: Path) -> str:
     Raises UsageError when it is missing and SlimrankError when it cannot be read or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        packed = next((kind for start, kind in COMPRESSED.items() if content.startswith(start)), None)
+        if packed:
+            raise SlimrankError(f"{path} is compressed with {packed}: decompress it first")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: give the path of a text that does") from None
     except UnicodeDecodeError as error:
@@ -29,19 +43,48 @@ def read_utf8(path: Path) -> str:
         raise SlimrankError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def json_rows(path: Path, field: str) -> Iterator[Row]:
+    """The rows of a JSON array, of objects or of strings; of a file that holds an object a line, as jsonl_rows."""
+    text = read_utf8(path)
+    if not text.lstrip().startswith("["):
+        yield from jsonl_rows(path, field)
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SlimrankError(f"{path} is not JSON ({error}): fix it, or give a row a line as .jsonl") from None
+    for place, row in _numbered(rows):
+        if not isinstance(row, dict | str):
+            raise SlimrankError(f"{path} {place} is neither a JSON object nor a string: fix or remove it")
+        yield place, row if isinstance(row, str) else _field(row, field, path, place)
+
+
+def csv_rows(path: Path, column: str) -> Iterator[Row]:
+    """The values of one column of a .csv, or .tsv, file whose first line names the columns."""
+    csv.field_size_limit(sys.maxsize)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        if column not in (names := list(rows.fieldnames or ())):
+            raise _unknown_field(str(path), column, names, f"{path}:COLUMN")
+        yield from _numbered(row[column] for row in rows)
+    except csv.Error as error:
+        raise SlimrankError(f"{path} after line {rows.line_num} is not CSV ({error}): fix or remove it") from None
+
+
 def jsonl_rows(path: Path, field: str) -> Iterator[Row]:
     """What every non-blank line holds under `field`."""
     # not splitlines: JSON strings may hold U+2028 and its like
     for number, line in enumerate(read_utf8(path).split("\n"), 1):
         if line.strip():
-            yield f"line {number}", _field(_parse(line, path, number), field, path, number)
+            yield f"line {number}", _field(_parse(line, path, number), field, path, f"line {number}")
 
 
 def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise SlimrankError(f"{path} line {number} is not JSON ({error}): mend or remove the line") from None
+        raise SlimrankError(f"{path} line {number} is not JSON ({error}): fix or remove the line") from None
     if not isinstance(row, dict):
         raise SlimrankError(
             f"{path} line {number} is not a JSON object: every line must hold one with the text's field"
@@ -49,9 +92,9 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _field(row: dict[str, Any], field: str, path: Path, number: int) -> Any:
+def _field(row: dict[str, Any], field: str, path: Path, place: str) -> Any:
     if field not in row:
-        raise _unknown_field(f"{path} line {number}", field, list(row), f"{path}:FIELD")
+        raise _unknown_field(f"{path} {place}", field, list(row), f"{path}:FIELD")
     return row[field]
 
 
@@ -79,10 +122,14 @@ def hub_rows(spec: str, field: str) -> Iterator[Row]:
     match = HUB.fullmatch(spec)
     if match is None:
         raise UsageError(f"{spec} is not a hub dataset: write hub:NAME/CONFIG:SPLIT or hub:NAME:SPLIT")
-    field = match["field"] or field
     dataset = _load(spec, match["path"], match["split"])
+    return dataset_rows(dataset, match["field"] or field, spec, f"hub:{match['path']}:{match['split']}:FIELD")
+
+
+def dataset_rows(dataset: Any, field: str, where: str, spelling: str) -> Iterator[Row]:
+    """The values of one column of a datasets.Dataset; spelling: how to name another column."""
     if field not in dataset.column_names:
-        raise _unknown_field(spec, field, dataset.column_names, f"hub:{match['path']}:{match['split']}:FIELD")
+        raise _unknown_field(where, field, dataset.column_names, spelling)
     return _numbered(dataset[field])
 
 

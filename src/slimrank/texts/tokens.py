@@ -1,15 +1,29 @@
 """What the calibration and the evaluation ask of a tokenizer."""
 
-import hashlib
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 
-from slimrank.errors import SlimrankError
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.runtime.digests import sha256_of_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SpecialTokens = Literal["none", "text", "window"]
+WHERE: dict[str, str] = {
+    "none": "no BOS",
+    "text": "BOS before the text",
+    "window": "BOS before every window",
+}
+
+
+def check_special_tokens(place: str) -> None:
+    """Raise a UsageError for what is not a SpecialTokens."""
+    if place not in get_args(SpecialTokens):
+        raise UsageError(f"--special-tokens {place} is unknown: choose one of {', '.join(get_args(SpecialTokens))}.")
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_tokens: bool = True) -> list[list[int]]:
@@ -20,6 +34,14 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_token
         reason = " ".join(str(error).split())[:300]
         raise SlimrankError(f"The tokenizer cannot read the text ({reason}): get an intact tokenizer.") from error
     return encoded["input_ids"]
+
+
+def beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids of the special tokens that the tokenizer puts before a text by default, such as BOS."""
+    text = "a"
+    with_special, (plain,) = encode(tokenizer, [text])[0], encode(tokenizer, [text], special_tokens=False)
+    count = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
+    return with_special[:count]
 
 
 def require_embedded(ids: Tensor, model: "PreTrainedModel") -> None:
@@ -38,4 +60,4 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     # what the last caller asked for, not what the tokenizer is
     state |= {"truncation": None, "padding": None}
     state["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(state)

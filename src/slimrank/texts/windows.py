@@ -1,25 +1,22 @@
 """Windows of tokens at random places of a text, as the literature draws them."""
 
-import hashlib
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.runtime.digests import sha256_of_text
+from slimrank.texts.given import TokenRows
 from slimrank.texts.mix import apportioned, interleaved, origins
+from slimrank.texts.parts import Characters, Encoder, Part, Rows, require
 from slimrank.texts.texts import Text
 from slimrank.texts.tokens import encode, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-AMPLE_CHARACTERS_PER_TOKEN = 16
-Encoder = Callable[[list[str]], list[list[int]]]
 
 
 def _no_more(count: int, seed: int) -> Tensor:
@@ -47,15 +44,9 @@ class Windows:
         return [self.calibration[self.origins == index] for index in self.origins.unique()]
 
 
-class _Part(NamedTuple):
-    characters: str
-    name: str
-    option: str
-
-
 def sample_windows(
     tokenizer: "PreTrainedTokenizerBase",
-    text: Text | Sequence[Text],
+    text: Text | TokenRows | Sequence[Text | TokenRows],
     *,
     samples: int,
     window: int,
@@ -69,20 +60,26 @@ def sample_windows(
     Each window is the first `window` tokens of the text from a random character on. A window out of the middle of a
     text has no BOS before it, so none is put there unless `special_tokens` asks for the tokenizer's default ones.
     `held_out` defaults to max(8, samples // 8), at most what the tail yields without overlap. Several texts give
-    windows in `shares`, by default equal ones, in the order of `interleaved`. The same arguments give the same windows.
-    Raises SlimrankError when a part of a text is too short, UsageError for counts below 1 or too few for the shares.
+    windows in `shares`, by default equal ones, in the order of `interleaved`. Token ids are windows as they are, of
+    which the last tenth is held out. The same arguments give the same windows.
+
+    Raises:
+        SlimrankError: when a part of a text is too short.
+        UsageError: for counts below 1 or too few for the shares, or special tokens before token ids.
     """
     _check_counts(samples, window, held_out)
-    texts = [text] if isinstance(text, Text) else list(text)
+    texts = [text] if isinstance(text, Text | TokenRows) else list(text)
+    if special_tokens and any(isinstance(one, TokenRows) for one in texts):
+        raise UsageError("Token ids are taken as they are: put the special tokens into them, and leave out the option.")
     shares = shares or [1 / len(texts)] * len(texts)
-    heads, tails = zip(*(_parts(one, alone=len(texts) == 1) for one in texts), strict=True)
     encoder = partial(encode, tokenizer, special_tokens=special_tokens)
+    heads, tails = zip(*(_parts(one, encoder, alone=len(texts) == 1) for one in texts), strict=True)
     counts = apportioned(samples, shares)
     for head, count in zip(heads, counts, strict=True):
         if not count:
             raise UsageError(f"--samples {samples} leaves no window for {head.name}: give more, or it a larger share.")
-        _require(_disjoint(encoder, head, window, count), count, window, head)
-    count = _held_out(encoder, tails, shares, window, held_out, max(8, samples // 8))
+        require(head.yields(window, count), count, window, head)
+    count = _held_out(tails, shares, window, held_out, max(8, samples // 8))
     record = {
         **_sources(texts, shares),
         "tokenizer": fingerprint(tokenizer),
@@ -92,7 +89,7 @@ def sample_windows(
         "held_out": count,
         "special_tokens": special_tokens,
     }
-    drawn = partial(_drawn, encoder, shares=shares, window=window)
+    drawn = partial(_drawn, shares=shares, window=window)
 
     def more(number: int, other_seed: int) -> Tensor:
         return drawn(heads, count=number, seed=other_seed)
@@ -124,16 +121,20 @@ def _check_counts(samples: int, window: int, held_out: int | None) -> None:
             raise UsageError(f"{option} {value} is too small: give at least {least}")
 
 
-def _parts(text: Text, alone: bool) -> tuple[_Part, _Part]:
-    boundary = len(text.text) * 9 // 10
+def _parts(text: Text | TokenRows, encoder: Encoder, alone: bool) -> tuple[Part, Part]:
+    """What calibration windows, and what held-out windows, are drawn from: nine tenths of the text and the last one."""
+    whole = text.text if isinstance(text, Text) else text.ids
+    boundary = len(whole) * 9 // 10
+    names = (f"the first nine tenths of {text.source}", f"the last tenth of {text.source} (kept for held-out windows)")
     options = ("--samples", "held_out") if alone else ("", "")
-    return (
-        _Part(text.text[:boundary], f"the first nine tenths of {text.source}", options[0]),
-        _Part(text.text[boundary:], f"the last tenth of {text.source} (kept for held-out windows)", options[1]),
+    head, tail = (
+        Characters(encoder, part, name, option) if isinstance(part, str) else Rows(part, name, option)
+        for part, name, option in zip((whole[:boundary], whole[boundary:]), names, options, strict=True)
     )
+    return head, tail
 
 
-def _sources(texts: Sequence[Text], shares: Sequence[float]) -> dict[str, Any]:
+def _sources(texts: Sequence[Text | TokenRows], shares: Sequence[float]) -> dict[str, Any]:
     """What a record says of the texts: one as it is, several in a word, and each under `texts`."""
     if len(texts) == 1:
         return {"source": texts[0].source, "sha256": texts[0].sha256}
@@ -143,84 +144,27 @@ def _sources(texts: Sequence[Text], shares: Sequence[float]) -> dict[str, Any]:
     ]
     return {
         "source": ", ".join(f"{one['source']} ({one['share']:.4g})" for one in found),
-        "sha256": hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest(),
+        "sha256": sha256_of_text("".join(text.sha256 for text in texts)),
         "texts": found,
     }
 
 
-def _held_out(
-    encoder: Encoder, tails: Sequence[_Part], shares: Sequence[float], window: int, asked: int | None, usual: int
-) -> int:
+def _held_out(tails: Sequence[Part], shares: Sequence[float], window: int, asked: int | None, usual: int) -> int:
     """How many held-out windows there are: those asked for, or as many of the usual ones as all tails yield."""
     count = usual if asked is None else asked
     wanted = apportioned(count, shares)
-    available = [_disjoint(encoder, tail, window, own) for tail, own in zip(tails, wanted, strict=True)]
+    available = [tail.yields(window, own) for tail, own in zip(tails, wanted, strict=True)]
     while asked is None and count > len(tails) and any(map(int.__gt__, wanted, available)):
         count -= 1
         wanted = apportioned(count, shares)
     for tail, own, there in zip(tails, wanted, available, strict=True):
-        _require(there, own, window, tail)
+        require(there, own, window, tail)
     return count
 
 
-def _disjoint(encoder: Encoder, part: _Part, window: int, wanted: int) -> int:
-    """How many windows the part yields without overlap; `wanted` where it is too long to need counting."""
-    if len(part.characters) >= AMPLE_CHARACTERS_PER_TOKEN * window * wanted:
-        return wanted
-    return len(encoder([part.characters])[0]) // window
-
-
-def _require(available: int, asked: int, window: int, part: _Part) -> None:
-    if available < asked:
-        fewer = (f"{part.option} {available}, " if part.option else "another share, ") if available else ""
-        raise SlimrankError(
-            f"The text is too short: only {available} of the {asked} windows of {window} tokens fit into {part.name},"
-            f" so use {fewer}a smaller --window or more text"
-        )
-
-
-def _drawn(
-    encoder: Encoder, parts: Sequence[_Part], *, shares: Sequence[float], window: int, count: int, seed: int
-) -> Tensor:
+def _drawn(parts: Sequence[Part], *, shares: Sequence[float], window: int, count: int, seed: int) -> Tensor:
     """(count, window) ids from all parts in these shares; every part after the first has a seed of its own."""
     counts = apportioned(count, shares)
     seeds: list[int | str] = [seed, *(f"{seed}/{index}" for index in range(1, len(parts)))]
-    rows = [_draw(encoder, part, own, window, one) for part, own, one in zip(parts, counts, seeds, strict=True)]
+    rows = [part.draw(own, window, one) for part, own, one in zip(parts, counts, seeds, strict=True)]
     return interleaved(rows, seed)
-
-
-def _draw(encoder: Encoder, part: _Part, count: int, window: int, seed: int | str) -> Tensor:
-    """(count, window) ids from random characters of the part on."""
-    rng = random.Random(seed)
-    rows: list[list[int]] = []
-    limit = len(part.characters)
-    length = _slice_length(encoder, part.characters, window)
-    while len(rows) < count:
-        offsets = [rng.randrange(limit) for _ in range(count - len(rows))]
-        found = _first_tokens(encoder, part.characters, offsets, window, length)
-        rows += [found[offset] for offset in offsets if offset in found]
-        # what starts after an offset that came out short comes out short as well
-        limit = min([limit, *(offset for offset in offsets if offset not in found)])
-        _require(min(limit, 1), 1, window, part)
-    return torch.tensor(rows, dtype=torch.int64).reshape(count, window)
-
-
-def _slice_length(encoder: Encoder, characters: str, window: int) -> int:
-    """Characters that usually hold a window and a quarter, by the density of the part's beginning."""
-    probe = characters[: 8 * window]
-    density = len(probe) / max(1, len(encoder([probe])[0]))
-    return int(1.25 * density * window) + 16
-
-
-def _first_tokens(
-    encoder: Encoder, characters: str, offsets: list[int], window: int, length: int
-) -> dict[int, list[int]]:
-    """The first `window` ids from each offset on, without the offsets too near the end to have that many."""
-    found: dict[int, list[int]] = {}
-    pending = list(dict.fromkeys(offsets))
-    while pending:
-        rows = encoder([characters[offset : offset + length] for offset in pending])
-        found |= {offset: row[:window] for offset, row in zip(pending, rows, strict=True) if len(row) >= window}
-        pending = [offset for offset in pending if offset not in found and offset + length < len(characters)]
-        length *= 2
-    return found

@@ -38,18 +38,20 @@ def test_the_folder_is_named_after_the_model_and_the_plans_recipe_and_keep(place
         (["--set", "form=pivoted"], "--set"),
         (["--refine", "none"], "--refine"),
         (["--no-chat"], "--chat"),
-        (["--keep", "0.8", "--special-tokens"], "--keep, --special-tokens"),
+        (["--only", "*.mlp.*"], "--only"),
+        (["--skip", "*.mlp.*"], "--skip"),
+        (["--keep", "0.8", "--special-tokens", "none"], "--keep, --special-tokens"),
     ],
 )
 def test_what_the_plan_settles_is_refused_beside_it(place, given, named):
     run("plan", "dense", *READ, "--recipe", "svd", "--out", "plan.json")
-    with pytest.raises(UsageError, match=f"--plan settles {named} already"):
+    with pytest.raises(UsageError, match=f"--plan already sets {named}: leave out"):
         run("compress", "dense", "--plan", "plan.json", *given)
 
 
 @pytest.mark.parametrize("size", ["", "0.4", "0"])
 def test_a_memory_that_is_no_size_is_refused(size):
-    with pytest.raises(UsageError, match=f"--memory '{size}' is no size"):
+    with pytest.raises(UsageError, match=f"--memory '{size}' is not a size"):
         run("compress", "demo", "--memory", size)
 
 

@@ -4,26 +4,26 @@ from typing import Annotated
 
 import typer
 
-from slimrank.cli.options import Device, JsonFile
+from slimrank.cli.options import Device, Dtype, JsonFile
 from slimrank.cli.output import check_file
 from slimrank.errors import UsageError
 
 
 def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models; the first one is the reference.")],
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models; the first one is the baseline.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 512,
     batches: Annotated[str, typer.Option(help="Batch sizes to decode at, separated by commas.")] = "1,8,32",
-    steps: Annotated[int, typer.Option(min=1, help="Decoding steps a round.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of which the median is taken, after a warm-up.")] = 5,
-    optimize: Annotated[bool, typer.Option(help="Run all models through slimrank.serve.optimize.")] = True,
+    steps: Annotated[int, typer.Option(min=1, help="Decoding steps per round.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported, after a warm-up.")] = 5,
+    optimize: Annotated[bool, typer.Option(help="Prepare all models with slimrank.optimize first.")] = True,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Decode by torch.compile, all models alike; it needs a C++ compiler.")
+        bool, typer.Option("--compile", help="Decode with torch.compile; needs a C++ compiler.")
     ] = False,
     json_file: JsonFile = None,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="What to compute in: float32, bfloat16, float16.")] = "bfloat16",
+    dtype: Dtype = "bfloat16",
 ) -> None:
-    """Prefill, first token, decoding and memory of models that take turns, and where low rank does not pay.
+    """Measure prefill, first token, decoding and memory of models in alternation, and say where low rank does not pay.
 
     Example: slimrank bench demo small --dtype float32
     """

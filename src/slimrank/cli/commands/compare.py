@@ -5,47 +5,58 @@ from typing import Annotated
 
 import typer
 
-from slimrank.cli.options import Calibration, Device, Dtype, Model, Refine, Samples, Seed, Settings, Window, one_or_all
+from slimrank import demo
+from slimrank.cli.options import (
+    NO_EFFECT,
+    Calibration,
+    Device,
+    Dtype,
+    MaxWindows,
+    Memory,
+    Model,
+    Refine,
+    Resume,
+    Samples,
+    Seed,
+    Settings,
+    SpecialTokensOfText,
+    Texts,
+    Window,
+    marked,
+    one_or_all,
+)
 from slimrank.errors import UsageError
-
-NO_MATTER = {"out", "resume", "memory"}  # to the rows
 
 
 def compare(
     context: typer.Context,
     model: Model,
     recipes: Annotated[str, typer.Option(help="Recipes, separated by commas.")],
-    keep: Annotated[str, typer.Option(help="Shares of parameters that stay, separated by commas.")] = "0.8,0.6,0.4",
-    text: Annotated[
-        list[str] | None, typer.Option(help="Text to evaluate on, as --calibration; may be repeated.")
-    ] = None,
+    keep: Annotated[str, typer.Option(help="Shares of parameters to keep, separated by commas.")] = "0.8,0.6,0.4",
+    text: Texts = None,
     calibration: Calibration = None,
     samples: Samples = 256,
     window: Window = None,
-    max_windows: Annotated[int | None, typer.Option(min=1, help="Evaluate on the first windows only.")] = None,
-    special_tokens: Annotated[bool, typer.Option(help="Evaluate with the tokenizer's default special tokens.")] = True,
+    max_windows: MaxWindows = None,
+    special_tokens: SpecialTokensOfText = "text",
     seed: Seed = 3,
     settings: Settings = None,
     refine: Refine = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for compare.json and report.html; compare.partial.json until all rows are done."),
+        NO_EFFECT,
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume/--fresh", help="Go on where a stopped comparison in --out was, or begin anew."),
-    ] = True,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory to stay within with --out; by default what is free.")
-    ] = None,
+    resume: Resume = True,
+    memory: Memory = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
-    """Compare recipes on one model, calibrating once; nothing is written unless --out says where.
+    """Compare recipes on one model, calibrated once; nothing is written without --out.
 
-    With --out the model is read from its files a block at a time, and the same command goes on after a kill.
+    With --out the model is read from its files block by block, and the same command resumes an interrupted run.
 
-    --set is for all recipes, or for one of them: --set dipsvd-bo:allocate.trials=60.
+    --set applies to all recipes, or to one: --set dipsvd-bo:allocate.trials=60.
 
     Example: slimrank compare demo --recipes svd,svd-llm --keep 0.8,0.6
     """
@@ -61,13 +72,14 @@ def compare(
     names = recipes.split(",")
     chosen = [load_recipe(name, own, refine) for name, own in settings_by_recipe(names, settings or ()).items()]
     keeps = parse_keeps(keep)
-    if not text and model != "demo":
+    specs = text or demo.texts_of(model)
+    if not specs:
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
-    texts = [read_text(spec, part="evaluation") for spec in text or ["demo"]]
+    texts = [read_text(spec, part="evaluation") for spec in specs]
     reading = Reading(one_or_all(calibration), samples, window, seed)
     size = None if memory is None else parse_size(memory)
     if memory and not out:
-        raise UsageError("--memory needs --out: what has no room in memory is kept there.")
+        raise UsageError("--memory needs --out, the folder for what does not fit in memory.")
     asked = {
         "model": model,
         "recipes": [recipe.name for recipe in chosen],
@@ -105,16 +117,16 @@ def parse_keeps(text: str) -> list[float]:
     except ValueError as error:
         raise UsageError(f"--keep {text!r} must be numbers separated by commas, such as 0.8,0.6.") from error
     if not all(0 < keep <= 1 for keep in keeps):
-        raise UsageError(f"--keep {text} must be above 0 and at most 1: it is the share of parameters that stays.")
+        raise UsageError(f"--keep {text} must be above 0 and at most 1: it is the share of parameters to keep.")
     return keeps
 
 
 def words(context: typer.Context) -> list[str]:
-    """What to type after the command's name for the same rows, defaults written out."""
-    found: list[str] = []
+    """The arguments that give the same rows, defaults written out."""
+    found, left_out = list[str](), marked(compare, NO_EFFECT)
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if parameter.name in NO_MATTER:
+        if parameter.name in left_out:
             continue
         if parameter.param_type_name == "argument":
             found.append(str(value))

@@ -6,23 +6,29 @@ from typing import Annotated
 import typer
 
 from slimrank.cli.options import (
+    IN_PLAN,
     Calibration,
     Chat,
     Device,
     Dtype,
     Keep,
+    Memory,
     Model,
+    Only,
+    Overwrite,
     RecipeName,
     Refine,
+    Resume,
     Samples,
     Seed,
     Settings,
+    Skip,
     SpecialTokens,
     Window,
+    chosen_linears,
+    marked,
 )
 from slimrank.errors import UsageError
-
-SETTLED = {"recipe", "keep", "samples", "window", "seed", "settings", "refine", "chat", "special_tokens"}  # by a plan
 
 
 def compress(
@@ -36,20 +42,15 @@ def compress(
     seed: Seed = 3,
     settings: Settings = None,
     refine: Refine = None,
-    plan: Annotated[Path | None, typer.Option(help="Apply this plan; its recipe and budget hold.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint; by default MODEL-RECIPE-KEEP.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace what --out holds, once the new checkpoint is whole.")
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume/--fresh", help="Go on where a stopped run of the same command was, or begin anew."),
-    ] = True,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory to stay within, such as 8GiB; by default what is free.")
-    ] = None,
+    only: Only = None,
+    skip: Skip = None,
     chat: Chat = False,
-    special_tokens: SpecialTokens = False,
+    special_tokens: SpecialTokens = "none",
+    plan: Annotated[Path | None, typer.Option(help="Apply this plan, with its recipe, budget and calibration.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint; by default MODEL-RECIPE-KEEP.")] = None,
+    overwrite: Overwrite = False,
+    resume: Resume = True,
+    memory: Memory = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -79,7 +80,8 @@ def compress(
     with joined(device) as world:
         result = compress(
             model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-            plan=chosen, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
+            filter=chosen_linears(only, skip), plan=chosen, chat=chat, special_tokens=special_tokens == "window",
+            device=device, dtype=dtype,
             out=out, overwrite=overwrite, resume=resume, memory=size, world=world,
             announce=console.show_estimate if world.main else silent, track=console.track if world.main else no_track,
         )  # fmt: skip
@@ -90,11 +92,12 @@ def compress(
 
 
 def refuse_settled(context: typer.Context) -> None:
-    """Raise a UsageError where an option was given that --plan settles."""
+    """Raise a UsageError where an option was given whose value the plan has."""
+    names = marked(compress, IN_PLAN)
     given = [
         option.opts[0]
         for option in context.command.params
-        if option.name in SETTLED and getattr(context.get_parameter_source(option.name), "name", "") != "DEFAULT"
+        if option.name in names and getattr(context.get_parameter_source(option.name), "name", "") != "DEFAULT"
     ]
     if given:
-        raise UsageError(f"--plan settles {', '.join(given)} already: give it alone, or change what the plan says.")
+        raise UsageError(f"--plan already sets {', '.join(given)}: leave out one of the two, or edit the plan.")

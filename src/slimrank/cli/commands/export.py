@@ -5,17 +5,19 @@ from typing import Annotated
 
 import typer
 
-from slimrank.cli.options import Model
+from slimrank.cli.options import Model, Overwrite
 
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="dense (loads everywhere, full size), onnx or openvino (with cache).")],
+    to: Annotated[
+        str, typer.Option(help="Format: dense (full size, loads anywhere), onnx or openvino (with KV cache).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the result.")],
     dtype: Annotated[
-        str | None, typer.Option(help="What dense weights are stored in; the checkpoint's own dtype by default.")
+        str | None, typer.Option(help="Dtype of exported dense weights; by default the checkpoint's.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what --out holds, once the new export is whole.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write MODEL in another format, after checking that it generates the same 64 tokens with the same logits.
 

@@ -12,19 +12,22 @@ from slimrank.cli.options import (
     Dtype,
     Keep,
     Model,
+    Only,
     RecipeName,
     Samples,
     Seed,
     Settings,
+    Skip,
     SpecialTokens,
     Window,
+    chosen_linears,
 )
 from slimrank.cli.output import check_file
 
 
 def plan(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The plan's file.")],
+    out: Annotated[Path, typer.Option(help="File to write the plan to.")],
     recipe: RecipeName = "slimrank",
     keep: Keep = 0.8,
     calibration: Calibration = None,
@@ -32,6 +35,8 @@ def plan(
     window: Window = None,
     seed: Seed = 3,
     settings: Settings = None,
+    only: Only = None,
+    skip: Skip = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--fresh", help="Go on where a stopped run of the same command was, or begin anew."),
@@ -40,11 +45,11 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="Memory to stay within, such as 8GiB; by default what is free.")
     ] = None,
     chat: Chat = False,
-    special_tokens: SpecialTokens = False,
+    special_tokens: SpecialTokens = "none",
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
-    """Do everything up to the plan, and write that: a JSON file to read, edit, and give to `compress --plan`.
+    """Calibrate, choose every linear's rank, and write that plan as JSON, to edit and give to `compress --plan`.
 
     Example: slimrank plan demo --keep 0.6 --out plan.json
     """
@@ -55,8 +60,9 @@ def plan(
     check_file("--out", out)
     result = compress(
         model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
-        settings=settings or (), plan_only=True, chat=chat, special_tokens=special_tokens, device=device, dtype=dtype,
-        out=out, overwrite=True, memory=None if memory is None else parse_size(memory), resume=resume,
+        settings=settings or (), filter=chosen_linears(only, skip), plan_only=True, chat=chat,
+        special_tokens=special_tokens == "window", device=device, dtype=dtype, out=out, overwrite=True,
+        memory=None if memory is None else parse_size(memory), resume=resume,
         announce=console.show_estimate, track=console.track,
     )  # fmt: skip
     console.show_plan(result.plan)

@@ -5,18 +5,16 @@ from typing import Annotated
 
 import typer
 
-from slimrank.cli.options import Model
+from slimrank.cli.options import Model, Overwrite
 
 
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
-    bits: Annotated[int, typer.Option(help="8, or 4 where every compressed layer is U V or kept columns.")] = 8,
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace what --out holds, once the new checkpoint is whole.")
-    ] = False,
+    bits: Annotated[int, typer.Option(help="8, or 4 if every compressed layer is low-rank (U V) or kept columns.")] = 8,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Round the factors of the compressed MODEL and write a checkpoint that loads like before.
+    """Quantize the factors of the compressed MODEL to int8 or int4 and write a checkpoint that loads like any other.
 
     Example: slimrank quantize small --bits 8 --out small-int8
     """

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe, with all defaults.")] = None) -> None:
     """List the shipped recipes, or print one.
 
     Example: slimrank recipes svd-llm > mine.yaml

@@ -7,12 +7,12 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What compress or compare --out wrote.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; by default inside DIR.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="Show this too: a file of evaluate --json.")] = None,
-    bench: Annotated[Path | None, typer.Option(help="Show this too: a file of bench --json.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that compress or compare --out wrote.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; by default inside DIR.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Include these results of evaluate --json.")] = None,
+    bench: Annotated[Path | None, typer.Option(help="Include these results of bench --json.")] = None,
 ) -> None:
-    """Write one HTML file that shows a run or a comparison and needs nothing else to be opened.
+    """Write a self-contained HTML page about a run or a comparison.
 
     Example: slimrank report small --evaluation small.json
     """
