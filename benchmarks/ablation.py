@@ -45,7 +45,6 @@ VARIANTS: Variants = {
     **{f"damping {damping}": (OWN, anchored(f"damping={damping}")) for damping in (1e-6, 0.01, 0.3, 1.0)},
     **{f"shrink {share}": (OWN, anchored(f"shrink={share}")) for share in (0.0, 0.01, 0.1, 0.2)},
     "targets of half the windows": (OWN, anchored("windows=32")),
-    "blocks": (OWN, ["refine=[{name: anchored, windows: 64}, blocks]"]),
     "refined": ("slimrank-refined", []),
     "refined, norms and biases slower": ("slimrank-refined", distilled("vector_lr=0.0002")),
     "refined, states not compared": ("slimrank-refined", distilled("states=0")),

@@ -35,9 +35,9 @@ def test_refined_keeps_what_is_solved_and_replaces_what_is_trained():
     recipe = load_recipe("slimrank-refined")
     solved = ["anchored", "temperature"]
     assert [step.name for step in recipe.refined("none").refine] == solved
-    blocks = recipe.refined("blocks")
-    assert [step.name for step in blocks.refine] == [*solved, "blocks"]
-    assert blocks.name == "slimrank-refined+blocks"
+    distilled = recipe.refined("distill")
+    assert [step.name for step in distilled.refine] == [*solved, "distill"]
+    assert distilled.name == "slimrank-refined+distill"
     assert load_recipe("svd-llm").refined("distill").refine == load_recipe("svd-llm-distilled").refine
 
 
@@ -58,10 +58,13 @@ def test_gradients_are_taken_on_the_metrics_tokens_unless_another_step_needs_the
         (["form.multiple=0"], r"'form\.multiple': .*greater than or equal to 1"),
         (["allocate.name"], r"must read key=value"),
         (["allocate.name=[1"], r"value is not readable"),
-        (["refine=blocks"], r"refine must be a list"),
+        (["refine=distill"], r"refine must be a list"),
         (["refine=[]", "refine.distill.tokens=5"], r"the recipe has no key 'distill'; the keys there are none"),
-        (["refine=[blocks]", "refine.tokens=5"], r"say which option of 'tokens', such as refine\.tokens\.option=value"),
-        (["refine=[blocks, 3, {name: [x]}]", "refine.block.lr=5"], r"no key 'block', did you mean 'blocks'"),
+        (
+            ["refine=[distill]", "refine.tokens=5"],
+            r"say which option of 'tokens', such as refine\.tokens\.option=value",
+        ),
+        (["refine=[distill, 3, {name: [x]}]", "refine.distil.lr=5"], r"no key 'distil', did you mean 'distill'"),
         (["metrics=1"], r"Unknown recipe key 'metrics', did you mean 'metric'"),
     ],
 )

@@ -29,7 +29,7 @@ from slimrank.refine import REFINERS, Refiner
 from slimrank.spectrum.decomposition import Route
 
 T = TypeVar("T", bound=BaseModel)
-Refinement = Literal["none", "blocks", "distill"]
+Refinement = Literal["none", "distill"]
 TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"metric": METRICS, "allocate": ALLOCATORS, "form": FACTORIZERS}
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, VOCABULARY
+from collected import collect, collect_gradients
 
-from slimrank.calibrate import collect, collect_gradients
 from slimrank.errors import SlimrankError
 from slimrank.model.decoder import Decoder
 

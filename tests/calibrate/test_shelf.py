@@ -1,6 +1,6 @@
 import torch
+from collected import collect, collect_gradients
 
-from slimrank.calibrate import collect, collect_gradients
 from slimrank.calibrate.shelf import forget_input_grams, on_shelves, put_on_shelf, shelve
 from slimrank.model.decoder import Decoder
 from slimrank.store import DiskPieces

@@ -8,7 +8,7 @@ from architectures import llama
 from lossless import compress
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from slimrank.checkpoint import read_layers, verify, write_checkpoint
+from slimrank.checkpoint import verify, write_checkpoint
 from slimrank.checkpoint.config import finish_config
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
@@ -108,19 +108,6 @@ def test_the_tokenizer_is_saved_where_the_source_has_none(write, source):
     assert (write(tokenizer=Tokenizer()) / "tokenizer_config.json").read_text() == "given"
     out = write(tokenizer=Tokenizer(), source=source, overwrite=True)
     assert (out / "tokenizer_config.json").read_text() == '{"a": 1}'
-
-
-def test_read_layers(write, tmp_path):
-    layers = read_layers(write())
-    assert layers["model.layers.0.self_attn.k_proj"] == {"form": "low_rank", "rank": 16} and len(layers) == 14
-
-    (tmp_path / "config.json").write_text("{}")
-    assert read_layers(tmp_path) == {}
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(SlimrankError, match=r"config.json is not JSON"):
-        read_layers(tmp_path)
-    with pytest.raises(SlimrankError, match=r"config.json can't be read"):
-        read_layers(tmp_path / "nowhere")
 
 
 def test_checksums_are_those_of_the_files(write):

@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from collected import collect, collect_gradients
 from tiny_spectra import spectra
 from torch.nn.functional import kl_div
 
-from slimrank.calibrate import InputMoments, OutputMoments, collect, collect_gradients
+from slimrank.calibrate import InputMoments, OutputMoments
 from slimrank.errors import SlimrankError
 from slimrank.metric.two_sided import TwoSided, ledoit_wolf
 from slimrank.model.decoder import Decoder

@@ -7,13 +7,10 @@ from tiny_spectra import spectra, windows
 from torch import nn
 
 from slimrank.errors import SlimrankError
-from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.forms.base import Form
 from slimrank.model.decoder import set_module
 from slimrank.numerics.losses import divergence
 from slimrank.recipe import load_recipe
-from slimrank.refine.base import Cuts
-from slimrank.refine.blocks import Blocks, variance
 from slimrank.refine.distill import Distill, held_out_divergence, lr_for, states_error
 from slimrank.refine.training import Best, Descent, teacher_of, trainable
 from slimrank.run.build import cuts_of
@@ -88,9 +85,7 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "refiner", [Distill(tokens=40 * 4 * 32, batch=4 * 32, lr=3e-3, vector_lr=3e-3), Blocks(passes=10, lr=3e-3)]
-)
+@pytest.mark.parametrize("refiner", [Distill(tokens=40 * 4 * 32, batch=4 * 32, lr=3e-3, vector_lr=3e-3)])
 def test_in_half_precision_it_comes_as_near_as_in_float32(compressed, tiny_llama, refiner, dtype):
     half = cut(tiny_llama().to(dtype))
     for each in (compressed, half):
@@ -150,28 +145,6 @@ def test_the_loss_is_the_divergence_and_the_states_share_of_their_error(compress
 def test_the_less_was_lost_the_smaller_the_steps():
     assert lr_for(1.0, 32) == pytest.approx(0.01 / 32**0.5)
     assert lr_for(0.01, 32) == pytest.approx(0.001 / 32**0.5)
-
-
-def test_block_refinement_brings_every_block_nearer(compressed):
-    made, cuts = compressed
-    model, teacher, ids = made.model.decoder.model, teacher_of(made.model), made.evidence.windows.held_out
-    before = held_out_divergence(model, teacher, ids)
-    (note,) = Blocks(passes=10, lr=3e-3).refine(made, cuts, Run())
-    assert held_out_divergence(model, teacher, ids) < before
-    assert "held-out errors" in note
-
-
-def test_blocks_that_are_still_dense_are_left_as_they_are(tiny_llama):
-    model = tiny_llama()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    (note,) = Blocks(passes=1).refine(spectra(model), Cuts(LowRankFactorizer(), {}), Run())
-    assert "to 100.0% of what they were" in note
-    assert all(p.equal(before[name]) for name, p in model.named_parameters())
-
-
-def test_variance_is_that_of_all_batches_at_once():
-    batches = [torch.randn(2, 3, 5) * torch.arange(1.0, 6) + 7, torch.randn(1, 3, 5)]
-    torch.testing.assert_close(variance(batches), torch.cat(batches).flatten(0, 1).var(0))
 
 
 def test_the_best_state_comes_back():

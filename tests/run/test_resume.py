@@ -20,7 +20,7 @@ RECIPES = {
         "recipe": "slimrank",
         "settings": ["refine=[{name: anchored, mix: 1.0}, {name: anchored, windows: 8}]"],
     },
-    "trained": {"recipe": "svd-llm", "settings": ["refine=[{name: update}, {name: blocks, passes: 1}]"]},
+    "trained": {"recipe": "svd-llm", "settings": ["refine=[{name: update}, temperature]"]},
     "distilled": {
         "recipe": "slimrank",
         "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 128, checks: 4}]"],

@@ -24,7 +24,7 @@ SLOW = {
     "joined": ["--set", "allocate.gain=0", "--keep", "0.3"],
     "mix": ["--set", "refine=[{name: anchored, mix: 1.0, shrink: 0}]"],
     "anchored twice": ["--set", "refine=[{name: anchored}, {name: anchored, windows: 64}]"],
-    "trained": ["--recipe", "svd-llm", "--set", "refine=[{name: update}, {name: blocks, passes: 1}]"],
+    "trained": ["--recipe", "svd-llm", "--set", "refine=[{name: update}, {name: distill, tokens: 512, batch: 128}]"],
     "distilled": ["--set", "refine=[anchored, {name: distill, tokens: 512, batch: 512, checks: 2}]"],
 }
 TRAINED = {"lora", "trained", "distilled"}

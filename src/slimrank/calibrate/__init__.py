@@ -1,7 +1,5 @@
 """What calibration reads (texts, windows) and what it keeps of it (moments)."""
 
-from slimrank.calibrate.collect import collect
-from slimrank.calibrate.gradients import collect_gradients
 from slimrank.calibrate.moments import InputMoments, Moments, OutputMoments
 from slimrank.texts.texts import Text, read_text
 from slimrank.texts.windows import Windows, check_window, context_length, sample_windows
@@ -13,8 +11,6 @@ __all__ = [
     "Text",
     "Windows",
     "check_window",
-    "collect",
-    "collect_gradients",
     "context_length",
     "read_text",
     "sample_windows",

@@ -16,19 +16,6 @@ from slimrank.runtime.track import Track, no_track
 Linears = list[dict[str, nn.Module]]
 
 
-def collect(
-    decoder: Decoder, ids: Tensor, linears: Linears, *, blocks: bool = False, track: Track = no_track
-) -> Moments:
-    """Input moments over the windows `ids` (windows, tokens), and with `blocks` those of every block's output.
-
-    linears: per block, from Decoder.linears.
-
-    Raises:
-        SlimrankError: naming the linear or block that a non-finite activation reached.
-    """
-    return merged(one for _, one in each_block(decoder, ids, linears, blocks=blocks, track=track))
-
-
 def each_block(
     decoder: Decoder,
     ids: Tensor,
@@ -51,17 +38,6 @@ def each_block(
             stream.skip(1)
         else:
             yield index, _of_block(stream, linears[index], blocks)
-
-
-def merged(parts: Iterator[Moments]) -> Moments:
-    """The moments of several blocks as one."""
-    whole = Moments()
-    for part in parts:
-        whole.inputs = {**whole.inputs, **part.inputs}
-        whole.outputs = {**whole.outputs, **part.outputs}
-        whole.blocks = {**whole.blocks, **part.blocks}
-        whole.leader |= part.leader
-    return whole
 
 
 def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) -> Moments:

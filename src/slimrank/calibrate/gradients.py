@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate.backward import Loss, States, head_gradient, step_back
-from slimrank.calibrate.collect import Linears, merged
+from slimrank.calibrate.collect import Linears
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.needs import Labels
 from slimrank.calibrate.stream import Part
@@ -18,27 +18,6 @@ from slimrank.numerics.gram_sum import product
 from slimrank.runtime.track import Track, no_track
 
 NONE = -100  # for the token after the last
-
-
-def collect_gradients(
-    decoder: Decoder,
-    ids: Tensor,
-    linears: Linears,
-    moments: Moments,
-    *,
-    labels: Labels = "text",
-    seed: int = 0,
-    of_weights: bool = True,
-    track: Track = no_track,
-) -> None:
-    """Add OutputMoments to `moments` over the windows `ids` (windows, tokens); of_weights: as in `each_gradient`.
-
-    The loss is the sum over tokens of the next token's negative log-likelihood in nats, the next token taken from the
-    text or sampled from the model (whose Fisher information is then true rather than empirical).
-    """
-    passes = each_gradient(decoder, ids, linears, labels=labels, seed=seed, of_weights=of_weights, track=track)
-    found = merged(one for _, one in passes)
-    moments.outputs = {**moments.outputs, **found.outputs}
 
 
 def each_gradient(
@@ -53,6 +32,9 @@ def each_gradient(
     track: Track = no_track,
 ) -> Iterator[tuple[int, Moments]]:
     """Block by block from the last, its index and its OutputMoments, but for those that are `done`.
+
+    The loss is the sum over tokens of the next token's negative log-likelihood in nats, the next token taken from the
+    text or sampled from the model (whose Fisher information is then true rather than empirical).
 
     of_weights: also what the gradients of the weights themselves give, fisher_rows and gradient_norm. One block's
     graph is held at a time, and the hidden states before every block or, where these do not fit, before some of them,

@@ -3,7 +3,6 @@
 from slimrank.checkpoint.card import model_card
 from slimrank.checkpoint.files import check_free, discard, find, locked, recover, write_text
 from slimrank.checkpoint.manifest import verify
-from slimrank.checkpoint.read import read_layers
 from slimrank.checkpoint.write import write_checkpoint
 
 __all__ = [
@@ -12,7 +11,6 @@ __all__ = [
     "find",
     "locked",
     "model_card",
-    "read_layers",
     "recover",
     "verify",
     "write_checkpoint",

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimrank.errors import UsageError
-from slimrank.texts.frequencies import Frequencies
+from slimrank.numerics.frequencies import Frequencies
 
 VERSION = 1
 FILE = "slimrank/account.json"

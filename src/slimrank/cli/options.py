@@ -68,7 +68,7 @@ Settings = Annotated[
     IN_PLAN,
 ]
 Refine = Annotated[
-    Literal["none", "blocks", "distill"] | None,
+    Literal["none", "distill"] | None,
     typer.Option(help="Train the factors block by block or end to end (distill); by default the recipe's choice."),
     IN_PLAN,
 ]

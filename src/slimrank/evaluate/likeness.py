@@ -9,7 +9,7 @@ from slimrank.checkpoint.account import FILE, Account
 from slimrank.errors import UsageError
 from slimrank.evaluate.perplexity import text_windows
 from slimrank.model.load import Loaded
-from slimrank.texts.frequencies import Frequencies
+from slimrank.numerics.frequencies import Frequencies
 from slimrank.texts.texts import Text
 from slimrank.texts.tokens import SpecialTokens
 

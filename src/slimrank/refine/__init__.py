@@ -2,7 +2,6 @@
 
 from slimrank.refine.anchored import Anchored
 from slimrank.refine.base import Refiner
-from slimrank.refine.blocks import Blocks
 from slimrank.refine.distill import Distill
 from slimrank.refine.lora import Lora
 from slimrank.refine.temperature import Temperature
@@ -12,7 +11,6 @@ REFINERS: dict[str, type[Refiner]] = {
     "anchored": Anchored,
     "update": Update,
     "lora": Lora,
-    "blocks": Blocks,
     "distill": Distill,
     "temperature": Temperature,
 }

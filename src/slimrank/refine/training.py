@@ -24,11 +24,6 @@ def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def default_lr(width: int) -> float:
-    """0.256 / width: the wider the model, the smaller the step that it bears."""
-    return 0.256 / width
-
-
 def teacher_of(compressible: Compressible, softened: float = 0.0) -> PreTrainedModel:
     """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains.
 

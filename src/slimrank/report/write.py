@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from slimrank.checkpoint import find, write_text
-from slimrank.cli.output import check_file
 from slimrank.errors import UsageError
 from slimrank.report.comparison import comparison_page
 from slimrank.report.measured import understood
 from slimrank.report.run import run_page
+from slimrank.store.disk import check_file
 
 COMPARISON = "compare.json"
 

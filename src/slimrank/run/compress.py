@@ -10,6 +10,7 @@ from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.model.decoder import Filter
 from slimrank.model.load import Loaded
+from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.estimate import Announce, estimate, silent
@@ -24,7 +25,6 @@ from slimrank.runtime.world import ALONE, World
 from slimrank.store.disk import size_of
 from slimrank.store.pieces import MemoryPieces, Pieces
 from slimrank.store.run import Run
-from slimrank.texts.frequencies import Frequencies
 from slimrank.texts.reading import Reading
 
 

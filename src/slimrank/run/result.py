@@ -15,11 +15,11 @@ from slimrank.checkpoint.account import Account
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.model.load import Loaded
+from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.run.curves import curves_of
 from slimrank.runtime.versions import versions
 from slimrank.spectrum.curve import Curve
-from slimrank.texts.frequencies import Frequencies
 
 PLAN = "slimrank/plan.json"
 

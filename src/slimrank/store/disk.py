@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from slimrank.errors import SlimrankError
+from slimrank.errors import SlimrankError, UsageError
 
 
 def size_of(folder: Path) -> int:
@@ -26,3 +26,11 @@ def disk_errors(place: Path, needed_bytes: int = 0) -> Iterator[None]:
             needs = f"{place} needs {needed_bytes:,} bytes" if needed_bytes else f"no room for {place}"
             raise SlimrankError(f"The disk is full: {needs}; free some or name a folder on another disk.") from error
         raise SlimrankError(f"{place} could not be written ({error}); check its place and rights.") from error
+
+
+def check_file(option: str, file: Path | None) -> None:
+    """Raise a UsageError, before the work, where the `file` that an option names is a folder or stands in none."""
+    if file and file.is_dir():
+        raise UsageError(f"{option} {file} is a folder: name a file.")
+    if file and not file.parent.is_dir():
+        raise UsageError(f"{option} {file}: the folder {file.parent} does not exist.")

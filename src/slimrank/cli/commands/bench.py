@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from slimrank.cli.options import Device, Dtype, JsonFile
-from slimrank.cli.output import check_file
 from slimrank.errors import UsageError
+from slimrank.store.disk import check_file
 
 
 def bench(

@@ -22,7 +22,7 @@ from slimrank.cli.options import (
     Window,
     chosen_linears,
 )
-from slimrank.cli.output import check_file
+from slimrank.store.disk import check_file
 
 
 def plan(

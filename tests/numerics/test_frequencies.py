@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slimrank.texts.frequencies import LISTED, Frequencies
+from slimrank.numerics.frequencies import LISTED, Frequencies
 
 
 def test_the_distance_is_the_share_of_tokens_that_would_have_to_be_others():
