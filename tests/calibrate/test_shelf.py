@@ -3,7 +3,7 @@ from collected import collect, collect_gradients
 
 from slimrank.calibrate.shelf import forget_input_grams, on_shelves, put_on_shelf, shelve
 from slimrank.model.decoder import Decoder
-from slimrank.store import DiskPieces
+from slimrank.store.pieces import DiskPieces
 
 
 def test_what_is_shelved_comes_back_in_float32(tiny_llama, tmp_path):

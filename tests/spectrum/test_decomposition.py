@@ -9,7 +9,7 @@ from slimrank.numerics.grams import Grams, squared_error
 from slimrank.spectrum.curve import Curve, curve
 from slimrank.spectrum.decompose import load_curve, save_curve
 from slimrank.spectrum.decomposition import ROUTES, decompose_weight
-from slimrank.store import DiskPieces
+from slimrank.store.pieces import DiskPieces
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from slimrank.errors import SlimrankError
-from slimrank.store import DiskPieces, MemoryPieces, pieces
+from slimrank.store import pieces
+from slimrank.store.pieces import DiskPieces, MemoryPieces
 
 
 @pytest.fixture(params=["memory", "disk"])
