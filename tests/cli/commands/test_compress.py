@@ -81,7 +81,7 @@ def test_progress_is_of_all_calibration_texts_and_their_shares(place, make_text,
     args = ["compress", "dense", "--recipe", "svd-llm", "--samples", "8", "--window", "32", "--out", "out"]
     mix = ["--calibration", "text.txt", "--calibration", "other.txt"]
     with monkeypatch.context() as patch:
-        patch.setattr(compression, "factorize", interrupted)
+        patch.setattr("slimrank.run.job.factorize", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compression.compress("dense", "svd-llm", calibration=mix[1::2], samples=8, window=32, out="out")
     if change == "text":
