@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from slimrank.allocate.bayes import scale
 from slimrank.allocate.dipsvd import block_shares, effective_rank, importance
 from slimrank.allocate.prices import LIMIT, corrected_losses
-from slimrank.checkpoint.account import points_of
 from slimrank.factorize import FACTORIZERS
 from slimrank.factorize.columns import bought_columns, every_trade, golden_section
 from slimrank.forms import FORMS
@@ -23,6 +22,7 @@ from slimrank.numerics.gram_sum import GramSum
 from slimrank.numerics.grams import Grams, square_root, squared_error
 from slimrank.numerics.pivots import LARGEST, pivot_rows
 from slimrank.plan import Plan
+from slimrank.run.curves import points_of
 from slimrank.runtime.world import World
 from slimrank.spectrum.curve import Curve
 from slimrank.spectrum.decomposition import ROUTES, decompose_weight
