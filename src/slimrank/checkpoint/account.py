@@ -26,12 +26,34 @@ class CurvePoints(BaseModel):
     error: list[float]
 
 
+class HeldOut(BaseModel):
+    """The dense and the compressed model on windows of the calibration text that nothing was fitted to.
+
+    tokens: how many; dense, compressed: perplexities; divergence: KL(dense || compressed) in nats a token. As computed:
+    before the weights were rounded to the stored dtype.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: int
+    dense: float
+    compressed: float
+    divergence: float
+
+    def sentence(self) -> str:
+        """For people."""
+        return (
+            f"perplexity {self.dense:.2f} -> {self.compressed:.2f}, KL {self.divergence:.4f} nats a token, on "
+            f"{self.tokens:,} held-out tokens of the calibration text"
+        )
+
+
 class Account(BaseModel):
     """What a run measured.
 
-    computed, stored: dtypes; parameters: of the whole model, "dense" and "compressed"; dense_bytes: of the dense
-    weights; seconds: by stage; memory: peak bytes; calibration: the tokens of each of its texts, none where an
-    older version kept none.
+    held_out: the models' quality, None where there was no held-out window; computed, stored: dtypes; parameters: of the
+    whole model, "dense" and "compressed"; dense_bytes: of the dense weights; seconds: by stage; memory: peak bytes;
+    calibration: the tokens of each of its texts, none where an older version kept none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,6 +68,7 @@ class Account(BaseModel):
     seconds: dict[str, float]
     memory: int
     versions: dict[str, str]
+    held_out: HeldOut | None = None
     calibration: list[Frequencies] = []
     curves: dict[str, CurvePoints]
 

@@ -121,7 +121,7 @@ def show_result(result: Result, size: int | None) -> None:
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items())
     rows = result.summary() | {"seconds": f"{sum(result.seconds.values()):.1f} ({stages})"}
     if size is not None:
-        rows["on disk"] = f"{size:,} bytes"
+        rows["on disk"] = f"{size:,} bytes ({size / result.account().dense_bytes:.1%} of the dense weights)"
     totals(rows | {"peak memory": memory_for_people(peak_memory())})
 
 

@@ -78,11 +78,12 @@ def run_charts(data: dict[str, Columns]) -> dict[str, charts.Spec]:
 
 def lead(plan: Plan, account: Account, folder: Path) -> str:
     """The run in a sentence."""
+    quality = "" if account.held_out is None else f"{account.held_out.sentence().capitalize()}. "
     linears = plan.budget.used / plan.budget.dense
     whole = account.parameters["compressed"] / account.parameters["dense"]
     size = weight_bytes(folder)
     return (
-        f"The decoder blocks' linears keep {linears:.1%} of their parameters, the whole model {whole:.1%}; "
+        f"{quality}The decoder blocks' linears keep {linears:.1%} of their parameters, the whole model {whole:.1%}; "
         f"its weights take {megabytes(size)} instead of {megabytes(account.dense_bytes)}."
     )
 
@@ -102,10 +103,17 @@ def headline(plan: Plan, account: Account, rows: Sequence[tuple[str, ...]]) -> F
     cut = [one for one in plan.linears.values() if one.rank is not None]
     predicted = root_mean_square(one.relative for one in cut)
     measured = root_mean_square(one.measured for one in cut)
+    quality, costs = account.held_out, list[tuple[str, str]]()
+    if quality:
+        costs = [
+            (f"perplexity on held-out text, dense {quality.dense:.2f}", f"{quality.compressed:.2f}"),
+            ("nats a token, KL from the dense model", f"{quality.divergence:.4f}"),
+        ]
     found = [
-        ("of the linears' parameters", rows[0][3]),
-        ("of the whole model", rows[1][3]),
+        *costs,
         ("of the bytes on disk", rows[2][3]),
+        ("of the whole model's parameters", rows[1][3]),
+        ("of the linears' parameters", rows[0][3]),
         ("predicted relative error (RMS)", "-" if predicted is None else f"{predicted:.3g}"),
         ("relative error on held-out windows (RMS)", "-" if measured is None else f"{measured:.3g}"),
         ("seconds", f"{sum(account.seconds.values()):,.1f}"),

@@ -15,6 +15,7 @@ from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
+from slimrank.run.held_out import held_out_cost
 from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, windows_of
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
@@ -110,7 +111,9 @@ def compress(
         spectra, made = compressed(job, plan_only=plan_only)
         curves = {unit.leader: curve for unit, curve in spectra.curves.items()}
         parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
-        result = Result(loaded, made, curves, parameters, run.clock.seconds, tokens)
+        with run.clock("judge"):
+            quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
+        result = Result(loaded, made, curves, parameters, run.clock.seconds, tokens, quality)
         if out is not None and plan_only:
             write_text(out, made.to_json())
         elif out is not None:

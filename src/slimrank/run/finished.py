@@ -38,5 +38,13 @@ def finished(pieces: Pieces, out: Path, dense: Loaded, *, overwrite: bool, devic
     curves = {name: Curve(values[name]) for name in plan.linears if name in values}
     loaded = load(str(out), dtype=str(dense.model.dtype).removeprefix("torch."), device=device)
     before, after = facts["parameters"]
-    tokens = Account.load(out).calibration
-    return Result(replace(loaded, name=dense.name), plan, curves, (before, after), facts["seconds"], tokens)
+    account = Account.load(out)
+    return Result(
+        replace(loaded, name=dense.name),
+        plan,
+        curves,
+        (before, after),
+        facts["seconds"],
+        account.calibration,
+        account.held_out,
+    )

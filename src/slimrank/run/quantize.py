@@ -53,7 +53,11 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
     notes = [*plan.notes, f"The factors were then rounded to {bits} bits (slimrank quantize)."]
     plan = plan.model_copy(update={"linears": linears, "notes": notes})
     parameters = account.parameters["dense"], account.parameters["compressed"]
-    return {PLAN: plan.to_json(), ACCOUNT: account.to_json(), "README.md": card(name, plan, parameters)}
+    return {
+        PLAN: plan.to_json(),
+        ACCOUNT: account.to_json(),
+        "README.md": card(name, plan, parameters, held_out=account.held_out),
+    }
 
 
 @torch.no_grad()

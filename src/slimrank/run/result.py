@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
-from slimrank.checkpoint.account import Account
+from slimrank.checkpoint.account import Account, HeldOut
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.model.load import Loaded
@@ -29,7 +29,7 @@ class Result:
     """A compressed model in memory and the account of it.
 
     curves: of every linear by name; parameters: of the whole model, before and after; tokens: of each calibration
-    text's windows.
+    text's windows; held_out: the models' quality, None of a plan alone.
     """
 
     loaded: Loaded
@@ -38,6 +38,7 @@ class Result:
     parameters: tuple[int, int]
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: list[Frequencies] = field(default_factory=list)
+    held_out: HeldOut | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -87,18 +88,20 @@ class Result:
             seconds=self.seconds,
             memory=peak_memory(),
             versions=versions(),
+            held_out=self.held_out,
             calibration=self.tokens,
             curves=curves_of(self.curves, {name: one.own_rank for name, one in self.plan.linears.items()}),
         )
 
     def card(self, name: str) -> str:
         """The model card."""
-        return card(name, self.plan, self.parameters, self.loaded.hub)
+        return card(name, self.plan, self.parameters, self.loaded.hub, self.held_out)
 
     def summary(self) -> dict[str, str]:
         """The totals, for people."""
         budget, (before, after) = self.plan.budget, self.parameters
-        return {
+        quality = {"quality": self.held_out.sentence()} if self.held_out else {}
+        return quality | {
             "recipe": self.plan.recipe.name,
             "linears": f"{budget.used:,} of {budget.dense:,} parameters ({budget.used / budget.dense:.1%})",
             "whole model": f"{after:,} of {before:,} parameters ({after / before:.1%})",
@@ -108,13 +111,19 @@ class Result:
         }
 
 
-def card(name: str, plan: Plan, parameters: tuple[int, int], hub: str | None = None) -> str:
+def card(
+    name: str, plan: Plan, parameters: tuple[int, int], hub: str | None = None, held_out: HeldOut | None = None
+) -> str:
     """The model card; parameters: of the whole model, before and after; hub: the dense model's id there."""
     budget, (before, after) = plan.budget, parameters
-    rows = {
+    rows: dict[str, dict[str, float]] = {
         "dense": {"parameters of the linears": budget.dense, "of the model": before},
         "compressed": {"parameters of the linears": budget.used, "of the model": after},
     }
+    if held_out:
+        words = "perplexity on held-out calibration text", "KL from dense, nats a token"
+        rows["dense"] = {words[0]: held_out.dense, words[1]: 0.0} | rows["dense"]
+        rows["compressed"] = {words[0]: held_out.compressed, words[1]: held_out.divergence} | rows["compressed"]
     return model_card(name=name, recipe=plan.recipe.to_yaml(), results=rows, base_model=hub)
 
 
