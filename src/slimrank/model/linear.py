@@ -8,8 +8,9 @@ from slimrank.errors import SlimrankError
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` is a dense linear layer that can be compressed."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    """Whether `module` is a dense linear layer that can be compressed: one whose output is W x + b and nothing else."""
+    kind = type(module)
+    return any(issubclass(kind, dense) and kind.forward is dense.forward for dense in (nn.Linear, Conv1D))
 
 
 def weight_of(dense: nn.Module) -> Tensor:

@@ -1,6 +1,7 @@
 """A model without its weights: built on the meta device, its tensors found in the checkpoint's files."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from slimrank.model.decoder import find_blocks
 from slimrank.store.disk_weights import DiskWeights, Slot
-from slimrank.store.source import INDEX, SINGLE, Source
+from slimrank.store.source import Source
 
 
 def in_parts(
@@ -20,8 +21,6 @@ def in_parts(
 
     None where a tensor of the model is not in the safetensors files as it is, or the checkpoint is quantized.
     """
-    if not ((directory / INDEX).is_file() or (directory / SINGLE).is_file()):
-        return None
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         return None
@@ -32,7 +31,7 @@ def in_parts(
     slots = find_slots(model, source)
     if slots is None:
         return None
-    stored = stored_dtype(directory, source, slots)
+    stored = stored_dtype(directory, source)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = buffer if buffer is None else buffer.to(device)
@@ -40,14 +39,18 @@ def in_parts(
         model.generation_config = GenerationConfig.from_pretrained(directory)
     prefix, blocks = find_blocks(model)
     weights = DiskWeights(
-        model, prefix, len(blocks), source=source, slots=slots, stored=stored, dtype=dtype, device=device, room=room
+        model, prefix, len(blocks), source=source, slots=slots, dtype=dtype, device=device, room=room
     )
     model.requires_grad_(False)
     return model.eval(), weights, stored
 
 
 def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
-    """Where each parameter is in the source, None if one is not or a persistent buffer isn't; tied ones are one."""
+    """Where each parameter is in the source; tied ones are one, unless the source holds them with different values.
+
+    None where a parameter is not in the source as it is, the model has a persistent buffer that is no parameter, or
+    the source holds a tensor that is nowhere in the model.
+    """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, list[str]] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -58,20 +61,40 @@ def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
     if parameters.keys() != model.state_dict().keys():
         return None
     base = f"{model.base_model_prefix}."
-    slots = []
+    slots, used = list[Slot](), set[str]()
     for number, known in names.items():
-        shape = tuple(parameters[known[0]].shape)
-        keys = [key for name in known for key in (name, name.removeprefix(base)) if key in source]
-        if not keys or source.shape(keys[0]) != shape:
+        keys = [next((key for key in (name, name.removeprefix(base)) if key in source), None) for name in known]
+        there = [key for key in keys if key is not None]
+        if not there or any(source.shape(key) != tuple(parameters[known[0]].shape) for key in there):
             return None
-        slots.append(Slot(tuple(places[number]), tuple(known), keys[0]))
-    return slots
+        used.update(there)
+        for key in apart(source, there):
+            mine = [i for i, own in enumerate(keys) if own == key or (key == there[0] and not differs(source, own, key))]
+            slots.append(Slot(tuple(places[number][i] for i in mine), tuple(known[i] for i in mine), key))
+    return slots if all(key in used or ignored(model, key) for key in source) else None
 
 
-def stored_dtype(directory: Path, source: Source, slots: list[Slot]) -> torch.dtype:
+def apart(source: Source, keys: list[str]) -> list[str]:
+    """The first of these keys, and those whose tensors differ from it."""
+    return [key for key in dict.fromkeys(keys) if key == keys[0] or differs(source, key, keys[0])]
+
+
+def differs(source: Source, key: str | None, other: str) -> bool:
+    """Whether the source holds two tensors under these keys that are not the same."""
+    return key not in (None, other) and not torch.equal(source.get(str(key)), source.get(other))
+
+
+def ignored(model: PreTrainedModel, key: str) -> bool:
+    """Whether transformers knows that checkpoints hold a tensor that the model does not need."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    return any(re.search(pattern, key) for pattern in patterns)
+
+
+def stored_dtype(directory: Path, source: Source) -> torch.dtype:
     """What config.json says, else the first float tensor's."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), None)
+    said = str(config.get("dtype") or config.get("torch_dtype"))
+    named = getattr(torch, said.removeprefix("torch."), None)
     if isinstance(named, torch.dtype):
         return named
-    return next(t.dtype for t in (source.get(slot.key) for slot in slots) if t.is_floating_point())
+    return next((t.dtype for t in map(source.get, source) if t.is_floating_point()), torch.float32)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from slimrank.allocate.budget import require_room
+from slimrank.calibrate.follow import follow, windows_of
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.model.decoder import Decoder, Filter, require_finite_weights
@@ -106,6 +107,7 @@ def compress(
         before = count_parameters(loaded.model)
         decoder = Decoder(loaded.model, loaded.weights)
         decoder.states_room, decoder.world = limits.states, world
+        follow(decoder, windows_of(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size))
         linears = decoder.linears(filter)
         if plan:
             plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})

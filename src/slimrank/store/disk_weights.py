@@ -56,13 +56,12 @@ class DiskWeights(Weights):
         *,
         source: Source,
         slots: list[Slot],
-        stored: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,
         room: int,
     ) -> None:
         super().__init__(model, prefix, count)
-        self.source, self.room, self._stored_dtype = source, room, stored
+        self.source, self.room = source, room
         self._dtype, self._device = dtype, device
         self._slots: dict[Part, list[Slot]] = {part: [] for part in self.parts}
         for slot in slots:
@@ -237,7 +236,7 @@ class DiskWeights(Weights):
         return sum(size for places in self._here.values() for _, _, size in places)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._stored_dtype).to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def _read(self, part: Part) -> list[Tensor]:
         tensors = [self._cast(self.source.get(slot.key)) for slot in self._slots[part]]
