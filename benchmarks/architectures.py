@@ -21,10 +21,10 @@ from typing import Any
 import torch
 import transformers
 from tiny_configs import VOCABULARY, tiny
+from tiny_tokenizer import make_tokenizer, words
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from tiny_tokenizer import make_tokenizer, words
 
 from slimrank import compress, load
 from slimrank.calibrate.follow import follow

@@ -95,7 +95,9 @@ def settings(kind: type[PretrainedConfig]) -> dict[str, Any]:
     odd, default = ODD.get(kind.__name__, {}), kind()
     found = {name: TINY[name] for name, value in vars(default).items() if name in TINY and number(value)}
     found |= {name: TINY[name] for name in WANTED if name in vars(default)}
-    if "kv_lora_rank" in found or getattr(default, "num_key_value_heads", 0) == getattr(default, "num_attention_heads", None):
+    if "kv_lora_rank" in found or getattr(default, "num_key_value_heads", 0) == getattr(
+        default, "num_attention_heads", None
+    ):
         found |= {name: HEADS for name in ("num_key_value_heads",) if name in found}
     for name, value in vars(default).items():
         if isinstance(value, PretrainedConfig):

@@ -75,7 +75,7 @@ def follow(decoder: Decoder, ids: Tensor) -> Tensor:
 
 
 def attempt(decoder: Decoder, ids: Tensor, expected: Tensor, linears: dict[str, nn.Module]) -> tuple[str | None, list]:
-    """Walk with stand-ins for the linears: why it does not give the logits, and the linears that were asked for more."""
+    """Walk with stand-ins for the linears: why the logits differ, and the linears whose tensors were asked for."""
     stand_ins = {name: StandIn(dense) for name, dense in linears.items()}
     why = None
     try:

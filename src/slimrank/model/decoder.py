@@ -77,7 +77,7 @@ class Decoder:
         self.weights = weights or Weights(model, self.prefix, len(self.blocks))
         self.states_room = Room()
         self.world = ALONE
-        self.stays = {name: "share their weights with other modules" for name in shared_linears(model)}
+        self.stays = dict.fromkeys(shared_linears(model), "share their weights with other modules")
         self._outputs: dict[type, Any] = {}
 
     def __len__(self) -> int:
@@ -87,6 +87,12 @@ class Decoder:
     def device(self) -> torch.device:
         """Where the entry embeddings are."""
         return self.weights.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def width(self) -> int:
@@ -214,7 +220,7 @@ class Decoder:
 
 
 def container(output: Any, hidden: Tensor) -> Any:
-    """What else a block returns beside its hidden states, for others like it; large tensors, such as attention, left out.
+    """What else a block returns beside its hidden states, for others like it; large tensors (attention) left out.
 
     A tensor where the block returns the hidden states alone.
     """

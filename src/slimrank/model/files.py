@@ -71,9 +71,7 @@ def require_same_tensors(name: str, model: PreTrainedModel, info: Mapping[str, I
         return
     compiled = any("_orig_mod." in key for key in unexpected)
     remedy = "save the model that torch.compile wraps (_orig_mod)" if compiled else "get the weights of this very class"
-    raise SlimrankError(
-        f"MODEL {name} has other tensors than its config's {type(model).__name__}: {found}; {remedy}."
-    )
+    raise SlimrankError(f"MODEL {name} has other tensors than its config's {type(model).__name__}: {found}; {remedy}.")
 
 
 def shortly(names: list[str]) -> str:

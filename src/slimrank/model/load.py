@@ -14,8 +14,8 @@ from slimrank import demo
 from slimrank.checkpoint import find, verify
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
-from slimrank.model.gguf import load_gguf, said, stored_dtype
 from slimrank.model.files import hub_folder, require_readable, require_same_tensors
+from slimrank.model.gguf import load_gguf, said, stored_dtype
 from slimrank.model.skeleton import in_parts
 from slimrank.model.skeleton import stored_dtype as dtype_of
 from slimrank.serve.optimize import Packed

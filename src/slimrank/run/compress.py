@@ -6,6 +6,8 @@ from pathlib import Path
 
 from slimrank.allocate.budget import require_room
 from slimrank.calibrate.follow import follow, windows_of
+from slimrank.checkpoint.register import describe
+from slimrank.checkpoint.write import require_savable
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.model.decoder import Decoder, Filter, require_finite_weights
@@ -19,6 +21,7 @@ from slimrank.run.pipeline import calibrate, decompose_all, factorize, make_plan
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
 from slimrank.run.session import Session
+from slimrank.run.trial import trial
 from slimrank.runtime.clock import Clock
 from slimrank.runtime.memory import Limits, free_memory, give_memory_back
 from slimrank.runtime.track import Track, no_track
@@ -107,7 +110,9 @@ def compress(
         before = count_parameters(loaded.model)
         decoder = Decoder(loaded.model, loaded.weights)
         decoder.states_room, decoder.world = limits.states, world
-        follow(decoder, windows_of(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size))
+        short = windows_of(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size)
+        require_savable(loaded.model, loaded.files)
+        follow(decoder, short)
         linears = decoder.linears(filter)
         if plan:
             plan = check_plan(plan, decoder, {k: v for block in linears for k, v in block.items()})
@@ -156,6 +161,7 @@ def compress(
                 plan = factorize(session, plan, build=build)
             with clock("refine"):
                 plan = refine(session, plan)
+            describe(loaded.model)
         parameters, tokens = (
             (before, count_parameters(loaded.model)),
             [Frequencies.of(one) for one in windows.by_text()],
@@ -166,7 +172,8 @@ def compress(
                 if world.main:
                     tensors, account = decoder.weights.stored(pieces, loaded.dtype), result.account()
                     note(pieces, result, account)
-                    result.save(out, overwrite=overwrite, tensors=tensors, account=account)
+                    tried = trial(decoder, short, loaded.dtype, room)
+                    result.save(out, overwrite=overwrite, tensors=tensors, account=account, trial=tried)
         return result
 
 

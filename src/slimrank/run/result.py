@@ -1,7 +1,7 @@
 """What compress gives: the model, its plan and the account, and how they are saved."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,10 +49,11 @@ class Result:
         overwrite: bool = False,
         tensors: Mapping[str, Tensor] | None = None,
         account: Account | None = None,
+        trial: Callable[[Path], None] | None = None,
     ) -> None:
         """Write the Hugging Face directory, in the dtype the model was stored in.
 
-        tensors: see write_checkpoint; account: by default what is measured now.
+        tensors, trial: see write_checkpoint; account: by default what is measured now.
         """
         out = Path(out)
         write_checkpoint(
@@ -60,7 +61,7 @@ class Result:
             out,
             layers=compressed_layers(self.model),
             dtype=self.loaded.dtype,
-            source=self.loaded.directory,
+            source=self.loaded.files,
             tokenizer=self.loaded.tokenizer,
             extras={
                 PLAN: self.plan.to_json(),
@@ -69,6 +70,7 @@ class Result:
             },
             overwrite=overwrite,
             tensors=tensors,
+            trial=trial,
         )
 
     def account(self) -> Account:

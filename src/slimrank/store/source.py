@@ -35,6 +35,11 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether there are safetensors files of a model in it."""
+    return (directory / SINGLE).is_file() or (directory / INDEX).is_file()
+
+
 def _without(directory: Path) -> str:
     if (directory / "adapter_config.json").is_file():
         return f"{directory} holds a PEFT adapter: merge it into its base model (merge_and_unload) and save that."
