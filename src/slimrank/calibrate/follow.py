@@ -1,7 +1,8 @@
 """Before the work: one window through the model and through its blocks one by one, which must give the same logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,15 +26,15 @@ class StandIn(Form):
 
     form = "stand-in"
 
-    def __init__(self, dense: nn.Module) -> None:
+    def __init__(self, dense: nn.Module, asked: Callable[[], None]) -> None:
         weight = weight_of(dense)
         rows, columns = shape_of(dense)
         super().__init__(columns, rows, min(rows, columns), device=weight.device, dtype=weight.dtype)
-        self.__dict__["dense"], self.__dict__["asked"] = dense, set()
+        self.__dict__["dense"], self.__dict__["asked"] = dense, asked
 
     def __getattr__(self, name: str) -> Any:
         if name in ("weight", "bias"):
-            self.asked.add(name)
+            self.asked()
         return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,24 +67,33 @@ def follow(decoder: Decoder, ids: Tensor) -> Tensor:
         raise SlimrankError(f"{kind} gives NaN or Inf on a short text: get intact weights, or try --dtype float32.")
     linears = {name: module for block in decoder.linears() for name, module in block.items()}
     why, asked = attempt(decoder, ids, expected, linears)
-    if why is not None and asked:
-        decoder.stays |= dict.fromkeys(asked, READ)
-        why, _ = attempt(decoder, ids, expected, {k: v for k, v in linears.items() if k not in asked})
+    while why is not None and asked:
+        roles = {decoder.role(name) for name in asked}
+        decoder.stays |= {name: READ for name in linears if decoder.role(name) in roles}
+        linears = {name: module for name, module in linears.items() if name not in decoder.stays}
+        why, asked = attempt(decoder, ids, expected, linears)
     if why is not None:
         raise SlimrankError(f"{kind} cannot be compressed block by block: {why}.")
     return expected
 
 
-def attempt(decoder: Decoder, ids: Tensor, expected: Tensor, linears: dict[str, nn.Module]) -> tuple[str | None, list]:
-    """Walk with stand-ins for the linears: why the logits differ, and the linears whose tensors were asked for."""
-    stand_ins = {name: StandIn(dense) for name, dense in linears.items()}
+def attempt(
+    decoder: Decoder, ids: Tensor, expected: Tensor, linears: dict[str, nn.Module]
+) -> tuple[str | None, list[str]]:
+    """Walk with stand-ins for the linears: why the logits differ, and the linears that may be to blame.
+
+    These are the ones whose tensors were asked for: the last one where that ended the walk, else all.
+    """
+    asked: list[str] = []
+    stand_ins = {name: StandIn(dense, partial(asked.append, name)) for name, dense in linears.items()}
     why = None
     try:
         with replaced(decoder.model, stand_ins, linears), seeded():
             why = difference(walked(decoder, ids), expected)
     except Exception as error:  # a model's own code raises anything
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return why, [name for name, one in stand_ins.items() if one.asked]
+        asked = asked[-1:]
+    return why, asked
 
 
 @torch.no_grad()

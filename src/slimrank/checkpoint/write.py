@@ -78,7 +78,7 @@ def _save(model: PreTrainedModel, folder: Path, source: Path | None, **options: 
 
     transformers refuses to save some settings that it loads.
     """
-    own = getattr(model, "generation_config", None)
+    own: Any = getattr(model, "generation_config", None)
     if not same_generation(own, source):
         model.save_pretrained(folder, **options)
         return

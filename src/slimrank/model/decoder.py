@@ -77,7 +77,8 @@ class Decoder:
         self.weights = weights or Weights(model, self.prefix, len(self.blocks))
         self.states_room = Room()
         self.world = ALONE
-        self.stays = dict.fromkeys(shared_linears(model), "share their weights with other modules")
+        shared = [name for name in shared_linears(model) if name.startswith(f"{self.prefix}.")]
+        self.stays = dict.fromkeys(shared, "share their weights with other modules")
         self._outputs: dict[type, Any] = {}
 
     def __len__(self) -> int:
@@ -122,8 +123,13 @@ class Decoder:
         return name.removeprefix(f"{self.prefix}.").partition(".")[2]
 
     def outside_linears(self) -> dict[str, int]:
-        """The blocks' matrices that are in no linear and stay as they are, such as fused experts, by numbers held."""
-        inside = {id(p) for module in self.blocks.modules() if is_linear(module) for p in module.parameters()}
+        """The blocks' matrices that stay as they are, by numbers held: fused experts, and linears in `stays`."""
+        inside = {
+            id(parameter)
+            for name, module in self.blocks.named_modules(prefix=self.prefix)
+            if is_linear(module) and name not in self.stays
+            for parameter in module.parameters()
+        }
         named = self.blocks.named_parameters(prefix=self.prefix)
         return {name: p.numel() for name, p in named if p.ndim > 1 and id(p) not in inside}
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -79,9 +80,10 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
             found = in_parts(files, DTYPES[dtype], _device(device), room)
             if found is not None:
                 return Loaded(name, found[0], tokenizer, found[2], directory, found[1], files=files)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             files, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
+        model, info = read
         require_same_tensors(name, model, info)
         stored = dtype_of(files, Source(files))
     return Loaded(name, _placed(model, DTYPES[dtype], _device(device)), tokenizer, stored, directory, files=files)

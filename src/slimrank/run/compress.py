@@ -21,7 +21,7 @@ from slimrank.run.pipeline import calibrate, decompose_all, factorize, make_plan
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
 from slimrank.run.session import Session
-from slimrank.run.trial import trial
+from slimrank.run.trial import trial_of
 from slimrank.runtime.clock import Clock
 from slimrank.runtime.memory import Limits, free_memory, give_memory_back
 from slimrank.runtime.track import Track, no_track
@@ -172,7 +172,7 @@ def compress(
                 if world.main:
                     tensors, account = decoder.weights.stored(pieces, loaded.dtype), result.account()
                     note(pieces, result, account)
-                    tried = trial(decoder, short, loaded.dtype, room)
+                    tried = trial_of(decoder, short, loaded.dtype, room)
                     result.save(out, overwrite=overwrite, tensors=tensors, account=account, trial=tried)
         return result
 

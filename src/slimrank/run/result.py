@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slimrank.calibrate.follow import windows_of
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
+from slimrank.model.decoder import Decoder
 from slimrank.model.load import Loaded
 from slimrank.plan import Plan
 from slimrank.run.account import FILE as ACCOUNT
 from slimrank.run.account import Account, curves_of
+from slimrank.run.trial import trial_of
 from slimrank.runtime.versions import versions
 from slimrank.spectrum.decomposition import Spectrum
 from slimrank.texts.frequencies import Frequencies
@@ -53,9 +56,14 @@ class Result:
     ) -> None:
         """Write the Hugging Face directory, in the dtype the model was stored in.
 
-        tensors, trial: see write_checkpoint; account: by default what is measured now.
+        tensors, trial: see write_checkpoint, by default those of the model in memory; account: by default what is
+        measured now.
         """
         out = Path(out)
+        if tensors is None and trial is None:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            short = windows_of(self.loaded.tokenizer, vocabulary)
+            trial = trial_of(Decoder(self.model), short, self.loaded.dtype, None)
         write_checkpoint(
             self.model,
             out,

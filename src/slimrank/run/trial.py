@@ -15,7 +15,7 @@ from slimrank.model.load import load
 ROUNDED = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
-def trial(decoder: Decoder, ids: Tensor, stored: torch.dtype, room: int | None) -> Callable[[Path], None]:
+def trial_of(decoder: Decoder, ids: Tensor, stored: torch.dtype, room: int | None) -> Callable[[Path], None]:
     """A function that raises a SlimrankError where the checkpoint in a folder gives other logits on the windows `ids`.
 
     decoder: the compressed model; stored: the dtype of the written weights; room: bytes for weights, as load has it.

@@ -15,7 +15,7 @@ def as_stored(name: str, tensor: Tensor, original: Tensor | None, computed: torc
     Raises:
         SlimrankError: if it holds NaN or Inf, or would in the dtype that it is written in.
     """
-    if not tensor.is_floating_point() or not tensor.numel():
+    if not tensor.is_floating_point():
         return tensor
     if original is not None and original.shape == tensor.shape and original.is_floating_point():
         if torch.equal(original.to(tensor.dtype), tensor.cpu()):
