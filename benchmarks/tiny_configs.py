@@ -44,7 +44,7 @@ TINY = {name: value for value, names in RULES for name in names.split()}
 
 # what the rules cannot know, by the config's class
 _INDEXER = {
-    "indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 8, "indexer_budget": 16,
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }  # fmt: skip
 _HYBRID = {
@@ -58,8 +58,24 @@ ODD: dict[str, dict[str, Any]] = {
     "CohereCompassTextConfig": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
     },
+    "Dots3NoteTextConfig": {
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+    },
     "DeepseekV2Config": {"num_experts_per_tok": 2},
-    "Dots1Config": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "Dots1Config": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 24,
+    },
     "FalconH1Config": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
     "Gemma3nTextConfig": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 320},
     "Gemma4TextConfig": {"num_kv_shared_layers": 0},

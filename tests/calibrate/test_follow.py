@@ -1,5 +1,7 @@
 """What does not come out right block by block is refused, and what could not work compressed stays dense."""
 
+import importlib
+
 import pytest
 import torch
 from architectures import ARCHITECTURES, VOCABULARY, llama
@@ -126,3 +128,13 @@ def unpacked(inner, streams=None):
         return BaseModelOutputWithPast(last_hidden_state=inner.norm(hidden if streams is None else hidden[0]))
 
     return forward
+
+
+def test_linears_that_transformers_would_read_back_under_another_name_stay_dense(monkeypatch):
+    renames = pytest.importorskip("transformers.core_model_loading")
+    mapping = importlib.import_module("transformers.conversion_mapping")
+    rename = renames.WeightRenaming(source_patterns=r"mlp\.up_proj", target_patterns=r"mlp.up_proj.weight")
+    monkeypatch.setattr(mapping, "get_model_conversion_mapping", lambda model, **options: [rename])
+    decoder = Decoder(llama())
+    follow(decoder, IDS)
+    assert set(decoder.stays) == {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"}

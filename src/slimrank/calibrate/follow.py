@@ -14,10 +14,12 @@ from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.model.decoder import Decoder, set_module
 from slimrank.model.linear import shape_of, weight_of
+from slimrank.model.renames import lost_names
 
 TEXT = "The first window of a text says whether the blocks, one after the other, are the model: 3, 1, 4 and 15. "
 TOKENS, LOGITS = 32, 2**22  # of a window, and numbers of all logits
 APART = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the logits' spread
+RENAMED = "have names that transformers does not read back as they were saved"
 READ = "are read elsewhere than in their own forward"
 
 
@@ -53,8 +55,8 @@ def windows_of(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
 def follow(decoder: Decoder, ids: Tensor) -> Tensor:
     """Make sure that the blocks, run one by one on the windows `ids`, give the model's logits, which are returned.
 
-    Linears that would not work once they are compressed, since other code reads their weight, are added to
-    `decoder.stays`.
+    Linears that would not work once they are compressed, since other code reads their weight or transformers renames
+    it, are added to `decoder.stays`.
 
     Raises:
         SlimrankError: if the model cannot be followed, with the reason.
@@ -66,6 +68,8 @@ def follow(decoder: Decoder, ids: Tensor) -> Tensor:
     if not expected.isfinite().all():
         raise SlimrankError(f"{kind} gives NaN or Inf on a short text: get intact weights, or try --dtype float32.")
     linears = {name: module for block in decoder.linears() for name, module in block.items()}
+    decoder.stays |= dict.fromkeys(lost_names(decoder.model, linears), RENAMED)
+    linears = {name: module for name, module in linears.items() if name not in decoder.stays}
     why, asked = attempt(decoder, ids, expected, linears)
     while why is not None and asked:
         roles = {decoder.role(name) for name in asked}

@@ -26,7 +26,10 @@ def trial_of(decoder: Decoder, ids: Tensor, stored: torch.dtype, room: int | Non
     allowed = max(ROUNDED.get(stored, 0.3), ROUNDED.get(decoder.dtype, 0.3))
 
     def tried(folder: Path) -> None:
-        loaded = load(str(folder), dtype=computed, device=str(decoder.device), room=room)
+        try:
+            loaded = load(str(folder), dtype=computed, device=str(decoder.device), room=room)
+        except SlimrankError as error:
+            raise SlimrankError(f"The checkpoint was written and does not load, so it is not kept: {error}") from error
         with seeded():
             found = Decoder(loaded.model, loaded.weights).logits(ids.to(decoder.device)).float().cpu()
         apart = (found - expected).square().mean().sqrt() / expected.std()
