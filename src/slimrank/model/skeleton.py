@@ -14,7 +14,7 @@ from slimrank.checkpoint.register import describe, put_layers
 from slimrank.model.decoder import find_blocks
 from slimrank.store.disk_weights import DiskWeights, Slot
 from slimrank.store.source import Source
-from slimrank.store.weights import put
+from slimrank.store.weights import part_of, put
 
 
 def in_parts(
@@ -22,8 +22,8 @@ def in_parts(
 ) -> tuple[PreTrainedModel, DiskWeights, torch.dtype] | None:
     """The model, its weights on disk (see DiskWeights) and their stored dtype.
 
-    None where a tensor of the model is not in the safetensors files as it is. A checkpoint of slimrank's is built with
-    its compressed layers.
+    None where a tensor of the model is not in the safetensors files as it is, or is shared by several blocks. A
+    checkpoint of slimrank's is built with its compressed layers.
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     source = Source(directory)
@@ -46,6 +46,8 @@ def in_parts(
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     prefix, blocks = find_blocks(model)
+    if any(len({part_of(prefix, name) for name in slot.names}) > 1 for slot in slots):
+        return None
     weights = DiskWeights(model, prefix, len(blocks), source=source, slots=slots, dtype=dtype, device=device, room=room)
     model.requires_grad_(False)
     describe(model)
