@@ -10,6 +10,7 @@ as they are done; the page docs/architectures.md is made from it.
 import argparse
 import json
 import multiprocessing
+import re
 import tempfile
 import time
 import traceback
@@ -63,7 +64,7 @@ def main() -> None:
             write(options.out, rows)
     print(dict(Counter(row["verdict"] for row in rows)))
     if options.page:
-        options.page.write_text(page(rows), encoding="utf-8")
+        options.page.write_text(page(rows, transformers.__version__), encoding="utf-8")
 
 
 def write(path: Path, rows: list[Row]) -> None:
@@ -107,7 +108,7 @@ def examine(kind: type[PretrainedConfig]) -> Row:
         with tempfile.TemporaryDirectory() as place:
             return row | taken_through(model, ids, Path(place))
     except SlimrankError as error:
-        return row | failed("refused", str(error))
+        return row | failed("refused", re.sub(r"/\S*/", "", str(error)))
     except Wrong as error:
         return row | failed("wrong", str(error))
     except Exception as error:
@@ -222,17 +223,17 @@ def equal(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: s
         raise Wrong(f"{what} differs by {apart / spread:.2g} of the logits' spread")
 
 
-def page(rows: list[Row]) -> str:
-    """The Markdown page."""
+def page(rows: list[Row], version: str) -> str:
+    """The Markdown page; version: of the transformers that the rows were made with."""
     counts = Counter(row["verdict"] for row in rows)
     lines = [
         "# Architectures",
         "",
         "Every causal language model class of transformers "
-        f"{transformers.__version__}, made tiny and random, taken through slimrank by `benchmarks/architectures.py`:",
+        f"{version}, made tiny and random, taken through slimrank by `benchmarks/architectures.py`:",
         "the walk block by block equals the model, full rank is the identity to 1e-4 of the logits' spread, and",
         "`svd-llm` at keep 0.6 is saved, loaded to the bit and generates.",
-        "*Partly*: a share of the blocks' matrices stays dense, which the reason names.",
+        "*Partly*: that share of the blocks' matrices is compressed; the rest stays dense, which the reason names.",
         "*Not built*: transformers cannot make it so small from its config alone.",
         "",
         ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]) + ".",
@@ -242,7 +243,8 @@ def page(rows: list[Row]) -> str:
     ]
     for row in sorted(rows, key=lambda row: row.get("model", row["config"])):
         reason = str(row.get("reason", "")).replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| {row.get('model', row['config'])} | {row['verdict']} | {reason} |")
+        share = f" ({row['share']:.0%})" if row["verdict"] == "partly" else ""
+        lines.append(f"| {row.get('model', row['config'])} | {row['verdict']}{share} | {reason} |")
     return "\n".join(lines) + "\n"
 
 
