@@ -6,7 +6,8 @@ import pytest
 import torch
 from architectures import llama
 from lossless import compress
-from transformers import AutoModelForCausalLM, GenerationConfig
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from slimrank.checkpoint import verify, write_checkpoint
 from slimrank.checkpoint.config import finish_config
@@ -45,7 +46,6 @@ def source(tmp_path) -> Path:
         "LICENSE": "licence",
         "config.json": '{"model_type": "llama", "old_key": 5, "vocab_size": 1, "torch_dtype": "x"}',
         "README.md": "dense card",
-        "model.safetensors": "dense weights",
         "model.safetensors.index.json": "{}",
         "pytorch_model.bin": "pickle",
     }
@@ -53,6 +53,7 @@ def source(tmp_path) -> Path:
         path = tmp_path / "source" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    save_file({}, tmp_path / "source" / "model.safetensors")
     return tmp_path / "source"
 
 
@@ -60,8 +61,15 @@ def test_the_companions_are_copied_and_nothing_else(write, source):
     out = write(source=source, extras={"README.md": "our card", "slimrank/plan.json": "{}"})
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     kept = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "chat_template.jinja", "LICENSE"}
-    kept |= {"additional_chat_templates/tool.jinja", "generation_config.json"}
-    ours = {"config.json", "model.safetensors", "README.md", "slimrank/plan.json", "slimrank/checksums.json"}
+    kept |= {"additional_chat_templates/tool.jinja"}
+    ours = {
+        "generation_config.json",
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "slimrank/plan.json",
+        "slimrank/checksums.json",
+    }
     assert found == kept | ours
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in kept)
     assert (out / "README.md").read_text() == "our card"
@@ -89,14 +97,17 @@ def test_older_rope_keys_say_the_same(rope, tmp_path):
 
 
 def test_a_generation_config_that_transformers_refuses_to_save_is_kept(model, write, source):
-    model.generation_config, before = GenerationConfig(do_sample=False, temperature=0.6), model.generation_config
-    refused = model.generation_config
+    refused, before = GenerationConfig.from_pretrained(source), model.generation_config
+    model.generation_config = refused
     try:
         out = write(source=source)
         assert model.generation_config is refused
     finally:
         model.generation_config = before
-    assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.6
+    name = "generation_config.json"
+    assert (out / name).read_bytes() == (source / name).read_bytes()
+    own = json.loads((write(source=source, overwrite=True) / name).read_text())
+    assert "temperature" not in own and own["bos_token_id"] == 1  # what is in memory wins
 
 
 class Tokenizer:
@@ -104,10 +115,21 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text("given")
 
 
-def test_the_tokenizer_is_saved_where_the_source_has_none(write, source):
+def test_the_tokenizer_is_saved_where_the_source_has_none(write):
     assert (write(tokenizer=Tokenizer()) / "tokenizer_config.json").read_text() == "given"
-    out = write(tokenizer=Tokenizer(), source=source, overwrite=True)
-    assert (out / "tokenizer_config.json").read_text() == '{"a": 1}'
+
+
+def test_a_tokenizer_is_copied_to_the_byte_unless_it_was_changed_in_memory(write, tmp_path, tiny_tokenizer):
+    source = tmp_path / "source"
+    tiny_tokenizer.chat_template = "{{ messages }}"
+    tiny_tokenizer.save_pretrained(source)
+    config = source / "tokenizer_config.json"
+    config.write_text(config.read_text() + "\n\n")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    assert (write(source=source, tokenizer=tokenizer) / config.name).read_bytes() == config.read_bytes()
+    tokenizer.pad_token, tokenizer.chat_template = "</s>", None
+    again = AutoTokenizer.from_pretrained(write(source=source, tokenizer=tokenizer, overwrite=True))
+    assert again.pad_token == "</s>" and again.chat_template is None
 
 
 def test_checksums_are_those_of_the_files(write):

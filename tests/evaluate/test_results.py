@@ -76,6 +76,8 @@ def test_bytes_are_those_of_the_files_that_load(tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-2.safetensors").write_bytes(b"xxx")
+    assert weight_bytes(tmp_path) == 7  # the single file is what transformers reads
+    (tmp_path / "model.safetensors").unlink()
     assert weight_bytes(tmp_path) == 8
 
 

@@ -213,7 +213,7 @@ def test_a_model_that_was_compressed_or_optimized_in_memory_is_not_compressed(di
     options = {"calibration": text, "samples": 8, "window": 16, "keep": 0.5}
     loaded = load(str(directory))
     compress(loaded, "svd", **options)
-    with pytest.raises(UsageError, match="was compressed in memory before: load the dense model again"):
+    with pytest.raises(UsageError, match=r"is already compressed \(slimrank\): give the dense model"):
         compress(loaded, "svd", **options)
     loaded = load(str(directory))
     optimize(loaded.model)

@@ -6,6 +6,7 @@ config and the tensors that it has. Where factors have 8 or 4 bits it stays, so 
 gradients.
 """
 
+import weakref
 from typing import Any
 
 from torch import nn
@@ -13,9 +14,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from slimrank.checkpoint.schema import METHOD, VERSION, check_layers
+from slimrank.checkpoint.schema import METHOD, VERSION, check_layers, quantization_config
 from slimrank.errors import SlimrankError
-from slimrank.forms import form_of, link
+from slimrank.forms import compressed_layers, form_of, link
 from slimrank.forms.linear import is_linear
 
 
@@ -31,6 +32,39 @@ class SlimrankConfig(QuantizationConfigMixin):
         self.layers = check_layers(version, layers)
 
 
+class LiveConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a model in memory: made from its modules each time it is read or saved."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]
+        self._model = weakref.ref(model)
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """The compressed layers' entries by name, none once the model is gone."""
+        model = self._model()
+        return {} if model is None else compressed_layers(model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        return quantization_config(self.layers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LiveConfig":
+        model = self._model()
+        return LiveConfig(memo.get(id(model), model) if model is not None else nn.Module())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SlimrankConfig, (self.layers,)
+
+
+def describe(model: Any) -> None:
+    """Let the model's config say what its modules are, now and whenever it is saved."""
+    if compressed_layers(model):
+        model.config.quantization_config = LiveConfig(model)
+    elif hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
 @register_quantizer(METHOD)
 class SlimrankQuantizer(HfQuantizer):
     """Puts the compressed layers' empty modules into the skeleton before transformers reads the weights."""
@@ -38,17 +72,14 @@ class SlimrankQuantizer(HfQuantizer):
     quantization_config: SlimrankConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        for name, entry in self.quantization_config.layers.items():
-            path = _path_in(model, name)
-            dense = model.get_submodule(path)
-            model.set_submodule(path, form_of(name, entry).shell(dense, entry))
-        link(model)
+        put_layers(model, self.quantization_config.layers)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.is_trainable:
             del model.hf_quantizer
             model.is_quantized = False  # type: ignore[assignment]
+        describe(model)
         return model
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
@@ -59,6 +90,15 @@ class SlimrankQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether all factors are floats."""
         return not any(entry.get("bits") for entry in self.quantization_config.layers.values())
+
+
+def put_layers(model: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
+    """Put the compressed layers of these entries, without values, in the places of the dense ones."""
+    for name, entry in layers.items():
+        path = _path_in(model, name)
+        dense = model.get_submodule(path)
+        model.set_submodule(path, form_of(name, entry).shell(dense, entry))
+    link(model)
 
 
 def _path_in(model: nn.Module, name: str) -> str:

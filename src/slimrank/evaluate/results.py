@@ -16,7 +16,7 @@ from slimrank.evaluate.mean import Mean
 from slimrank.evaluate.perplexity import Perplexity
 from slimrank.evaluate.tasks import TaskResult
 from slimrank.forms.quantized import QuantizedLinear
-from slimrank.store.source import weight_files
+from slimrank.store.source import has_weights, weight_files
 
 JSON_VERSION = 1
 
@@ -113,5 +113,5 @@ def stored_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
 
 
 def weight_bytes(directory: Path) -> int:
-    """The bytes of the files that the directory's tensors are read from."""
-    return sum(file.stat().st_size for file in weight_files(directory) if file.is_file())
+    """The bytes of the files that the directory's tensors are read from, 0 where none are safetensors files."""
+    return sum(file.stat().st_size for file in weight_files(directory)) if has_weights(directory) else 0

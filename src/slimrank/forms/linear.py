@@ -1,15 +1,44 @@
 """A dense linear layer read the same way whether it is an nn.Linear or a transformers Conv1D."""
 
+import copy
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from slimrank.errors import SlimrankError
 
+_LINEAR: dict[type, bool] = {nn.Linear: True, Conv1D: True}
+
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` is a dense linear layer that can be compressed."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    """Whether `module` is a dense linear layer that can be compressed: one whose output is W x + b and nothing else."""
+    kind = type(module)
+    if kind not in _LINEAR:
+        dense = next((one for one in (nn.Linear, Conv1D) if issubclass(kind, one)), None)
+        _LINEAR[kind] = dense is not None and (kind.forward is dense.forward or _computes_as(module, dense))
+    return _LINEAR[kind]
+
+
+@torch.no_grad()
+def _computes_as(module: nn.Module, dense: type[nn.Module]) -> bool:
+    """Whether a module of a class derived from `dense` gives what `dense` itself does, tried with small weights."""
+    small = copy.copy(module)
+    x = torch.linspace(-1, 2, 12).view(2, 3, 2)
+    weight = torch.tensor([[0.5, -1.0], [2.0, 0.25], [1.5, 1.0]])
+    weights = {"weight": nn.Parameter(weight.T.contiguous() if dense is Conv1D else weight)}
+    bias = None if module._parameters.get("bias") is None else torch.tensor([1.0, -2.0, 3.0])
+    small._parameters = {**weights, "bias": None if bias is None else nn.Parameter(bias)}
+    small._forward_hooks, small._forward_pre_hooks = OrderedDict(), OrderedDict()
+    if dense is Conv1D:
+        small.__dict__["nf"] = 3
+    try:
+        found = small(x)
+    except Exception:  # the class's own code raises anything where it is no plain linear
+        return False
+    expected = nn.functional.linear(x, weight, bias)
+    return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
 
 
 def weight_of(dense: nn.Module) -> Tensor:

@@ -10,6 +10,7 @@ from slimrank.forms.base import Form
 from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
+from slimrank.numerics.balance import balanced
 
 
 class LowRank(Form):
@@ -40,8 +41,9 @@ class LowRank(Form):
     @classmethod
     @torch.no_grad()
     def from_low_rank(cls, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Self:
-        """The module with U = left (out, r) and V = right (r, in)."""
+        """The module with U = left (out, r) and V = right (r, in), brought to like scale."""
         (out_features, rank), in_features = left.shape, right.shape[1]
+        left, right = balanced(left, right)
         module = cls.empty(in_features, out_features, rank, bias is not None, left.dtype).to_empty(device=left.device)
         module.down.weight.copy_(right)
         module.up.weight.copy_(left)

@@ -69,13 +69,18 @@ class Decoder:
         world: World = ALONE,
         states_room: Room = Room(),  # noqa: B008 (a tuple)
     ) -> None:
-        """weights: where they live, in memory by default; world: the processes that share the windows;
-        states_room: for the hidden states of one set of windows."""
+        """weights: where they live, in memory by default; world: the processes that share the windows; states_room: for
+        the hidden states of one set of windows.
+
+        Its attribute `stays` says of the linears that can't be compressed why, by full name; `follow` adds to it.
+        """
         self.model = model.eval()
         self.prefix, self.blocks = find_blocks(model)
         self.weights = weights or Weights(model, self.prefix, len(self.blocks))
         self.states_room, self.world = states_room, world
-        self._returns_tuple: dict[type, bool] = {}
+        shared = [name for name in shared_linears(model) if name.startswith(f"{self.prefix}.")]
+        self.stays = dict.fromkeys(shared, "share their weights with other modules")
+        self._outputs: dict[type, Any] = {}
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -86,12 +91,18 @@ class Decoder:
         return self.weights.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
     def width(self) -> int:
         """How many numbers a token's hidden state has."""
         return int(self.model.config.get_text_config().hidden_size)
 
     def linears(self, chosen: Filter | None = None) -> list[dict[str, nn.Module]]:
-        """Per block, its dense linears by full name; `chosen` may drop some of them.
+        """Per block, the dense linears that can be compressed, by full name; `chosen` may drop some of them.
 
         Raises:
             UsageError: if the filter leaves none.
@@ -100,7 +111,7 @@ class Decoder:
             {
                 name: module
                 for name, module in block.named_modules(prefix=f"{self.prefix}.{index}")
-                if is_linear(module) and (chosen is None or chosen(name, module))
+                if is_linear(module) and name not in self.stays and (chosen is None or chosen(name, module))
             }
             for index, block in enumerate(self.blocks)
         ]
@@ -113,8 +124,13 @@ class Decoder:
         return name.removeprefix(f"{self.prefix}.").partition(".")[2]
 
     def outside_linears(self) -> dict[str, int]:
-        """The blocks' matrices that are in no linear and stay as they are, such as fused experts, by numbers held."""
-        inside = {id(p) for module in self.blocks.modules() if is_linear(module) for p in module.parameters()}
+        """The blocks' matrices that stay as they are, by numbers held: fused experts, and linears in `stays`."""
+        inside = {
+            id(parameter)
+            for name, module in self.blocks.named_modules(prefix=self.prefix)
+            if is_linear(module) and name not in self.stays
+            for parameter in module.parameters()
+        }
         named = self.blocks.named_parameters(prefix=self.prefix)
         return {name: p.numel() for name, p in named if p.ndim > 1 and id(p) not in inside}
 
@@ -130,7 +146,8 @@ class Decoder:
 
     def _like_block(self, index: int, hidden: Tensor) -> Any:
         """`hidden` in the container this block returns it in."""
-        return (hidden,) if self._returns_tuple.get(type(self.blocks[index])) else hidden
+        like = self._outputs.get(type(self.blocks[index]))
+        return type(like)((hidden, *like[1:])) if isinstance(like, tuple | list) else hidden
 
     def _split(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
         if args:
@@ -152,9 +169,9 @@ class Decoder:
                 if not first:
                     first.append(hidden)
                 calls.append(call)
-                if kind not in self._returns_tuple:
+                if kind not in self._outputs:
                     with self.weights.hold(index):
-                        self._returns_tuple[kind] = isinstance(original(*args, **kwargs), tuple)
+                        self._outputs[kind] = container(original(*args, **kwargs), hidden)
                 if index == len(self) - 1:
                     raise _Entered
                 return self._like_block(index, hidden)
@@ -174,8 +191,25 @@ class Decoder:
         """The hidden states after block `index`, on the model's device; `hidden` may be elsewhere."""
         with self.weights.hold(index):
             output = self.blocks[index](hidden.to(self.device), *call.args, **call.kwargs)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
+        result: Tensor = output[0] if isinstance(output, tuple | list) else output
         return result
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (batch, tokens, vocabulary) of the model as a whole, each block in memory while it runs."""
+
+        def held(index: int) -> Callable[..., Any]:
+            original = self.blocks[index].forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                with self.weights.hold(index):
+                    return original(*args, **kwargs)
+
+            return forward
+
+        with self.weights.hold(None), self._replaced([held(i) for i in range(len(self))]):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits
 
     def head(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """Logits (batch, tokens, vocabulary) from the last block's output; differentiable in `hidden`."""
@@ -190,6 +224,27 @@ class Decoder:
         with self.weights.hold(None), self._replaced([stub(i) for i in range(len(self))]):
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits
+
+
+def container(output: Any, hidden: Tensor) -> Any:
+    """What else a block returns beside its hidden states, for others like it; large tensors (attention) left out.
+
+    A tensor where the block returns the hidden states alone.
+    """
+    if not isinstance(output, tuple | list):
+        return torch.empty(0)
+    rest = [None if isinstance(one, Tensor) and one.numel() > hidden.numel() else one for one in output[1:]]
+    return type(output)((None, *rest))
+
+
+def shared_linears(model: nn.Module) -> set[str]:
+    """The linears whose weight is also another module's, by every name that they have."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    linears = dict(model.named_modules(remove_duplicate=False))
+    return {name for names in holders.values() if len(names) > 1 for name in names if is_linear(linears[name])}
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -15,8 +15,11 @@ from slimrank import demo
 from slimrank.checkpoint import find, verify
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import compressed_layers
+from slimrank.model.files import hub_folder, require_readable, require_same_tensors
 from slimrank.model.gguf import load_gguf, said, stored_dtype
 from slimrank.model.skeleton import in_parts
+from slimrank.model.skeleton import stored_dtype as dtype_of
+from slimrank.store.source import Source
 from slimrank.store.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,7 +30,8 @@ class Loaded:
     """A model and where it came from.
 
     name: as the user gave it; dtype: of its stored weights; directory: None for a hub model and a GGUF file; weights:
-    where they are, None for all in memory; notes: what the user should know of it, a sentence each.
+    where they are, None for all in memory; notes: what the user should know of it, a sentence each; files: the folder
+    of its files on this machine, a hub model's too, None for a GGUF file.
     """
 
     name: str
@@ -37,6 +41,10 @@ class Loaded:
     directory: Path | None
     weights: Weights | None = None
     notes: tuple[str, ...] = ()
+    files: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.files = self.files or self.directory
 
     @property
     def hub(self) -> str | None:
@@ -64,14 +72,20 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", room: int | 
     with _unreadable(name):
         if directory:
             verify(directory)
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        files = directory or hub_folder(place)
+        require_readable(name, files)
+        tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
         if room is not None:
-            found = in_parts(directory or hub_folder(place), DTYPES[dtype], _device(device), room)
+            found = in_parts(files, DTYPES[dtype], _device(device), room)
             if found is not None:
-                return Loaded(name, found[0], tokenizer, found[2], directory, found[1])
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False, use_safetensors=True)
-    stored = model.dtype
-    return Loaded(name, _placed(model, DTYPES[dtype], _device(device)), tokenizer, stored, directory)
+                return Loaded(name, found[0], tokenizer, found[2], directory, found[1], files=files)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            files, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        model, info = read
+        require_same_tensors(name, model, info)
+        stored = dtype_of(files, Source(files))
+    return Loaded(name, _placed(model, DTYPES[dtype], _device(device)), tokenizer, stored, directory, files=files)
 
 
 def is_gguf(name: str) -> bool:
@@ -95,11 +109,6 @@ def _placed(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) ->
     return model.eval()
 
 
-def hub_folder(name: str) -> Path:
-    """The hub model's files on this machine, fetched if need be."""
-    return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-
-
 @contextmanager
 def _unreadable(name: str) -> Iterator[None]:
     try:
@@ -107,7 +116,7 @@ def _unreadable(name: str) -> Iterator[None]:
     except SlimrankError:
         raise
     except Exception as error:  # the libraries raise errors of many unrelated types
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise SlimrankError(f"MODEL {name} cannot be loaded: {reason or type(error).__name__}.") from error
 
 

@@ -1,6 +1,7 @@
 """A model without its weights: built on the meta device, its tensors found in the checkpoint's files."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -8,9 +9,12 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from slimrank.checkpoint.read import read_layers
+from slimrank.checkpoint.register import describe, put_layers
 from slimrank.model.decoder import find_blocks
 from slimrank.store.disk_weights import DiskWeights, Slot
-from slimrank.store.source import INDEX, SINGLE, Source
+from slimrank.store.source import Source
+from slimrank.store.weights import part_of, put
 
 
 def in_parts(
@@ -18,36 +22,44 @@ def in_parts(
 ) -> tuple[PreTrainedModel, DiskWeights, torch.dtype] | None:
     """The model, its weights on disk (see DiskWeights) and their stored dtype.
 
-    None where a tensor of the model is not in the safetensors files as it is, or the checkpoint is quantized.
+    None where a tensor of the model is not in the safetensors files as it is, or is shared by several blocks. A
+    checkpoint of slimrank's is built with its compressed layers.
     """
-    if not ((directory / INDEX).is_file() or (directory / SINGLE).is_file()):
-        return None
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    if getattr(config, "quantization_config", None) is not None:
-        return None
     source = Source(directory)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    layers = read_layers(directory)
+    if any(entry.get("bits") for entry in layers.values()):
+        return None
+    if layers:
+        put_layers(model, layers)
     model.tie_weights()
     slots = find_slots(model, source)
     if slots is None:
         return None
-    stored = stored_dtype(directory, source, slots)
+    stored = stored_dtype(directory, source)
+    read_buffers(model, source)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = buffer if buffer is None else buffer.to(device)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     prefix, blocks = find_blocks(model)
-    weights = DiskWeights(
-        model, prefix, len(blocks), source=source, slots=slots, stored=stored, dtype=dtype, device=device, room=room
-    )
+    if any(len({part_of(prefix, name) for name in slot.names}) > 1 for slot in slots):
+        return None
+    weights = DiskWeights(model, prefix, len(blocks), source=source, slots=slots, dtype=dtype, device=device, room=room)
     model.requires_grad_(False)
+    describe(model)
     return model.eval(), weights, stored
 
 
 def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
-    """Where each parameter is in the source, None if one is not or a persistent buffer isn't; tied ones are one."""
+    """Where each parameter is in the source; tied ones are one, unless the source holds them with different values.
+
+    None where a parameter or persistent buffer is not in the source as it is, or the source holds a tensor that is
+    nowhere in the model.
+    """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, list[str]] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -55,23 +67,61 @@ def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
         owner, _, leaf = name.rpartition(".")
         places.setdefault(id(parameter), []).append((model.get_submodule(owner), leaf))
         names.setdefault(id(parameter), []).append(name)
-    if parameters.keys() != model.state_dict().keys():
+    buffers = {key: key_of(model, source, key) for key in model.state_dict().keys() - parameters.keys()}
+    if None in buffers.values():
         return None
     base = f"{model.base_model_prefix}."
-    slots = []
+    slots, used = list[Slot](), set(buffers.values())
     for number, known in names.items():
-        shape = tuple(parameters[known[0]].shape)
-        keys = [key for name in known for key in (name, name.removeprefix(base)) if key in source]
-        if not keys or source.shape(keys[0]) != shape:
+        keys = [next((key for key in (name, name.removeprefix(base)) if key in source), None) for name in known]
+        there = [key for key in keys if key is not None]
+        if not there or any(source.shape(key) != tuple(parameters[known[0]].shape) for key in there):
             return None
-        slots.append(Slot(tuple(places[number]), tuple(known), keys[0]))
-    return slots
+        used.update(there)
+        for key in apart(source, there):
+            mine = [
+                i for i, own in enumerate(keys) if own == key or (key == there[0] and not differs(source, own, key))
+            ]
+            slots.append(Slot(tuple(places[number][i] for i in mine), tuple(known[i] for i in mine), key))
+    return slots if all(key in used or ignored(model, key) for key in source) else None
 
 
-def stored_dtype(directory: Path, source: Source, slots: list[Slot]) -> torch.dtype:
+def key_of(model: PreTrainedModel, source: Source, name: str) -> str | None:
+    """The key of a model's tensor in the source, where it has the same shape there."""
+    keys = [key for key in (name, name.removeprefix(f"{model.base_model_prefix}.")) if key in source]
+    shape = tuple(model.get_buffer(name).shape)
+    return keys[0] if keys and source.shape(keys[0]) == shape else None
+
+
+def read_buffers(model: PreTrainedModel, source: Source) -> None:
+    """Put the source's tensors in the places of the persistent buffers, which stay in memory."""
+    for name in model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
+        key, buffer = key_of(model, source, name), model.get_buffer(name)
+        assert key is not None, "find_slots looked"
+        put(model, name, source.get(key).to(buffer.dtype).clone())
+
+
+def apart(source: Source, keys: list[str]) -> list[str]:
+    """The first of these keys, and those whose tensors differ from it."""
+    return [key for key in dict.fromkeys(keys) if key == keys[0] or differs(source, key, keys[0])]
+
+
+def differs(source: Source, key: str | None, other: str) -> bool:
+    """Whether the source holds two tensors under these keys that are not the same."""
+    return key not in (None, other) and not torch.equal(source.get(str(key)), source.get(other))
+
+
+def ignored(model: PreTrainedModel, key: str) -> bool:
+    """Whether transformers knows that checkpoints hold a tensor that the model does not need."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    return any(re.search(pattern, key) for pattern in patterns)
+
+
+def stored_dtype(directory: Path, source: Source) -> torch.dtype:
     """What config.json says, else the first float tensor's."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), None)
+    said = str(config.get("dtype") or config.get("torch_dtype"))
+    named = getattr(torch, said.removeprefix("torch."), None)
     if isinstance(named, torch.dtype):
         return named
-    return next(t.dtype for t in (source.get(slot.key) for slot in slots) if t.is_floating_point())
+    return next((t.dtype for t in map(source.get, source) if t.is_floating_point()), torch.float32)

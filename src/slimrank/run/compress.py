@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from slimrank.checkpoint import write_text
+from slimrank.checkpoint.register import describe
+from slimrank.checkpoint.write import require_savable
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.model.decoder import Filter
@@ -16,9 +18,10 @@ from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
 from slimrank.run.held_out import held_out_cost
-from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, windows_of
+from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, short_windows, windows_of
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
+from slimrank.run.trial import trial_of
 from slimrank.runtime.clock import Clock
 from slimrank.runtime.memory import Limits, free_memory, give_memory_back
 from slimrank.runtime.track import Track, no_track
@@ -97,6 +100,8 @@ def compress(
                 model, device=device, dtype=dtype, limits=limits, from_disk=out is not None, world=world
             )
         before = count_parameters(loaded.model)
+        if not plan_only:
+            require_savable(loaded.model, loaded.files)
         with run.clock("calibrate"):
             compressible, plan = chosen_linears(decoder, chosen, keep, plan, filter)
             job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run)
@@ -113,11 +118,12 @@ def compress(
         parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
         with run.clock("judge"):
             quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
+        describe(loaded.model)
         result = Result(loaded, made, curves, parameters, run.clock.seconds, tokens, quality)
         if out is not None and plan_only:
             write_text(out, made.to_json())
         elif out is not None:
-            write(result, out, job, overwrite)
+            write(result, out, job, overwrite, limits.weights)
         return result
 
 
@@ -154,11 +160,12 @@ def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, p
     expected.check(limits, out.resolve().parent, asked, progress)
 
 
-def write(result: Result, out: Path, job: Job, overwrite: bool) -> None:
-    """Write the checkpoint, noting before it appears that it is this run's."""
+def write(result: Result, out: Path, job: Job, overwrite: bool, room: int) -> None:
+    """Write the checkpoint, noting before that it is this run's; room: bytes for weights where it is then tried."""
     decoder, pieces = job.model.decoder, job.run.pieces
     with job.run.clock("write"), decoder.world.apart():
         if decoder.world.main:
             tensors, account = decoder.weights.stored(pieces, job.loaded.dtype), result.account()
             note(pieces, result, account)
-            result.save(out, overwrite=overwrite, tensors=tensors, account=account)
+            tried = trial_of(decoder, short_windows(job.loaded), job.loaded.dtype, room)
+            result.save(out, overwrite=overwrite, tensors=tensors, account=account, trial=tried)

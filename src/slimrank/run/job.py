@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from slimrank.allocate.budget import require_room
 from slimrank.calibrate.evidence import calibrate
+from slimrank.calibrate.follow import fixed_windows, follow
 from slimrank.errors import UsageError
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
@@ -50,7 +53,14 @@ def opened(
     require_dense(loaded)
     if loaded.weights is None:
         require_finite_weights(loaded.model)
-    return loaded, Decoder(loaded.model, loaded.weights, world=world, states_room=limits.states)
+    decoder = Decoder(loaded.model, loaded.weights, world=world, states_room=limits.states)
+    follow(decoder, short_windows(loaded))
+    return loaded, decoder
+
+
+def short_windows(loaded: Loaded) -> Tensor:
+    """The windows on which the walk, and what was written, are tried."""
+    return fixed_windows(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size)
 
 
 def chosen_linears(

@@ -1,7 +1,7 @@
 """What compress gives: the model, its plan and the account, and how they are saved."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account, HeldOut
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
+from slimrank.model.decoder import Decoder
 from slimrank.model.load import Loaded
 from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.run.curves import curves_of
+from slimrank.run.trial import trial_of
 from slimrank.runtime.versions import versions
 from slimrank.spectrum.curve import Curve
 
@@ -52,18 +54,24 @@ class Result:
         overwrite: bool = False,
         tensors: Mapping[str, Tensor] | None = None,
         account: Account | None = None,
+        trial: Callable[[Path], None] | None = None,
     ) -> None:
         """Write the Hugging Face directory, in the dtype the model was stored in.
 
-        tensors: see write_checkpoint; account: by default what is measured now.
+        tensors, trial: see write_checkpoint, by default those of the model in memory; account: by default what is
+        measured now.
         """
         out = Path(out)
+        if tensors is None and trial is None:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            short = fixed_windows(self.loaded.tokenizer, vocabulary)
+            trial = trial_of(Decoder(self.model), short, self.loaded.dtype, None)
         write_checkpoint(
             self.model,
             out,
             layers=compressed_layers(self.model),
             dtype=self.loaded.dtype,
-            source=self.loaded.directory,
+            source=self.loaded.files,
             tokenizer=self.loaded.tokenizer,
             extras={
                 PLAN: self.plan.to_json(),
@@ -72,6 +80,7 @@ class Result:
             },
             overwrite=overwrite,
             tensors=tensors,
+            trial=trial,
         )
 
     def account(self) -> Account:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.store.pieces import Pieces
 from slimrank.store.source import Source
+from slimrank.store.stored import as_stored
 from slimrank.store.weights import Part, Weights, place, sample
 
 PIECE = 2**22  # numbers to look at at a time, which takes some of them again
@@ -56,13 +57,12 @@ class DiskWeights(Weights):
         *,
         source: Source,
         slots: list[Slot],
-        stored: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,
         room: int,
     ) -> None:
         super().__init__(model, prefix, count)
-        self.source, self.room, self._stored_dtype = source, room, stored
+        self.source, self.room = source, room
         self._dtype, self._device = dtype, device
         self._slots: dict[Part, list[Slot]] = {part: [] for part in self.parts}
         for slot in slots:
@@ -163,15 +163,15 @@ class DiskWeights(Weights):
         read = {keys[name]: self.source.get(keys[name]) for name in names if name not in kept and name in keys}
         here = {name: read[keys[name]] if name in keys else live[name] for name in names if name not in kept}
         found = here | kept
-        other = {n: t for n, t in found.items() if t.is_floating_point() and t.dtype != dtype and not t.is_meta}
+        made = {
+            name: as_stored(name, t, self.source.get(keys[name]) if name in keys else None, self._dtype, dtype)
+            for name, t in kept.items()
+        }
+        cast = {name: t for name, t in made.items() if t is not kept[name]}
         piece = f"stored/{'outside' if part is None else part}"
-        if not other:
-            return found
-        first = {id(tensor): name for name, tensor in reversed(other.items())}  # of tied names
-        if piece not in pieces:
-            pieces.save(piece, {name: other[name].to(dtype) for name in first.values()})
-        cast = pieces.load(piece)[0]
-        return found | {name: cast[first[id(tensor)]] for name, tensor in other.items()}
+        if cast and piece not in pieces:
+            pieces.save(piece, cast)
+        return found | made | (pieces.load(piece)[0] if cast else {})
 
     def _fetch(self, part: Part) -> None:
         if part in self._here:
@@ -237,7 +237,7 @@ class DiskWeights(Weights):
         return sum(size for places in self._here.values() for _, _, size in places)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._stored_dtype).to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def _read(self, part: Part) -> list[Tensor]:
         tensors = [self._cast(self.source.get(slot.key)) for slot in self._slots[part]]

@@ -70,8 +70,7 @@ class Weights:
 
     def part_of(self, name: str) -> Part:
         """The part that a tensor or module belongs to, by its full name."""
-        inside, _, rest = name.partition(f"{self.prefix}.")
-        return int(rest.partition(".")[0]) if not inside and rest else None
+        return part_of(self.prefix, name)
 
     def keep(self, part: Part, pieces: Pieces, key: str, facts: dict[str, Any] | None = None) -> None:
         """Save what the part is now, without the matrices that are still the dense model's own."""
@@ -108,6 +107,12 @@ class Weights:
             return tensor.ndim > 1
         module = self._matrices.get(name)
         return module is not None and self.model.get_submodule(name.rpartition(".")[0]) is module
+
+
+def part_of(prefix: str, name: str) -> Part:
+    """The part that a tensor or module of that full name belongs to; prefix: the name of the list of blocks."""
+    inside, _, rest = name.partition(f"{prefix}.")
+    return int(rest.partition(".")[0]) if not inside and rest else None
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -1,0 +1,144 @@
+"""Before the work: one window through the model and through its blocks one by one, which must give the same logits."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from slimrank.calibrate.stream import Stream
+from slimrank.errors import SlimrankError
+from slimrank.forms.base import Form
+from slimrank.forms.linear import shape_of, weight_of
+from slimrank.model.decoder import Decoder, set_module
+from slimrank.model.renames import lost_names
+
+TEXT = "The first window of a text says whether the blocks, one after the other, are the model: 3, 1, 4 and 15. "
+TOKENS, LOGITS = 32, 2**22  # of a window, and numbers of all logits
+APART = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the logits' spread
+RENAMED = "have names that transformers does not read back as they were saved"
+READ = "are read elsewhere than in their own forward"
+
+
+class StandIn(Form):
+    """A dense linear as a compressed one looks from outside: without its weight, and noting who asks for it."""
+
+    form = "stand-in"
+
+    def __init__(self, dense: nn.Module, asked: Callable[[], None]) -> None:
+        weight = weight_of(dense)
+        rows, columns = shape_of(dense)
+        super().__init__(columns, rows, min(rows, columns), device=weight.device, dtype=weight.dtype)
+        self.__dict__["dense"], self.__dict__["asked"] = dense, asked
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            self.asked()
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the dense linear gives."""
+        return self.dense(x)
+
+
+def fixed_windows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
+    """Two windows (2, tokens) of a fixed text's ids, of as many tokens as the logits have room for."""
+    known = [token for token in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if token < vocabulary]
+    tokens = max(4, min(TOKENS, LOGITS // vocabulary // 2))
+    ids = (known or [0, 1]) * tokens
+    return torch.tensor([ids[:tokens], ids[1 : tokens + 1][::-1]])
+
+
+def follow(decoder: Decoder, ids: Tensor) -> Tensor:
+    """Make sure that the blocks, run one by one on the windows `ids`, give the model's logits, which are returned.
+
+    Linears that would not work once they are compressed, since other code reads their weight or transformers renames
+    it, are added to `decoder.stays`.
+
+    Raises:
+        SlimrankError: if the model cannot be followed, with the reason.
+    """
+    ids = ids.to(decoder.device)
+    with seeded():
+        expected = decoder.logits(ids)
+    kind = type(decoder.model).__name__
+    if not expected.isfinite().all():
+        raise SlimrankError(f"{kind} gives NaN or Inf on a short text: get intact weights, or try --dtype float32.")
+    linears = {name: module for block in decoder.linears() for name, module in block.items()}
+    decoder.stays |= dict.fromkeys(lost_names(decoder.model, linears), RENAMED)
+    linears = {name: module for name, module in linears.items() if name not in decoder.stays}
+    why, asked = attempt(decoder, ids, expected, linears)
+    while why is not None and asked:
+        roles = {decoder.role(name) for name in asked}
+        decoder.stays |= {name: READ for name in linears if decoder.role(name) in roles}
+        linears = {name: module for name, module in linears.items() if name not in decoder.stays}
+        why, asked = attempt(decoder, ids, expected, linears)
+    if why is not None:
+        raise SlimrankError(f"{kind} cannot be compressed block by block: {why}.")
+    return expected
+
+
+def attempt(
+    decoder: Decoder, ids: Tensor, expected: Tensor, linears: dict[str, nn.Module]
+) -> tuple[str | None, list[str]]:
+    """Walk with stand-ins for the linears: why the logits differ, and the linears that may be to blame.
+
+    These are the ones whose tensors were asked for: the last one where that ended the walk, else all.
+    """
+    asked: list[str] = []
+    stand_ins = {name: StandIn(dense, partial(asked.append, name)) for name, dense in linears.items()}
+    why = None
+    try:
+        with replaced(decoder.model, stand_ins, linears), seeded():
+            why = difference(walked(decoder, ids), expected)
+    except Exception as error:  # a model's own code raises anything
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        asked = asked[-1:]
+    return why, asked
+
+
+@torch.no_grad()
+def walked(decoder: Decoder, ids: Tensor) -> Tensor:
+    """Logits of the windows, in batches of one, by way of the blocks."""
+    stream = Stream(decoder, ids, batch=1)
+    for hidden, one in zip(stream.hidden, stream.ids, strict=True):
+        if hidden.shape[:-1] != one.shape:
+            raise SlimrankError(
+                f"its blocks pass on states of shape {tuple(hidden.shape)} for {tuple(one.shape)} tokens, "
+                "and slimrank knows (windows, tokens, width) alone"
+            )
+    stream.skip(len(decoder))
+    return torch.cat([decoder.head(one, hidden) for hidden, one in zip(stream.hidden, stream.ids, strict=True)])
+
+
+def difference(found: Tensor, expected: Tensor) -> str | None:
+    """Where the logits differ by more than rounding, in words."""
+    if found.shape != expected.shape:
+        return f"its blocks one by one give logits of shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
+    apart, spread = (found.float() - expected.float()).abs().max(), expected.float().std()
+    if apart <= APART.get(expected.dtype, 1e-3) * spread:
+        return None
+    return f"its blocks one by one give other logits, by {apart / spread:.2g} of their spread (looped, or with states?)"
+
+
+@contextmanager
+def replaced(model: nn.Module, modules: dict[str, Any], before: dict[str, nn.Module]) -> Iterator[None]:
+    """Others in the places of the modules `before`, which come back."""
+    for name, module in modules.items():
+        set_module(model, name, module)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            set_module(model, name, module)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The same random numbers each time inside, the program's own coming back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

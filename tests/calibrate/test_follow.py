@@ -1,0 +1,140 @@
+"""What does not come out right block by block is refused, and what could not work compressed stays dense."""
+
+import importlib
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCABULARY, llama
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from slimrank.calibrate.follow import READ, follow
+from slimrank.errors import SlimrankError
+from slimrank.forms.linear import is_linear
+from slimrank.model.decoder import Decoder
+
+IDS = torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_model_that_can_be_followed_stays_as_it_is(name):
+    model = ARCHITECTURES[name]()
+    decoder = Decoder(model)
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+    assert torch.equal(follow(decoder, IDS), expected) and decoder.stays == {}
+    assert torch.equal(model(input_ids=IDS).logits, expected)
+
+
+def wrapped(block, forward):
+    """The block with another forward, as a class of its own."""
+    kind: type = type(
+        "Odd",
+        (type(block),),
+        {"forward": lambda self, *args, **kwargs: forward(super(kind, self).forward, *args, **kwargs)},
+    )
+    block.__class__ = kind
+
+
+def test_blocks_that_hand_on_state_beside_their_output_are_refused():
+    model, memory = llama(), []
+
+    def forward(own, hidden, **kwargs):
+        memory.append(own(hidden, **kwargs))
+        return memory[-1] + (memory[-2].mean() if len(memory) > 1 else 0)
+
+    for block in model.model.layers:
+        wrapped(block, forward)
+    with pytest.raises(SlimrankError, match=r"LlamaForCausalLM cannot be compressed block by block: .*other logits"):
+        follow(Decoder(model), IDS)
+
+
+def test_a_looped_model_is_refused():
+    model = llama()
+    own = model.model.forward
+
+    def twice(*args, **kwargs):
+        first = own(*args, **kwargs)
+        return own(inputs_embeds=first.last_hidden_state)
+
+    model.model.forward = twice
+    with pytest.raises(SlimrankError, match="cannot be compressed block by block"):
+        follow(Decoder(model), IDS)
+
+
+def test_states_of_four_dimensions_are_refused():
+    model = llama()
+    model.model.forward = unpacked(model.model, streams=2)
+    for block in model.model.layers:
+        wrapped(block, lambda own, hidden, **kwargs: (torch.stack([own(one, **kwargs) for one in hidden]), None))
+    with pytest.raises(SlimrankError, match=r"states of shape \(2, 1, 24, 32\) for \(1, 24\) tokens"):
+        follow(Decoder(model), IDS)
+
+
+def test_a_linear_whose_weight_other_code_reads_stays_dense():
+    model = llama()
+    for block in model.model.layers:
+        mlp = block.mlp
+
+        def forward(x, mlp=mlp):
+            return mlp.down_proj(mlp.act_fn(nn.functional.linear(x, mlp.gate_proj.weight)) * mlp.up_proj(x))
+
+        mlp.forward = forward
+    decoder = Decoder(model)
+    follow(decoder, IDS)
+    assert decoder.stays == {f"model.layers.{index}.mlp.gate_proj": READ for index in (0, 1)}
+    assert not any("gate_proj" in name for block in decoder.linears() for name in block)
+
+
+def test_a_linear_with_another_forward_is_no_linear():
+    class Router(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).softmax(-1), x
+
+    class Written(nn.Linear):
+        def forward(self, x):
+            return x @ self.weight.T + self.bias
+
+    assert not is_linear(Router(2, 2)) and is_linear(nn.Linear(2, 2))
+    assert is_linear(type("Renamed", (nn.Linear,), {})(2, 2)) and is_linear(Written(2, 2))
+
+
+def test_linears_that_share_a_weight_stay_dense():
+    model = llama()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    decoder = Decoder(model)
+    names = {f"model.layers.{index}.mlp.{name}_proj" for index in (0, 1) for name in ("gate", "up", "down")}
+    assert set(decoder.stays) == names and len(decoder.linears()[1]) == 4
+
+
+def test_blocks_may_return_several_values():
+    model = llama()
+    for block in model.model.layers:
+        wrapped(block, lambda own, hidden, **kwargs: (own(hidden, **kwargs), None))
+    model.model.forward = unpacked(model.model)
+    decoder = Decoder(model)
+    follow(decoder, IDS)
+
+
+def unpacked(inner, streams=None):
+    """The forward of a decoder whose blocks return two values; streams: copies of the hidden states in one tensor."""
+
+    def forward(input_ids=None, **kwargs):
+        hidden = inner.embed_tokens(input_ids)
+        rotary = inner.rotary_emb(hidden, torch.arange(hidden.shape[1])[None])
+        hidden = hidden if streams is None else torch.stack([hidden] * streams)
+        for block in inner.layers:
+            hidden, _ = block(hidden, position_embeddings=rotary, attention_mask=None)
+        return BaseModelOutputWithPast(last_hidden_state=inner.norm(hidden if streams is None else hidden[0]))
+
+    return forward
+
+
+def test_linears_that_transformers_would_read_back_under_another_name_stay_dense(monkeypatch):
+    renames = pytest.importorskip("transformers.core_model_loading")
+    mapping = importlib.import_module("transformers.conversion_mapping")
+    rename = renames.WeightRenaming(source_patterns=r"mlp\.up_proj", target_patterns=r"mlp.up_proj.weight")
+    monkeypatch.setattr(mapping, "get_model_conversion_mapping", lambda model, **options: [rename])
+    decoder = Decoder(llama())
+    follow(decoder, IDS)
+    assert set(decoder.stays) == {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"}
