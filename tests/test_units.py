@@ -188,7 +188,7 @@ def test_refiners_train_the_shared_factor_once(directory, plan, recipe):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda q, k, v: k.update(rank=3), r"q_proj, .*k_proj, .*v_proj one unit and several ranks"),
+        (lambda q, k, v: k.update(rank=3), r"q_proj, .*k_proj, .*v_proj one unit but several ranks"),
         (lambda *qkv: [one.update(rank=33) for one in qkv], r"rank 33: choose 1 to 32"),
         (lambda q, k, v: q.update(unit=None, form="pivoted"), r"k_proj the unit .*q_proj, which is not the first"),
         (lambda q, k, v: q.update(rank=None), r"k_proj the unit .*q_proj, which is not the first"),
@@ -207,7 +207,7 @@ def test_a_plan_whose_units_do_not_fit_is_refused(directory, plan, tmp_path, edi
 
 def test_a_recipe_without_units_of_several_refuses_a_plan_that_has_them(directory, plan):
     other = plan.model_copy(update={"recipe": load_recipe("slimrank", ["form=pivoted"])})
-    with pytest.raises(UsageError, match="factorises every linear by itself: set unit to null"):
+    with pytest.raises(UsageError, match="factorises every linear alone: set unit to null"):
         compress(directory, plan=other)
 
 

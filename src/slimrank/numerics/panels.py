@@ -1,21 +1,21 @@
-"""Products that are known to be symmetric or triangular, of which only the part that is needed is computed."""
+"""Products with symmetric results or triangular factors, without the redundant multiplications."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-PANELS = 8  # the more there are, the less is computed twice, and the thinner the products
+PANELS = 8  # more panels compute less twice, but in thinner products
 
 
 def panels(n: int) -> Iterator[tuple[int, int]]:
-    """Where each of PANELS parts of n rows begins and ends."""
+    """Yield (start, end) of PANELS parts of n rows."""
     step = max(1, -(-n // PANELS))
     yield from ((start, min(start + step, n)) for start in range(0, n, step))
 
 
 def mirrored(lower: Tensor) -> Tensor:
-    """The symmetric matrix (n, n) whose panels at and left of the diagonal hold what `lower` does, in place."""
+    """Complete a symmetric matrix (n, n), given in its panels on and below the diagonal, in place."""
     for start, end in panels(len(lower)):
         square = lower[start:end, start:end]
         square.copy_((square + square.T) / 2)

@@ -1,4 +1,4 @@
-"""What compress gives: the model, its plan and the account, and how they are saved."""
+"""The result of compress: the model, its plan and its account, and how they are saved."""
 
 import resource
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ PLAN = "slimrank/plan.json"
 
 @dataclass
 class Result:
-    """A compressed model in memory and the account of it.
+    """A compressed model in memory with its plan and measurements.
 
-    curves: of every linear by name; parameters: of the whole model, before and after; tokens: of each calibration
-    text's windows.
+    curves: of every linear by name; parameters: of the whole model before and after; seconds: by stage; tokens: token
+    frequencies of each calibration text.
     """
 
     loaded: Loaded
@@ -52,9 +52,9 @@ class Result:
         tensors: Mapping[str, Tensor] | None = None,
         account: Account | None = None,
     ) -> None:
-        """Write the Hugging Face directory, in the dtype the model was stored in.
+        """Write a Hugging Face directory, in the dtype that the dense model is stored in.
 
-        tensors: see write_checkpoint; account: by default what is measured now.
+        tensors: see write_checkpoint; account: by default `account()`.
         """
         out = Path(out)
         write_checkpoint(
@@ -74,7 +74,7 @@ class Result:
         )
 
     def account(self) -> Account:
-        """What the run measured beside the plan; the bytes of a hub model are what its stored dtype takes."""
+        """Sizes, seconds, memory, versions and curves of the run; a hub model's bytes follow from its stored dtype."""
         loaded, (before, after) = self.loaded, self.parameters
         size, directory = loaded.dtype.itemsize, loaded.directory
         return Account(
@@ -88,15 +88,15 @@ class Result:
             memory=peak_memory(),
             versions=versions(),
             calibration=self.tokens,
-            curves=curves_of(self.curves, {name: one.own_rank for name, one in self.plan.linears.items()}),
+            curves=curves_of(self.curves, {name: linear.own_rank for name, linear in self.plan.linears.items()}),
         )
 
     def card(self, name: str) -> str:
-        """The model card."""
+        """The model card as Markdown."""
         return card(name, self.plan, self.parameters, self.loaded.hub)
 
     def summary(self) -> dict[str, str]:
-        """The totals, for people."""
+        """Recipe, parameters and calibration as text by label."""
         budget, (before, after) = self.plan.budget, self.parameters
         return {
             "recipe": self.plan.recipe.name,
@@ -109,7 +109,7 @@ class Result:
 
 
 def card(name: str, plan: Plan, parameters: tuple[int, int], hub: str | None = None) -> str:
-    """The model card; parameters: of the whole model, before and after; hub: the dense model's id there."""
+    """The model card as Markdown; parameters: of the whole model before and after; hub: the dense model's hub id."""
     budget, (before, after) = plan.budget, parameters
     rows = {
         "dense": {"parameters of the linears": budget.dense, "of the model": before},
@@ -126,12 +126,12 @@ def peak_memory() -> int:
 
 
 def memory_for_people(size: int) -> str:
-    """Of `peak_memory`; resident pages of mapped files, which the system takes back at need, are in it."""
+    """Bytes of `peak_memory` as text; on a CPU they include reclaimable pages of mapped files."""
     return f"{size / 2**20:,.0f} MiB" + ("" if torch.cuda.is_available() else ", mapped files included")
 
 
 def _short(value: object) -> str:
-    """A hash by its first twelve digits, a path by its file's name, one among several paths too."""
+    """Text of a value: hashes cut to twelve digits, absolute paths to the file's name."""
     text = str(value)
     if len(text) == 64 and text.isalnum():
         return text[:12]

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint directory, mapped to its safetensors files and read when they are used."""
+"""The tensors of a checkpoint directory, memory-mapped from its safetensors files."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that a checkpoint's tensors are read from: its index's shards, or else model.safetensors."""
+    """The checkpoint's weight files: the shards of its index, or else model.safetensors."""
     if not (directory / INDEX).is_file():
         return [directory / SINGLE]
     shards = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
@@ -19,7 +19,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 class Source:
-    """Names, shapes and tensors of `directory`, sharded or in one file."""
+    """Names, shapes and tensors of a checkpoint directory, sharded or in one file."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -30,11 +30,11 @@ class Source:
         return key in self._places
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The tensor's shape, from the header alone."""
+        """The tensor's shape, read from the file's header."""
         return tuple(self._open(self._places[key]).get_slice(key).get_shape())
 
     def get(self, key: str) -> Tensor:
-        """The tensor, on the CPU and in the file's dtype; file-backed memory until it is changed or cast."""
+        """The tensor on the CPU in the file's dtype, memory-mapped."""
         tensor: Tensor = self._open(self._places[key]).get_tensor(key)
         return tensor
 
