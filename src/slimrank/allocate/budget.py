@@ -50,7 +50,9 @@ def within_budget(problem: Problem, ranks: Ranks) -> Ranks:
     ranks = dict(ranks)
     require_room(problem.keep, problem.form, [unit.shape for unit in problem.curves])
     while used(problem, ranks) > problem.budget:
-        unit = max((one for one, rank in ranks.items() if rank != 1), key=lambda one: problem.cost(one, ranks[one]))
+        unit = max(
+            (unit for unit, rank in ranks.items() if rank != 1), key=lambda unit: problem.cost(unit, ranks[unit])
+        )
         rank = ranks[unit]
         ranks[unit] = (unit.full_rank if rank is None else rank) - 1
     return ranks

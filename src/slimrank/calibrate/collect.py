@@ -71,8 +71,8 @@ def add_up(
     missing = [name for name in dict.fromkeys(leaders.values()) if name not in inputs]
     inputs |= {name: InputMoments.empty(shape_of(linears[name])[1], decoder.device) for name in missing}
     moments.leader, moments.inputs = {**moments.leader, **leaders}, inputs
-    for _, one in sorted(inputs.items()):
-        one.add_up(decoder.world)
+    for _, of_input in sorted(inputs.items()):
+        of_input.add_up(decoder.world)
     return inputs
 
 

@@ -72,8 +72,8 @@ def add_up(
         outputs[name] = OutputMoments.empty(shape[0], decoder.device)
         if totals is not None:
             totals[name] = torch.zeros(shape, device=decoder.device)
-    for name, one in sorted(outputs.items()):
-        one.add_up(decoder.world)
+    for name, output in sorted(outputs.items()):
+        output.add_up(decoder.world)
         if totals is not None:
             decoder.world.add_up(totals[name])
 

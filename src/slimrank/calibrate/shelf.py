@@ -57,8 +57,8 @@ def shelve(moments: Moments, pieces: Pieces, key: str) -> None:
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"leader": moments.leader, **{kind: {} for kind in KINDS}}
     for kind in KINDS:
-        for name, one in getattr(moments, kind).items():
-            values = dict(vars(one))
+        for name, entry in getattr(moments, kind).items():
+            values = dict(vars(entry))
             sums = values.pop("sums")
             tensors[f"{kind}/{name}/packed"] = sums.packed.float().cpu()
             tensors |= {f"{kind}/{name}/{k}": v.cpu() for k, v in values.items() if isinstance(v, Tensor)}

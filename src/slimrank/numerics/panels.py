@@ -25,10 +25,10 @@ def mirrored(lower: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b (n, n) for a (n, k) and b (k, n) whose product is symmetric: 9/16 of the multiplications."""
-    made = a.new_empty(len(a), len(a))
+    result = a.new_empty(len(a), len(a))
     for start, end in panels(len(a)):
-        made[start:end, :end] = a[start:end] @ b[:, :end]
-    return mirrored(made)
+        result[start:end, :end] = a[start:end] @ b[:, :end]
+    return mirrored(result)
 
 
 def congruence(gram: Tensor, lower: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def congruence(gram: Tensor, lower: Tensor) -> Tensor:
     half = torch.empty_like(gram)
     for start, end in panels(len(gram)):
         half[start:, start:end] = gram[start:, start:] @ lower[start:, start:end]
-    made = torch.empty_like(gram)
+    result = torch.empty_like(gram)
     for start, end in panels(len(gram)):
-        made[start:end, :end] = lower[start:, start:end].T @ half[start:, :end]
-    return mirrored(made)
+        result[start:end, :end] = lower[start:, start:end].T @ half[start:, :end]
+    return mirrored(result)

@@ -18,15 +18,15 @@ class Replay:
     @contextmanager
     def __call__(self, modules: Iterable[nn.Module], batch: int, *, keep: bool = True) -> Iterator[None]:
         """Inside, modules return their cached outputs of this batch; keep: cache the outputs of the others."""
-        run, made = dict[nn.Module, list[Any]](), [(module, vars(module).get("forward")) for module in modules]
-        for module, _ in made:
+        run, forwards = dict[nn.Module, list[Any]](), [(module, vars(module).get("forward")) for module in modules]
+        for module, _ in forwards:
             known = self._given.get((module, batch))
             run[module] = []
             module.forward = recorded(module.forward, run[module]) if known is None else replayed(known)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for module, before in made:
+            for module, before in forwards:
                 del module.forward
                 if before is not None:
                     module.forward = before

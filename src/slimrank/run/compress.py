@@ -108,12 +108,12 @@ def compress(
             if out is not None:
                 progress = size_of(progress_folder(beside(out, plan_only)))
                 announce_estimate(job, out, limits, announce, progress, asked=memory is not None)
-        spectra, made = compressed(job, plan_only=plan_only)
+        spectra, applied = compressed(job, plan_only=plan_only)
         curves = {unit.leader: curve for unit, curve in spectra.curves.items()}
         parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
-        result = Result(loaded, made, curves, parameters, run.clock.seconds, tokens)
+        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens)
         if out is not None and plan_only:
-            write_text(out, made.to_json())
+            write_text(out, applied.to_json())
         elif out is not None:
             write(result, out, job, overwrite)
         return result

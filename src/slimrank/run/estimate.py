@@ -98,7 +98,8 @@ def _memory(
     flat = {shape for block in shapes for shape in block}
     solving = {shape: 8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat}
     solving |= {
-        stacked(one): 8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks
+        stacked(unit): 8 * (max(m * m for m, _ in unit) + 2 * m_n(stacked(unit)) + 2 * unit[0][1] ** 2)
+        for unit in stacks
     }
     most = max(at_once(shape, decoder.device) * size for shape, size in solving.items())
     copies = 2 if _in_blocks(recipe) else 1
@@ -111,8 +112,8 @@ def _disk(model: Compressible, recipe: Recipe, sizes: dict[Part, int]) -> int:
     inputs = 2 * sum(n * n for _, n in flat)
     outputs = sum(2 * m * m for m, _ in flat) if recipe.needs.gradients else 0
     bases = recipe.cuts_later and recipe.route == "projector"
-    kept = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
-    return outputs + inputs + max(inputs, sum(sizes.values()) + kept)
+    basis_bytes = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
+    return outputs + inputs + max(inputs, sum(sizes.values()) + basis_bytes)
 
 
 def _seconds(model: Compressible, windows: torch.Tensor, recipe: Recipe, dtype: torch.dtype) -> float:
@@ -124,7 +125,7 @@ def _seconds(model: Compressible, windows: torch.Tensor, recipe: Recipe, dtype: 
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
     rounds = 1 + sum(refiner.work for refiner in recipe.refine)
-    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(one)) for one in stacks)
+    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(unit)) for unit in stacks)
     return work / speed(device, dtype) + 2 * solved / speed(device, torch.float64)
 
 

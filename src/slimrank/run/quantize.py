@@ -59,14 +59,14 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
 @torch.no_grad()
 def quantized(form: Form, bits: int) -> Form:
     """A copy of the form with quantized factors."""
-    made = copy.deepcopy(form)
-    made.use_bits(bits)
-    stored = made.present_factors()
+    copied = copy.deepcopy(form)
+    copied.use_bits(bits)
+    stored = copied.present_factors()
     for name, linear in form.present_factors().items():
         weight, scale = rounded(linear.weight, bits)
         stored[name].weight.copy_(weight)
         stored[name].scale.copy_(scale)
-    return made
+    return copied
 
 
 def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,9 @@ def decompose(
     missing = [unit for unit in units if not have_curves(run.pieces, [unit])]
     with world.apart():
         mine, done = world.dealt(missing, [unit.work for unit in missing]), set[Unit]()
-        made = in_threads(curve_job(empty, unit, keep, bases, run) for unit in mine)
-        for unit, made_curve in zip(run.track(mine, "decomposing", len(mine)), made, strict=True):
-            save_curve(run.pieces, unit, made_curve)
+        computed = in_threads(curve_job(empty, unit, keep, bases, run) for unit in mine)
+        for unit, unit_curve in zip(run.track(mine, "decomposing", len(mine)), computed, strict=True):
+            save_curve(run.pieces, unit, unit_curve)
             done.add(unit)
             if done.issuperset(blocks[unit.block]):
                 release(evidence, run.pieces, unit.block, bases, measured_later)
