@@ -129,7 +129,7 @@ def test_the_price_of_a_unit_is_corrected_by_the_divergence_of_its_cut_as_one(ti
 def test_measured_prices_and_units_of_several_go_together(tiny_llama):
     made, _ = ready(tiny_llama())
     plan = allocate(made, load_recipe("slimrank", ["allocate.calibrate=2", "allocate.windows=8", PLAIN]), 0.6)
-    assert "units: Spearman" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
+    assert "units with a Spearman" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_refiners_train_the_shared_factor_once(directory, plan, recipe):
         (lambda q, k, v: q.update(unit=None, form="pivoted"), r"k_proj the unit .*q_proj, which is not the first"),
         (lambda q, k, v: q.update(rank=None), r"k_proj the unit .*q_proj, which is not the first"),
         (lambda q, k, v: k.update(unit="x"), r"k_proj the unit x, which is not the first of several linears"),
-        (lambda q, k, v: k.update(unit=None), r"the form 'joint', and its recipe builds 'pivoted'"),
+        (lambda q, k, v: k.update(unit=None), r"the form 'joint', but its recipe builds 'pivoted'"),
         (lambda q, k, v: k.update(unit=None, form="pivoted"), r"q_proj, .*v_proj one unit, .*: set unit to null"),
     ],
 )
@@ -212,5 +212,7 @@ def test_a_recipe_without_units_of_several_refuses_a_plan_that_has_them(director
 
 
 def test_only_an_allocator_that_chooses_may_have_a_form_of_several_linears():
-    with pytest.raises(UsageError, match=r"pivoted is to make one factorisation .* allocate uniform does not choose"):
+    with pytest.raises(
+        UsageError, match=r"pivoted may factorise several linears together, which allocate uniform cannot choose"
+    ):
         load_recipe("slimrank", ["allocate=uniform"])

@@ -65,7 +65,7 @@ def test_runs_only_the_blocks_from_the_change_on(made):
     damage.kl({units[14]: 2})
     damage.kl({units[3]: None})
     assert damage.passes == 9
-    assert damage.account(5) == "Measured in 9 block passes of 2 windows; 5 models run whole: 15."
+    assert damage.account(5) == "Measured in 9 block passes of 2 windows, instead of 15 for 5 whole models."
 
 
 def test_without_prefixes_it_measures_the_same_and_holds_less(made, monkeypatch):
