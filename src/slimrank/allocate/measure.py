@@ -74,8 +74,8 @@ class Damage:
 
     def account(self, models: int) -> str:
         """A note on the block passes run, against those of running `models` whole models."""
-        whole = models * len(self.decoder)
-        return f"Measured in {self.passes} block passes of {self.windows} windows, instead of {whole} for {models} whole models."
+        took, whole = f"{self.passes} block passes of {self.windows} windows", models * len(self.decoder)
+        return f"Measured in {took}, instead of {whole} for {models} whole models."
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {unit: rank for unit, rank in ranks.items() if rank != self.base.get(unit)}
