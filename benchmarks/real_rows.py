@@ -157,8 +157,8 @@ def sentence(recipe: str, keep: float, seed: int | None, error: Exception) -> st
     return f"{recipe} at keep {keep:g}{'' if seed is None else f', seed {seed}'}: {said}"
 
 
-def rounded(value: float | None) -> float | None:
-    """To seven digits, a count as it is; None for what is not a finite number."""
-    if value is None or isinstance(value, int):
+def rounded(value: float | str | None) -> float | str | None:
+    """To seven digits, a count or a word as it is; None for what is not a finite number."""
+    if value is None or isinstance(value, int | str):
         return value
     return float(f"{value:.7g}") if math.isfinite(value) else None

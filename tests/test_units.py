@@ -129,7 +129,7 @@ def test_the_price_of_a_unit_is_corrected_by_the_divergence_of_its_cut_as_one(ti
 def test_measured_prices_and_units_of_several_go_together(tiny_llama):
     made, _ = ready(tiny_llama())
     plan = allocate(made, load_recipe("slimrank", ["allocate.calibrate=2", "allocate.windows=8", PLAIN]), 0.6)
-    assert "units: Spearman" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
+    assert "units with a Spearman" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
 
 
 @pytest.fixture
@@ -188,12 +188,12 @@ def test_refiners_train_the_shared_factor_once(directory, plan, recipe):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda q, k, v: k.update(rank=3), r"q_proj, .*k_proj, .*v_proj one unit and several ranks"),
+        (lambda q, k, v: k.update(rank=3), r"q_proj, .*k_proj, .*v_proj one unit but several ranks"),
         (lambda *qkv: [one.update(rank=33) for one in qkv], r"rank 33: choose 1 to 32"),
         (lambda q, k, v: q.update(unit=None, form="pivoted"), r"k_proj the unit .*q_proj, which is not the first"),
         (lambda q, k, v: q.update(rank=None), r"k_proj the unit .*q_proj, which is not the first"),
         (lambda q, k, v: k.update(unit="x"), r"k_proj the unit x, which is not the first of several linears"),
-        (lambda q, k, v: k.update(unit=None), r"the form 'joint', and its recipe builds 'pivoted'"),
+        (lambda q, k, v: k.update(unit=None), r"the form 'joint', but its recipe builds 'pivoted'"),
         (lambda q, k, v: k.update(unit=None, form="pivoted"), r"q_proj, .*v_proj one unit, .*: set unit to null"),
     ],
 )
@@ -207,10 +207,12 @@ def test_a_plan_whose_units_do_not_fit_is_refused(directory, plan, tmp_path, edi
 
 def test_a_recipe_without_units_of_several_refuses_a_plan_that_has_them(directory, plan):
     other = plan.model_copy(update={"recipe": load_recipe("slimrank", ["form=pivoted"])})
-    with pytest.raises(UsageError, match="factorises every linear by itself: set unit to null"):
+    with pytest.raises(UsageError, match="factorises every linear alone: set unit to null"):
         compress(directory, plan=other)
 
 
 def test_only_an_allocator_that_chooses_may_have_a_form_of_several_linears():
-    with pytest.raises(UsageError, match=r"pivoted is to make one factorisation .* allocate uniform does not choose"):
+    with pytest.raises(
+        UsageError, match=r"pivoted may factorise several linears together, which allocate uniform cannot choose"
+    ):
         load_recipe("slimrank", ["allocate=uniform"])

@@ -1,4 +1,4 @@
-"""A plan: per linear its form and rank, and the budget's arithmetic; JSON that a person can read, edit and apply."""
+"""The plan: the form and rank of each linear and the parameter budget, as JSON that a person can read and edit."""
 
 import json
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ VERSION = 1
 
 
 class LinearPlan(BaseModel):
-    """One linear: which block it is in, its role (its name inside the block), and what it becomes.
+    """One linear: its decoder block, its role (its name inside the block), its form and its rank.
 
-    rank None leaves it dense. unit: the first linear of those that become one factorisation with it, None where it
-    becomes one by itself; they all have the same rank, and the first one counts what they share and has the loss of
-    all. loss: the squared error in the metric; relative: the error's share of the output's norm there. Known only after
-    compression, measured: the same share on held-out windows; layer: the entry of what was built, such as
-    {"form": "columns", "rank": 20, "columns": 7}, which may cost less than `rank`.
+    rank: None leaves it dense. unit: the name of the first linear of the unit it is factorised in, None if it is
+    factorised alone; all linears of a unit have one rank, and the first carries their shared parameters and loss.
+    loss: the squared error in the metric; relative: the error's norm over the output's norm there. Known after
+    compression: measured, that ratio on held-out windows, and layer, the entry of the layer that was built, such as
+    {"form": "columns", "rank": 20, "columns": 7}, which may have fewer parameters than `rank` allows.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,11 +42,11 @@ class LinearPlan(BaseModel):
 
     @property
     def own_rank(self) -> int | None:
-        """The rank at which this linear's own curve is cut, if it is."""
+        """The rank of a linear that is factorised alone, None otherwise."""
         return None if self.unit else self.rank
 
     def built(self, entry: dict[str, Any] | None) -> "LinearPlan":
-        """The plan of a linear that has become the layer of this entry, None where it stayed as it was."""
+        """This plan with the form and parameters of the layer that was built; unchanged if `entry` is None."""
         if entry is None:
             return self
         parameters = FORMS[entry["form"]].count_parameters(*self.shape, entry)
@@ -54,7 +54,7 @@ class LinearPlan(BaseModel):
 
 
 class Budget(BaseModel):
-    """Numbers in the compressed linears: when dense, allowed, and used by the plan."""
+    """Parameters of the compressed linears: dense, allowed by `keep`, and used by the plan."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,7 +64,7 @@ class Budget(BaseModel):
 
 
 class Plan(BaseModel):
-    """What each linear gets, under which recipe, for which model, from which calibration."""
+    """The plan of every linear, with the recipe, the model's fingerprint and the calibration that it was made from."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,14 +78,14 @@ class Plan(BaseModel):
     linears: dict[str, LinearPlan]
 
     def blocks(self) -> dict[int, dict[str, LinearPlan]]:
-        """The linears by block and role."""
+        """The linears' plans by block index and role."""
         blocks: dict[int, dict[str, LinearPlan]] = {}
         for linear in self.linears.values():
             blocks.setdefault(linear.block, {})[linear.role] = linear
         return blocks
 
     def ranks(self) -> dict[Unit, int | None]:
-        """Every unit and its rank, in the model's order."""
+        """The rank of every unit (None: dense), in the model's order."""
         members: dict[str, list[Unit]] = {}
         for name, linear in self.linears.items():
             leader = linear.unit if linear.unit and linear.rank is not None else name
@@ -96,22 +96,22 @@ class Plan(BaseModel):
         return {stacked(units): self.linears[units[0].leader].rank for units in members.values()}
 
     def with_linears(self, linears: dict[str, LinearPlan]) -> "Plan":
-        """The plan with these linears and what they use."""
+        """The plan with these linears, their parameters added up in the budget."""
         used = sum(linear.parameters for linear in linears.values())
         return self.model_copy(update={"linears": linears, "budget": self.budget.model_copy(update={"used": used})})
 
     def with_notes(self, notes: Sequence[str]) -> "Plan":
-        """The plan with these notes before its own, less those that it has already."""
-        return self.model_copy(update={"notes": [*(one for one in notes if one not in self.notes), *self.notes]})
+        """The plan with these notes first; notes it already has are not repeated."""
+        return self.model_copy(update={"notes": [*(note for note in notes if note not in self.notes), *self.notes]})
 
     def to_json(self) -> str:
-        """The plan's file; a SlimrankError for numbers that are not finite."""
+        """The plan as JSON; raises a SlimrankError if it holds NaN or Inf."""
         require_finite(self.model_dump(mode="python"), "The plan")
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read it back.
+        """Read a plan from a JSON file.
 
         Raises:
             UsageError: naming the file and the key that is wrong.

@@ -1,4 +1,4 @@
-"""A recipe: one choice for each step of the pipeline, and nothing else."""
+"""A recipe: the metric, allocator, form, decomposition route and refiners of a run, with their options."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -34,7 +34,7 @@ TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"metric": METRICS, "allocate
 
 
 class Recipe(BaseModel):
-    """What is chosen for each step; every choice is a name, or a mapping of `name` and that choice's options."""
+    """The choice for each step of the pipeline: a name, or a mapping of `name` and that choice's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,28 +63,28 @@ class Recipe(BaseModel):
     def _fits(self) -> "Recipe":
         if self.form.stacks and not self.allocate.stacks:
             raise UsageError(
-                f"Recipe key form: {self.form.name} is to make one factorisation of several linears, and allocate "
-                f"{self.allocate.name} does not choose which: take allocate nats, or leave that option of the form out."
+                f"Recipe key form: {self.form.name} may factorise several linears together, which allocate "
+                f"{self.allocate.name} cannot choose: set allocate to nats, or leave that option of the form out."
             )
         return self
 
     @property
     def needs(self) -> Needs:
-        """What its steps need from calibration."""
+        """The calibration statistics that any of its steps needs."""
         return reduce(or_, (step.needs for step in self.refine), self.metric.needs | self.allocate.needs)
 
     @property
     def rebuilds(self) -> bool:
-        """Whether the first refiner builds all factors itself, so that the plain ones need not be built."""
+        """Whether the first refiner builds all factors from the dense weights, so that factorisation is skipped."""
         return bool(self.refine) and self.refine[0].rebuilds and not self.form.searches
 
     @property
     def cuts_later(self) -> bool:
-        """Whether decompositions will be asked for after the curves are known."""
+        """Whether later steps cut the decompositions, so that their bases are kept with the curves."""
         return self.allocate.measures or not self.rebuilds
 
     def refined(self, by: Refinement) -> "Recipe":
-        """The recipe with this one, or none, in the place of its refiners that train."""
+        """The recipe with its training refiners replaced by `by`, or removed for `none`."""
         solved = tuple(step for step in self.refine if not step.trains)
         if by == "none":
             return self.model_copy(update={"refine": solved})
@@ -93,12 +93,12 @@ class Recipe(BaseModel):
         )
 
     def to_yaml(self) -> str:
-        """The recipe as a file that `--recipe` reads."""
+        """The recipe as YAML text that `--recipe` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Paths of the recipes that come with the package, by name."""
     folder = Path(str(files("slimrank") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -106,12 +106,12 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(
     recipe: "str | Path | Recipe", settings: Sequence[str] = (), refine: Refinement | None = None
 ) -> Recipe:
-    """A recipe by shipped name, by path, or as it is, refined as said, and then with `settings`.
+    """A recipe from a shipped name, a path or a Recipe, with `refine` and then `settings` applied.
 
     A setting is `key.key=value`; a refiner's key is its name: `refine.distill.tokens=500000`.
 
     Raises:
-        UsageError: for an unknown recipe, key or value, naming it and what is there.
+        UsageError: for an unknown recipe, key or value, naming it and the valid ones.
     """
     raw = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _read(recipe)
     if refine:
@@ -122,23 +122,23 @@ def load_recipe(
 
 
 def settings_by_recipe(recipes: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:
-    """Each recipe's overrides: `key=value` is for all of them, `RECIPE:key=value` for one.
+    """Overrides by recipe: `key=value` applies to all recipes, `RECIPE:key=value` to one.
 
     Raises:
-        UsageError: for an override of a recipe that isn't there.
+        UsageError: for an override of a recipe that is not in `recipes`.
     """
-    found: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    overrides: dict[str, list[str]] = {recipe: [] for recipe in recipes}
     for setting in settings:
         recipe, separator, _ = setting.partition("=")[0].rpartition(":")
-        if separator and recipe not in found:
+        if separator and recipe not in overrides:
             raise UsageError(f"--set {setting}: {recipe!r} is none of the recipes {', '.join(recipes)}.")
-        for name in [recipe] if separator else found:
-            found[name].append(setting.removeprefix(f"{recipe}:") if separator else setting)
-    return found
+        for name in [recipe] if separator else overrides:
+            overrides[name].append(setting.removeprefix(f"{recipe}:") if separator else setting)
+    return overrides
 
 
 def _chosen(value: Any, key: str, table: Mapping[str, type[BaseModel]]) -> BaseModel:
-    """What a recipe's value, a name or a mapping with a name, means in the table of its step."""
+    """The step that a recipe's value (a name, or a mapping with a name) selects from `table`, with its options."""
     if isinstance(value, BaseModel):
         return value
     options = _options(value)
@@ -149,7 +149,7 @@ def _chosen(value: Any, key: str, table: Mapping[str, type[BaseModel]]) -> BaseM
 
 
 def _options(value: Any) -> Any:
-    """A choice as a mapping of its name and options, where it is a bare name."""
+    """A bare name as the mapping {"name": value}; any other value unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -184,7 +184,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
 
 
 def _entered(raw: Any, key: str, setting: str) -> Any:
-    """What is under a key, or what a list has under a name, a bare name as its mapping, in place."""
+    """The value at `key` of a mapping, or the item of a list with that name; bare names become mappings in place."""
     if isinstance(raw, list):
         raw[:] = [_options(item) for item in raw]
         inner = {str(item.get("name")): item for item in raw if isinstance(item, dict)}
@@ -210,10 +210,10 @@ def _validated(kind: type[T], raw: Any, prefix: str) -> T:
 
 
 def _fault(error: ValidationError) -> tuple[str, str]:
-    """Where the first error is and what should be there, all that may be where that is a choice between kinds."""
+    """The first error's key and what is valid there; for a union of types, what each of them accepts."""
     first, *others = error.errors()
     place, faults = first["loc"], [uncapitalized(first["msg"].removeprefix("Value error, "))]
-    if len(place) > 1 and isinstance(place[-1], str):  # the last part is the kind
+    if len(place) > 1 and isinstance(place[-1], str):  # pydantic appends the union member
         place = place[:-1]
         faults += [e["msg"].removeprefix("Input should be ") for e in others if e["loc"][:-1] == place]
     return ".".join(map(str, place)), " or ".join(faults)

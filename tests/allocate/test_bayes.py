@@ -131,7 +131,7 @@ def test_the_progress_line_has_the_best_so_far(made):
     numbers = [float(line.rpartition(" ")[2]) for line in said[1:]]
     assert said[0] == "searching" and said[1].startswith("searching, best perplexity ")
     assert numbers == sorted(numbers, reverse=True) and len(numbers) == 4
-    assert numbers[-1] >= float(re.search(r"perplexity ([\d.]+)", note)[1]) - 0.005
+    assert numbers[-1] >= float(re.search(r"Perplexity ([\d.]+)", note)[1]) - 0.005
 
 
 PROCESS = """

@@ -31,7 +31,7 @@ def test_corrections_are_bounded_monotone_and_need_sound_readings():
 def test_the_note_states_the_rank_correlation():
     a, b = (np.array([1.0, 2.0]), np.array([2.0, 3.0])), (np.array([3.0, 4.0]), np.array([5.0, 4.0]))
     readings = {Unit(("a",), 0, "a", ((4, 4),)): a, Unit(("b", "c"), 0, "b+c", ((4, 4), (4, 4))): b}
-    assert "of 4 cuts of 2 units: Spearman rank correlation 0.800." in agreement(readings)
+    assert "of 4 truncations of 2 units with a Spearman correlation of 0.800." in agreement(readings)
 
 
 def test_readings_are_the_divergence_of_single_cuts(tiny_llama):

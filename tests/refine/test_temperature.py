@@ -52,7 +52,7 @@ def test_takes_the_factor_of_the_least_divergence(tiny_llama):
     before, kept = divergence(), norm.weight.detach().clone()
     notes = Temperature().refine(made, NONE, Run())
     factor = (norm.weight / kept).mean().item()
-    assert notes == [f"Temperature: what the head reads is scaled by {factor:.3f}."]
+    assert notes == [f"Temperature: the head's input is scaled by {factor:.3f}."]
     assert 0.15 < factor < 0.9
     found, around = divergence(), []
     for other in (factor - 0.04, factor + 0.04):
@@ -75,5 +75,5 @@ def test_a_model_without_a_norm_before_the_head_stays_as_it_is():
     model = build(config)
     before = {name: p.clone() for name, p in model.named_parameters()}
     notes = Temperature().refine(spectra(model), NONE, Run())
-    assert notes == ["No norm stands before the head, so its temperature stays."]
+    assert notes == ["Temperature unchanged: the model has no norm before its head."]
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

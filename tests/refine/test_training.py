@@ -79,8 +79,8 @@ def test_distillation_brings_the_compressed_model_nearer(compressed):
     refiner = Distill(tokens=40 * 4 * window, batch=4 * window, lr=3e-3, vector_lr=3e-3)
     (note,) = refiner.refine(made, cuts, Run())
     after = held_out_divergence(model, teacher, ids)
-    assert after < 0.9 * before and f"{before:.4f} to {after:.4f}" in note
-    assert f"read {40 * 4 * window:,} tokens" in note
+    assert after < 0.9 * before and f"{before:.4f} -> {after:.4f}" in note
+    assert f"on {40 * 4 * window:,} tokens" in note
     assert all(p.grad is None for p in model.parameters())
 
 

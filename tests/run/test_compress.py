@@ -173,7 +173,7 @@ def test_a_plan_for_another_text_is_refused(run, directory, make_text, tmp_path)
     [
         (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=32), r"need \d+ parameters and its keep"),
         (lambda p: p.update(keep=0.2), r"need \d+ parameters and its keep, 0\.2, allows \d+"),
-        (lambda p: p["linears"].pop("model.layers.0.mlp.up_proj"), r"budget\.dense is \d+: put back those"),
+        (lambda p: p["linears"].pop("model.layers.0.mlp.up_proj"), r"budget\.dense is \d+: put the removed"),
         (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(form="pivoted"), r"recipe builds 'low_rank'"),
         (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=33), r"rank 33: choose 1 to 32"),
         (lambda p: p["linears"]["model.layers.0.mlp.up_proj"].update(rank=0), r"rank 0: choose 1 to 32"),

@@ -110,7 +110,7 @@ def test_plan_account_and_card_come_along(place):
     slimrank.compress("dense", "svd-llm", keep=0.6, **options).save("small")
     quantize(load("small"), place / "out")
     before, after = (Plan.load(place / name / "slimrank/plan.json") for name in ("small", "out"))
-    assert after.notes == [*before.notes, "The factors were then rounded to 8 bits (slimrank quantize)."]
+    assert after.notes == [*before.notes, "The factors are quantized to 8 bits (slimrank quantize)."]
     assert {name: linear.layer for name, linear in after.linears.items()} == {
         name: linear.layer | {"bits": 8} for name, linear in before.linears.items()
     }

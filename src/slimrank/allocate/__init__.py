@@ -1,4 +1,4 @@
-"""Allocators: what each linear gets. A new one is a file here and a line in ALLOCATORS."""
+"""Allocators choose the rank of every unit under the budget. A new one is a file here and a line in ALLOCATORS."""
 
 from slimrank.allocate.asvd import PerplexityScan
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks

@@ -1,4 +1,4 @@
-"""ASVD's search (arXiv 2312.05821): every linear's own perplexity at several shares, and one threshold for all."""
+"""ASVD's search (arXiv 2312.05821): one perplexity threshold, met by every linear when it alone is truncated."""
 
 from typing import Annotated, Literal
 
@@ -14,11 +14,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class PerplexityScan(Allocator):
-    """Each linear gets the least share whose perplexity, it alone cut, is within a threshold common to all.
+    """Each linear gets the least share at which the model, this linear alone truncated, stays within a threshold.
 
-    The threshold is the lowest that meets the budget, found by binary search over the perplexities measured on
-    `windows` calibration windows. grid: the shares to measure, by default .4 to .9 as the paper does and, for a keep
-    below .6, from keep - .2 on, at least .1.
+    The threshold is the lowest perplexity that meets the budget, by binary search over those measured on `windows`
+    calibration windows. grid: the shares to measure, by default 0.4 to 0.9 as in the paper and, for a keep below 0.6,
+    from keep - 0.2 (at least 0.1).
     """
 
     name: Literal["perplexity_scan"] = "perplexity_scan"
@@ -27,11 +27,11 @@ class PerplexityScan(Allocator):
 
     @property
     def measures(self) -> bool:
-        """It does."""
+        """True: it measures perplexities."""
         return True
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Ranks of the lowest threshold within the budget."""
+        """The ranks at the lowest threshold within the budget, with a note on what the measurements took."""
         grid = sorted(self.grid or default_grid(problem.keep))
         damage = Damage(problem.spectra, windows=self.windows)
         scans: dict[Unit, dict[int | None, float]] = {}
@@ -43,7 +43,7 @@ class PerplexityScan(Allocator):
 
 
 def default_grid(keep: float) -> list[float]:
-    """Tenths from min(.4, keep - .2), at least .1, to .9."""
+    """Tenths from min(0.4, keep - 0.2), at least 0.1, to 0.9."""
     lowest = max(1, min(4, int(10 * keep + 1e-9) - 2))
     return [tenth / 10 for tenth in range(lowest, 10)]
 
@@ -51,9 +51,8 @@ def default_grid(keep: float) -> list[float]:
 def common_threshold(problem: Problem, scans: dict[Unit, dict[int | None, float]]) -> Ranks:
     """The ranks at the lowest threshold within the budget.
 
-    scans: per linear its ranks in ascending order, dense (None) last, with the loss of the model where it alone is cut.
-
-    Where even the lowest ranks are over it they are lowered further.
+    scans: of each linear its ranks, ascending, dense (None) last, with the model's loss where it alone is truncated.
+    Where the lowest measured ranks are still over the budget they are lowered further.
 
     Raises:
         UsageError: if rank 1 everywhere is over the budget.

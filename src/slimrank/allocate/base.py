@@ -1,4 +1,4 @@
-"""What an allocator is: from spectra and a budget to a rank for every unit."""
+"""The interface of an allocator: spectra and a budget in, a rank for every unit out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 
 Ranks = dict[Unit, int | None]
-"""None leaves a unit dense; every linear is in one unit."""
+"""Rank by unit, None for dense; every linear is in exactly one unit."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an allocator may look at.
+    """The input of an allocator.
 
-    keep: the share of the linears' numbers that stays; curves: of every linear; stacks: of the units of several linears
-    that may become one factorisation; spectra: for the allocators that measure, with the model and the evidence.
+    keep: the share of the linears' parameters that stays; form: gives the cost of a rank; spectra: the curves, and for
+    allocators that measure, the model and the evidence; run: progress and finished pieces.
     """
 
     keep: float
@@ -31,29 +31,29 @@ class Problem:
 
     @property
     def curves(self) -> Mapping[Unit, Curve]:
-        """What every rank of every linear costs, in the model's order."""
+        """The curve of every single linear (loss at every rank), in the model's order."""
         return self.spectra.curves
 
     @property
     def dense(self) -> int:
-        """The numbers in the dense linears."""
+        """Parameters of the dense linears."""
         return sum(unit.parameters for unit in self.curves)
 
     @property
     def budget(self) -> int:
-        """The numbers that may stay, over all linears."""
+        """Parameters that the compressed linears may have in all."""
         return allowed(self.keep, self.dense)
 
     def cost(self, unit: Unit, rank: int | None) -> int:
-        """The numbers that a unit stores."""
+        """Parameters that a unit stores at a rank, None for dense."""
         return unit.parameters if rank is None else self.form.cost(unit.shapes, rank)
 
     def rank_within(self, unit: Unit, share: float) -> int:
-        """The largest rank within a share of the unit's own numbers, 0 if none is."""
+        """The largest rank that costs at most `share` of the unit's dense parameters, 0 if none does."""
         return self.form.rank_for(unit.shapes, share * unit.parameters + 1e-6)
 
     def by_block(self) -> dict[int, list[Unit]]:
-        """The linears of every block."""
+        """The linears by block index."""
         blocks: dict[int, list[Unit]] = {}
         for unit in self.curves:
             blocks.setdefault(unit.block, []).append(unit)
@@ -61,13 +61,13 @@ class Problem:
 
 
 def allowed(keep: float, dense: int) -> int:
-    """The numbers that may stay of so many."""
+    """floor(keep * dense) parameters, tolerant of rounding."""
     return int(keep * dense + 1e-9)
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The ranks, and what the user should know of how they came about, a sentence each."""
+    """The ranks, and notes for the user, a sentence each."""
 
     ranks: Ranks
     notes: tuple[str, ...] = ()
@@ -82,19 +82,19 @@ class Allocator(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        """What it needs from calibration."""
+        """The calibration statistics it reads beside the curves."""
         return Needs()
 
     @property
     def stacks(self) -> bool:
-        """Whether it chooses which linears become one factorisation."""
+        """Whether it can choose linears that are factorised together as one unit."""
         return False
 
     @property
     def measures(self) -> bool:
-        """Whether it runs the model again and again, so that all blocks had better be in memory."""
+        """Whether it runs the model repeatedly, so that all blocks are held in memory."""
         return False
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Ranks within the problem's budget."""
+        """Choose ranks within the problem's budget."""
         raise NotImplementedError

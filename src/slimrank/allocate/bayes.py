@@ -15,17 +15,16 @@ from slimrank.model.decoder import fingerprint
 from slimrank.model.units import Unit
 from slimrank.store.disk import disk_errors
 
-RESUMABLE = {"trials", "storage"}  # what may change when a study goes on
+RESUMABLE = {"trials", "storage"}  # options that may change when a study is resumed
 
 
 class Bayes(Allocator):
-    """Minimise the perplexity on `windows` calibration windows over one variable in (`low`, 1) for each block.
+    """Minimise log perplexity on `windows` calibration windows over one variable in (`low`, 1) for each block.
 
-    The variables are scaled to the budget, a block's linears all at its share, so that every trial meets it. The
-    objective given to the sampler is the perplexity's logarithm. The first trial is uniform.
+    The variables are scaled to the budget, and all linears of a block get its share. The first trial is uniform.
     sampler: `gp` (Gaussian process, expected improvement) or `tpe`; trials: evaluations in all, of all processes and
     runs; seed: the calibration's by default; storage: a file that keeps the study, which other processes may share and
-    later runs go on with.
+    later runs resume.
     """
 
     name: Literal["bayes"] = "bayes"
@@ -38,11 +37,11 @@ class Bayes(Allocator):
 
     @property
     def measures(self) -> bool:
-        """It does."""
+        """True: it measures perplexities."""
         return True
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Ranks of the best trial."""
+        """The ranks of the best trial, with a note of its perplexity."""
         run, world = problem.run, problem.spectra.model.decoder.world
         damage = Damage(problem.spectra, windows=self.windows, prefixes=False)
         names = [f"block {index}" for index in problem.by_block()]
@@ -52,12 +51,12 @@ class Bayes(Allocator):
             study: Any = self._study(problem, storage) if world.main else None
             done = world.from_main(lambda: completed(study))
             for _ in run.track(range(done, self.trials), lambda: progress(study), max(self.trials - done, 0)):
-                asked = world.from_main(lambda: self._ask(study, names, self._seed(problem)))
-                if asked is None:
-                    break  # other runs have done the rest
-                value = damage.nats(fit_ranks(problem, block_shares(problem, asked[1])))
+                trial = world.from_main(lambda: self._ask(study, names, self._seed(problem)))
+                if trial is None:
+                    break  # other processes have finished the study
+                value = damage.nats(fit_ranks(problem, block_shares(problem, trial[1])))
                 if world.main:
-                    study.tell(asked[0], value)
+                    study.tell(trial[0], value)
             shares, note = world.from_main(lambda: best_of(study, names))
         return Allocation(fit_ranks(problem, block_shares(problem, shares)), (note,))
 
@@ -68,7 +67,7 @@ class Bayes(Allocator):
         return int(problem.spectra.evidence.windows.record["seed"]) if self.seed is None else self.seed
 
     def _ask(self, study: Any, names: list[str], seed: int) -> tuple[int, list[float]] | None:
-        """The next trial's number and values, None where enough are done."""
+        """The next trial's number and values, None once `trials` are completed."""
         if completed(study) >= self.trials:
             return None
         trial = next_trial(study, self.sampler, seed, names, self.low)
@@ -92,22 +91,22 @@ class Bayes(Allocator):
 
 
 def best_of(study: Any, names: list[str]) -> tuple[list[float], str]:
-    """The best trial's values, and a note on it."""
+    """The best trial's values (blocks,), and a note of its perplexity."""
     (number, best), perplexity = best_trial(study), exp(study.best_value)
-    note = f"Trial {number}, the best of {completed(study)}, has perplexity {perplexity:.2f} on calibration."
+    note = f"Perplexity {perplexity:.2f} on the calibration windows, by trial {number}, the best of {completed(study)}."
     return [best.params[name] for name in names], note
 
 
 def progress(study: Any) -> str:
-    """What the search is at: the best perplexity so far, where this process has the study."""
+    """The progress bar's text, with the best perplexity so far where this process has the study."""
     best = best_value(study) if study else None
     return "searching" if best is None else f"searching, best perplexity {exp(best):.3f}"
 
 
 def block_shares(problem: Problem, values: list[float]) -> dict[Unit, float]:
-    """Every linear's share, its block's value times a common factor, at most 1, so that the budget is spent.
+    """The share of every linear: min(1, t v) of its block's value v, with t such that the budget is spent.
 
-    values: one a block that has linears, in order.
+    values: one for each block that has linears, in order.
     """
     blocks = problem.by_block()
     sizes = [sum(unit.parameters for unit in units) for units in blocks.values()]

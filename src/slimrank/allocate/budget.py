@@ -1,4 +1,4 @@
-"""From shares of a budget to whole ranks that never overshoot it."""
+"""From shares of parameters to whole ranks within the budget."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,9 @@ from slimrank.model.units import Shape, Unit
 
 
 def fit_ranks(problem: Problem, shares: Mapping[Unit, float]) -> Ranks:
-    """The largest ranks whose cost is within each linear's share (kept / dense numbers), at least 1.
+    """The largest rank within each linear's share (kept / dense parameters), at least 1; a share >= 1 is dense.
 
-    A share of 1 or more is dense. Where rank 1 costs more than a small matrix's share, the excess is taken back
-    from the largest ranks.
+    Where rank 1 costs more than a small matrix's share, the excess is taken back from the largest ranks.
 
     Raises:
         UsageError: if rank 1 everywhere is over the budget.
@@ -22,7 +21,7 @@ def fit_ranks(problem: Problem, shares: Mapping[Unit, float]) -> Ranks:
 
 
 def same_share(problem: Problem) -> Ranks:
-    """The ranks where every linear keeps the overall share."""
+    """The ranks where every linear keeps the share `keep`."""
     return fit_ranks(problem, dict.fromkeys(problem.curves, problem.keep))
 
 
@@ -37,12 +36,12 @@ def require_room(keep: float, form: Factorizer, shapes: Sequence[Shape]) -> None
 
 
 def rank_at(problem: Problem, unit: Unit, share: float) -> int | None:
-    """The largest rank within a share of the linear's own numbers, at least 1; a share of 1 or more is dense."""
+    """The largest rank within a share of the linear's dense parameters, at least 1; None (dense) for a share >= 1."""
     return None if share >= 1 else max(problem.rank_within(unit, share), 1)
 
 
 def used(problem: Problem, ranks: Ranks) -> int:
-    """The numbers that the ranks store."""
+    """Parameters that the units store at these ranks."""
     return sum(problem.cost(unit, rank) for unit, rank in ranks.items())
 
 
@@ -51,7 +50,9 @@ def within_budget(problem: Problem, ranks: Ranks) -> Ranks:
     ranks = dict(ranks)
     require_room(problem.keep, problem.form, [unit.shape for unit in problem.curves])
     while used(problem, ranks) > problem.budget:
-        unit = max((one for one, rank in ranks.items() if rank != 1), key=lambda one: problem.cost(one, ranks[one]))
+        unit = max(
+            (unit for unit, rank in ranks.items() if rank != 1), key=lambda unit: problem.cost(unit, ranks[unit])
+        )
         rank = ranks[unit]
         ranks[unit] = (unit.full_rank if rank is None else rank) - 1
     return ranks

@@ -1,4 +1,4 @@
-"""CPSVD's shares (arXiv 2510.19385, version 1): blocks by how little they turn their input, matrices by their loss."""
+"""CPSVD's shares (arXiv 2510.19385v1): blocks by the cosine of input and output, matrices by their loss."""
 
 import math
 from typing import Annotated, Literal
@@ -15,9 +15,9 @@ from slimrank.model.units import Unit
 
 
 class BlockSimilarity(Allocator):
-    """Removed share of a block: L R softmax(-(1 - cos(block in, block out)) / t) over the L blocks, t the temperature.
+    """Block b removes L R softmax_b(-(1 - cos(input, output)) / temperature), with L blocks and mean removed share R.
 
-    modules: spread a block's share over its linears by their relative loss (see module_weights), or give all the same.
+    modules: distribute a block's share over its linears by their relative loss (see module_weights), or evenly.
     """
 
     name: Literal["block_similarity"] = "block_similarity"
@@ -27,11 +27,11 @@ class BlockSimilarity(Allocator):
 
     @property
     def needs(self) -> Needs:
-        """The cosines between the blocks' inputs and outputs."""
+        """Block statistics, for the cosine of each block's input and output."""
         return Needs(blocks=True)
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Ranks from the removed shares; where one would pass 1, the others bear the difference."""
+        """Ranks from the removed shares; a share is clipped at 1 and the others are scaled to make up for it."""
         blocks = problem.by_block()
         seen = [problem.spectra.evidence.moments.blocks[index] for index in blocks]
         cosines = torch.tensor([block.cosine.item() / block.tokens for block in seen]).double()
@@ -55,13 +55,13 @@ class BlockSimilarity(Allocator):
 
 
 def relative_loss(problem: Problem, unit: Unit, keep: float) -> float:
-    """The squared error's share at the rank for `keep`."""
+    """Squared error at the rank for `keep` over that at rank 0."""
     losses = problem.curves[unit].losses()
     rank = problem.rank_within(unit, keep)
     return (losses[rank] / losses[0].clamp_min(1e-300)).item()
 
 
 def module_weights(losses: Tensor, removed: float) -> Tensor:
-    """exp(rank / (1 + 10 tan(pi removed / 2))): rank 0 for the largest loss, so that what loses least gives most."""
+    """exp(i / (1 + 10 tan(pi removed / 2))), i (k,) the place by descending loss: low losses remove more."""
     ranks = losses.argsort(descending=True, stable=True).argsort()
     return (ranks / (1 + 10 * math.tan(math.pi * removed / 2))).double().exp()

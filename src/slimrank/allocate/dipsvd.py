@@ -1,4 +1,4 @@
-"""DipSVD's heuristic global protection (arXiv 2506.20353): blocks that matter more keep more."""
+"""DipSVD's heuristic (arXiv 2506.20353): shares of blocks by gradient sensitivity and effective rank."""
 
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -22,11 +22,12 @@ Sensitivity = Literal["gradient", "fisher"]
 
 
 class BlockImportance(Allocator):
-    """One share a block, from Q = s^beta u^(1-beta): s its gradient sensitivity, u its output's effective rank.
+    """One share for each block, from Q = s^beta u^(1-beta): s its gradient sensitivity, u its output's effective rank.
 
-    Q is mapped to the overall share +- `band`, clipped to `clip`, and scaled to the budget. direction: whether what is
-    high in sensitivity and rank keeps more (paper) or less (released code). energy: the share of the sum of singular
-    values that the effective rank holds. sensitivity: see the function.
+    Q is mapped to keep +- `spread`, clipped to `clip`, and scaled to the budget. direction: whether blocks of high
+    sensitivity and rank keep more (`paper`) or less (`released`, as the authors' code). energy: the share of the sum of
+    singular values that defines the effective rank. sensitivity: see the function `sensitivity`. segments: see
+    `balanced`.
     """
 
     name: Literal["block_importance"] = "block_importance"
@@ -41,7 +42,7 @@ class BlockImportance(Allocator):
 
     @property
     def needs(self) -> Needs:
-        """The gradients of the weights, and the blocks' output Grams."""
+        """Gradients of the weights, and the Grams of the blocks' outputs."""
         return Needs(gradients=True, of_weights=True, blocks=True)
 
     def allocate(self, problem: Problem) -> Allocation:
@@ -63,31 +64,31 @@ class BlockImportance(Allocator):
     def _notes(self, keep: float, scores: Tensor) -> tuple[str, ...]:
         low, high = self.clip
         if not low < keep < high:
-            return (f"Every block keeps {keep}, which is not inside allocate.clip ({low}, {high}): widen it.",)
+            return (f"Shares are uniform: keep {keep} is not inside allocate.clip ({low}, {high}); widen it.",)
         if scores.max() == scores.min():
-            return ("DipSVD's score is the same for every block, so that the shares are uniform.",)
+            return ("Shares are uniform: DipSVD's score is the same for every block.",)
         return ()
 
 
 def ascending(interval: tuple[float, float]) -> tuple[float, float]:
-    """The interval, if its first end is the lower one."""
+    """The interval unchanged; raises a ValueError unless its first end is the lower one."""
     if interval[0] >= interval[1]:
         raise ValueError("the first share should be below the second")
     return interval
 
 
 def sensitivity(outputs: OutputMoments, weight: Tensor, kind: Sensitivity = "gradient") -> float:
-    """How much the loss feels one weight W, relative to |W|_F.
+    """The size of the loss's gradient in one weight W, relative to |W|_F.
 
-    gradient: |dL/dW|_F / |W|_F with L the loss of all calibration tokens, as DipSVD has it. fisher: the root of the
-    empirical Fisher's trace in its place, sqrt(sum over windows of |dL_w/dW|_F^2), where windows cannot cancel.
+    gradient: |dL/dW|_F / |W|_F, L the loss of all calibration tokens, as in DipSVD. fisher: the root of the empirical
+    Fisher's trace instead of |dL/dW|_F, sqrt(sum over windows w of |dL_w/dW|_F^2), so that windows do not cancel.
     """
     norm = outputs.gradient_norm if kind == "gradient" else outputs.fisher_rows.sum().sqrt().item()
     return norm / max(weight.double().norm().item(), 1e-300)
 
 
 def effective_rank(gram: Tensor, energy: float = 0.95) -> int:
-    """The least k whose largest singular values of X are at least `energy` of their sum; gram = X X^T."""
+    """The least k such that the k largest singular values of X sum to `energy` of all; gram = X X^T (d, d)."""
     with one_thread(gram):
         values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt().flip(0)
     shares = values.cumsum(0) / values.sum()
@@ -95,7 +96,7 @@ def effective_rank(gram: Tensor, energy: float = 0.95) -> int:
 
 
 def balanced(sensitivities: Tensor, segments: int) -> Tensor:
-    """The blocks' sensitivities (blocks,), those of each of so many equal parts of the depth divided by their sum."""
+    """Sensitivities (blocks,) normalised to sum 1 in each of `segments` equal parts of the depth."""
     ends = [len(sensitivities) * number // segments for number in range(segments + 1)]
     parts = [sensitivities[start:end] for start, end in pairwise(ends)]
     return torch.cat([part / part.sum().clamp_min(1e-300) for part in parts])

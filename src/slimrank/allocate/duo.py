@@ -1,4 +1,4 @@
-"""Duo-SVD's module level (arXiv 2510.19385): each module's damage measured at several shares, then a knapsack."""
+"""Duo-SVD's module level (arXiv 2510.19385): KL measured for each linear at several shares, then a knapsack."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass
 class Scan:
-    """One module's damage by option, measured where asked for. ranks: its options, ascending, dense (None) last."""
+    """One linear's measured KL by option; ranks: its options, ascending, dense (None) last.
+
+    base: the rank it has in the base model; measure: gives the KL of a rank; known: KL by the option's index.
+    """
 
     ranks: list[int | None]
     base: int | None
@@ -26,36 +29,35 @@ class Scan:
     known: dict[int, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Measure both ends, and the base, which is measured already."""
+        """Measure the lowest rank, dense, and the base rank (whose measurement is cached)."""
         for option in {0, self.ranks.index(self.base), len(self.ranks) - 1}:
             self.known[option] = self.measure(self.ranks[option])
 
     def least(self) -> dict[int | None, float]:
-        """By rank what is known, or the least that it can be: the lower one of the neighbours'."""
+        """A lower bound of the KL at every rank: measured, or the lower of the nearest measured neighbours'."""
         return {rank: min(self.known[end] for end in self._ends(option)) for option, rank in enumerate(self.ranks)}
 
     def measured(self) -> dict[int | None, float]:
-        """By rank what is known."""
+        """The KL of the ranks that were measured."""
         return {self.ranks[option]: loss for option, loss in sorted(self.known.items())}
 
     def halve(self, rank: int | None) -> None:
-        """Measure the middle of the gap that a rank is in."""
+        """Measure halfway between the measured neighbours of a rank."""
         low, high = self._ends(self.ranks.index(rank))
         self.known[(low + high) // 2] = self.measure(self.ranks[(low + high) // 2])
 
     def _ends(self, option: int) -> tuple[int, int]:
-        """The nearest measured options, itself twice if it is one."""
+        """The nearest measured options at or below and at or above one."""
         return max(k for k in self.known if k <= option), min(k for k in self.known if k >= option)
 
 
 class MeasuredModules(Allocator):
-    """Minimise sum_j d_j(p_j), d_j(p) = KL_j(p) - KL_base, within the budget (METHODS, section 4).
+    """Minimise sum_j (KL_j(p_j) - KL_base) within the budget.
 
-    KL_base is KL(dense || model) with every module at the target share, KL_j(p) with module j alone at share p of
-    `grid`, p = 1 being dense, on `windows` calibration windows. Measured with plain truncation, whatever the form.
-    units: parts of the budget in the knapsack's dynamic programming. tolerance: a measurement is left out where it
-    could no longer lower the sum by more than this part of KL_base, damage taken to fall with the share; 0 leaves
-    out only what cannot matter at all.
+    KL_base is KL(dense || model) with every linear at the share `keep`, KL_j(p) the same with linear j moved to share p
+    of `grid` (1: dense), on `windows` calibration windows, by plain truncation whatever the form. units: steps of the
+    budget in the knapsack's dynamic programming. tolerance: measuring stops once it can lower the sum by at most this
+    part of KL_base, if KL falls with the share; 0 leaves out only measurements that cannot change the result.
     """
 
     name: Literal["measured_modules"] = "measured_modules"
@@ -66,17 +68,17 @@ class MeasuredModules(Allocator):
 
     @property
     def measures(self) -> bool:
-        """It does."""
+        """True: it measures KL divergences."""
         return True
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Ranks of the knapsack's optimum."""
+        """The ranks of the knapsack's optimum, with a note on what the measurements took."""
         damage = Damage(problem.spectra, same_share(problem), windows=self.windows)
         scans = {unit: self._scan(problem, damage, unit) for unit in problem.curves}
         for unit in problem.run.track(list(scans), "measuring", len(scans)):
             scans[unit].start()
         ranks = settle(problem, scans, self.units, self.tolerance * damage.kl({}))
-        models = 2 + sum(len(scan.ranks) for scan in scans.values())  # the dense one and the base beside every option
+        models = 2 + sum(len(scan.ranks) for scan in scans.values())  # plus the dense and the base model
         return Allocation(ranks, (damage.account(models),))
 
     def _scan(self, problem: Problem, damage: Damage, unit: Unit) -> Scan:
@@ -86,24 +88,24 @@ class MeasuredModules(Allocator):
 
 
 def settle(problem: Problem, scans: dict[Unit, Scan], units: int, tolerance: float) -> Ranks:
-    """The best assignment of measured options, once none with unmeasured ones can be better by more than `tolerance`.
+    """The best assignment of measured options, within `tolerance` (nats) of the best of all options.
 
-    Each round solves the knapsack with the least that every damage can be, and halves the gaps that it chose from.
+    Each round solves the knapsack with lower bounds for unmeasured options and measures in the gaps that it chose.
     """
     while True:
         least = {unit: scan.least() for unit, scan in scans.items()}
         measured = {unit: scan.measured() for unit, scan in scans.items()}
-        hoped, had = choose(problem, least, units), choose(problem, measured, units)
-        open_gaps = [unit for unit, rank in hoped.items() if rank not in measured[unit]]
-        gap = sum(measured[unit][had[unit]] - least[unit][hoped[unit]] for unit in scans)
+        bound, best = choose(problem, least, units), choose(problem, measured, units)
+        open_gaps = [unit for unit, rank in bound.items() if rank not in measured[unit]]
+        gap = sum(measured[unit][best[unit]] - least[unit][bound[unit]] for unit in scans)
         if not open_gaps or gap <= tolerance:
-            return had
+            return best
         for unit in problem.run.track(open_gaps, "measuring", len(open_gaps)):
-            scans[unit].halve(hoped[unit])
+            scans[unit].halve(bound[unit])
 
 
 def choose(problem: Problem, damages: dict[Unit, dict[int | None, float]], units: int) -> Ranks:
-    """Of each module's measured ranks the ones with the least summed damage within the budget."""
+    """One of each linear's ranks, such that the summed KL is least within the budget."""
     costs = [[problem.cost(unit, rank) for rank in options] for unit, options in damages.items()]
     options = knapsack(costs, [list(losses.values()) for losses in damages.values()], problem.budget, units=units)
     return {unit: list(losses)[option] for (unit, losses), option in zip(damages.items(), options, strict=True)}

@@ -1,4 +1,4 @@
-"""Ranks under one budget: the lower convex hull of every matrix's (cost, loss) curve, and one sweep over them all."""
+"""Ranks under one budget: a greedy sweep over the lower convex hulls of all (cost, loss) curves."""
 
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -11,14 +11,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """One matrix's choices: costs (c,) strictly ascending, losses (c,) not ascending."""
+    """The options of one unit: costs (c,) strictly ascending, losses (c,) strictly descending."""
 
     costs: Floats
     losses: Floats
 
     @classmethod
     def of(cls, costs: Floats, losses: Floats) -> tuple["Tradeoff", NDArray[np.int64]]:
-        """The choices that no cheaper one beats, and their places in what was given."""
+        """The Pareto-optimal options by ascending cost, and their indices in `costs`."""
         order = np.lexsort((losses, costs))
         best = np.minimum.accumulate(np.concatenate([[np.inf], losses[order]]))
         places = order[losses[order] < best[:-1]]
@@ -26,7 +26,7 @@ class Tradeoff:
 
 
 def lower_hull(costs: Floats, losses: Floats) -> list[int]:
-    """Places of the lower convex hull of points with ascending costs, first and last included."""
+    """Indices of the lower convex hull of points with ascending costs, first and last included."""
     hull: list[int] = []
     for i in range(len(costs)):
         while len(hull) > 1:
@@ -39,11 +39,11 @@ def lower_hull(costs: Floats, losses: Floats) -> list[int]:
 
 
 def sweep(curves: list[Tradeoff], budget: float) -> list[int]:
-    """One choice a curve, cost within the budget, loss the least that hull points give, then filled up.
+    """The index of one option for each curve, with little summed loss at a summed cost within the budget.
 
-    Hull steps are taken in the order of loss saved per number, which is the Lagrangian's solution for the price of the
-    last one; where that no longer fits, any choice that does is taken, the best saving per number first. Every
-    curve's cheapest choice must fit together.
+    Hull steps are taken in the order of loss saved per parameter, optimal for the Lagrangian at the last step's price;
+    once the next one no longer fits, the rest is spent on any option that does, the best saving per parameter
+    first. The cheapest options of all curves must fit together.
     """
     hulls = [lower_hull(curve.costs, curve.losses) for curve in curves]
     chosen = [0] * len(curves)
@@ -80,7 +80,7 @@ def _filled(curves: list[Tradeoff], chosen: list[int], left: float) -> list[int]
 
 
 def _best_step(curve: Tradeoff, at: int, left: float) -> tuple[float, int]:
-    """The steepest affordable step from `at`: its slope, and where it leads; (inf, at) where there is none."""
+    """The affordable step from `at` with the least slope d loss / d cost, and its target; (inf, at) if none fits."""
     costs, losses = curve.costs[at + 1 :] - curve.costs[at], curve.losses[at + 1 :] - curve.losses[at]
     affordable = int(np.searchsorted(costs, left, side="right"))
     if not affordable:

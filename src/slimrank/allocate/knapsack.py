@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: one option of every group, the least total loss within a budget."""
+"""The multiple-choice knapsack: one option of every group, with the least summed loss within a budget."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ def knapsack(costs: Sequence[ArrayLike], losses: Sequence[ArrayLike], budget: in
     """The option of each group that minimises the summed loss, with the summed cost at most `budget`.
 
     costs[g] (whole numbers >= 0) and losses[g] hold group g's options. Solved by dynamic programming over `units`
-    equal parts of the budget, every cost rounded up to whole parts; exact where units >= budget. What the rounding
-    leaves over is then spent by the best single changes.
+    equal parts of the budget, every cost rounded up to whole parts; exact where units >= budget. What rounding leaves
+    unspent goes into the best single changes.
 
     Raises:
         UsageError: if even the cheapest options are over the budget.
@@ -32,7 +32,7 @@ def knapsack(costs: Sequence[ArrayLike], losses: Sequence[ArrayLike], budget: in
 
 
 def _solve(costs: list[NDArray], losses: list[NDArray], budget: int) -> list[int] | None:
-    """Exact options by dynamic programming, None where the costs don't fit; best[b] is the least loss at cost <= b."""
+    """The optimum by dynamic programming, None if the costs don't fit; best[b] is the least loss at cost <= b."""
     best = np.zeros(budget + 1)
     choices = []
     for cost, loss in zip(costs, losses, strict=True):
@@ -53,7 +53,7 @@ def _solve(costs: list[NDArray], losses: list[NDArray], budget: int) -> list[int
 
 
 def _spend(costs: list[NDArray], losses: list[NDArray], budget: int, chosen: list[int]) -> list[int]:
-    """Change one group's option after the other, each time the one that lowers the loss most, while it fits."""
+    """Repeatedly change the option of the group that lowers the loss most within the budget."""
     chosen = list(chosen)
     left = budget - sum(int(cost[option]) for cost, option in zip(costs, chosen, strict=True))
     while True:

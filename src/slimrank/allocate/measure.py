@@ -1,4 +1,4 @@
-"""What cutting ranks really costs: the model runs on calibration windows with cuts in the place of its linears."""
+"""The measured loss of truncation: the model runs on calibration windows with truncated linears in place."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -15,21 +15,19 @@ from slimrank.model.units import Unit
 from slimrank.numerics.losses import next_token_losses
 from slimrank.spectrum.spectra import Spectra
 
-CPU_ROWS, DEVICE_ROWS = 32, 1024  # tokens at a time: what fits the cache, and what keeps a device busy
-CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # numbers at a time, where the head is still as fast as on all
+CPU_ROWS, DEVICE_ROWS = 32, 1024  # tokens at a time: fit the CPU's cache, keep a device busy
+CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # logits at a time, enough for the head's full speed
 Factors = tuple[Tensor, Tensor]  # (m, q) and (q, n)
 Modules = dict[str, nn.Module]
-Compare = Callable[[int, Tensor, Tensor], float]  # of a part's number, ids and logits
+Compare = Callable[[int, Tensor, Tensor], float]  # of a part's index, ids and logits
 
 
 class Damage:
-    """Losses of assignments that differ from a base assignment, measured on the first `windows` calibration windows.
+    """Losses of rank assignments that differ from a base assignment, on the first `windows` calibration windows.
 
-    Blocks before the first difference aren't run again: the base model's hidden states before every block are held,
-    windows x tokens x width numbers a block. The dense probabilities are held too, once `kl` has been asked for,
-    windows x tokens x vocabulary in float32.
-
-    passes: blocks run so far, each over all windows. Of several processes each runs its share of them.
+    Only the blocks from the first difference on are run: the base model's hidden states before every block are held
+    (windows x tokens x width each). After the first `kl` the dense probabilities are held too (windows x tokens x
+    vocabulary, float32). passes: blocks run so far, each over all windows. Each process runs its share of the windows.
     """
 
     def __init__(
@@ -40,9 +38,9 @@ class Damage:
         windows: int = 32,
         prefixes: bool = True,
     ) -> None:
-        """`base` is all dense by default; prefixes: False where all blocks differ in every assignment.
+        """base: all dense by default; prefixes: False if every assignment changes all blocks.
 
-        Then the hidden states before the first block alone are held, and every linear's factors as they are cut.
+        Then only the hidden states before the first block are held, and the factors of every linear.
 
         Raises:
             UsageError: if there are fewer calibration windows.
@@ -67,17 +65,17 @@ class Damage:
         self._parts = self._cut_to_parts()
 
     def kl(self, ranks: Ranks) -> float:
-        """KL(dense || base with `ranks` in it) in nats: the sum over a window's tokens, the mean over windows."""
+        """KL(dense || base with `ranks`) in nats, summed over a window's tokens, mean over windows."""
         return self._measured("kl", ranks) / self.windows
 
     def nats(self, ranks: Ranks) -> float:
-        """The mean negative log-likelihood of the next token in nats, of the base with `ranks` in it."""
+        """Mean next-token negative log-likelihood, in nats per token, of the base with `ranks`."""
         return self._measured("nats", ranks) / (self.windows * (self._ids.shape[1] - 1))
 
     def account(self, models: int) -> str:
-        """What the measurements took beside running `models` models whole, a sentence for the plan's notes."""
-        took, whole = self.passes, models * len(self.decoder)
-        return f"Measured in {took} block passes of {self.windows} windows; {models} models run whole: {whole}."
+        """A note on the block passes run, against those of running `models` whole models."""
+        took, whole = f"{self.passes} block passes of {self.windows} windows", models * len(self.decoder)
+        return f"Measured in {took}, instead of {whole} for {models} whole models."
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {unit: rank for unit, rank in ranks.items() if rank != self.base.get(unit)}
@@ -92,10 +90,9 @@ class Damage:
         return {name: layer for layers in cuts for name, layer in layers.items()}
 
     def _compared(self, compare: Compare, layers: Modules) -> float:
-        """The sum over the windows, with these layers in the base."""
+        """The sum of `compare` over all processes' windows, with these layers in the base model."""
         logits = zip(self._parts, self._logits(layers), strict=True)
-        found = [compare(number, ids, scores) for number, (ids, scores) in enumerate(logits)]
-        return self._world.total(sum(found))
+        return self._world.total(sum(compare(index, ids, scores) for index, (ids, scores) in enumerate(logits)))
 
     def _divergence(self, part: int, ids: Tensor, logits: Tensor) -> float:
         probabilities, negentropy = self._dense[part]
@@ -103,14 +100,14 @@ class Damage:
 
     @cached_property
     def _dense(self) -> list[tuple[Tensor, float]]:
-        """By part the dense model's probabilities (windows, tokens, vocabulary) float32, and the sum of p log p."""
+        """By part the dense model's probabilities (windows, tokens, vocabulary), float32, and their sum of p log p."""
         dense = self._logits(self._cuts(dict.fromkeys(unit for unit, rank in self.base.items() if rank is not None)))
         pairs = ((logits.softmax(-1), logits) for logits in dense)
         return [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
 
     @torch.no_grad()
     def _run_base(self, layers: Modules, prefixes: bool) -> tuple[Stream, list[list[Tensor]]]:
-        """The stream of the windows, and hidden[b]: the hidden states before block b by batch, b up to their number."""
+        """The stream, and the base model's hidden states before every block, and behind the last, by batch."""
         stream = Stream(self.decoder, self._ids, default_batch(self.decoder, self._ids.shape[1]))
         hidden = [list(stream.hidden)]
         with self._model.replaced(layers):
@@ -121,7 +118,7 @@ class Damage:
         return stream, hidden
 
     def _cut_to_parts(self) -> list[Tensor]:
-        """The ids (windows, tokens) by part: a batch, or so much of it as the head had better see at a time."""
+        """The ids (windows, tokens) by part: a batch, or a piece of it whose logits fit CPU_LOGITS or DEVICE_LOGITS."""
         vocabulary = self.decoder.model.config.get_text_config().vocab_size
         numbers = CPU_LOGITS if self.decoder.device.type == "cpu" else DEVICE_LOGITS
         windows = max(1, numbers // (vocabulary * self._ids.shape[1]))
@@ -129,7 +126,7 @@ class Damage:
 
     @torch.no_grad()
     def _logits(self, layers: Modules) -> Iterator[Tensor]:
-        """The float32 logits of each part with these in the base, only the blocks from the first one on being run."""
+        """The float32 logits of each part with these layers in the base; runs the blocks from the first change on."""
         first = min((self._model.units[name].block for name in layers), default=len(self.decoder))
         first = min(first, len(self._hidden) - 1)
         self.passes += len(self.decoder) - first
@@ -145,7 +142,7 @@ class Damage:
 
 
 def cross_nats(probabilities: Tensor, logits: Tensor) -> float:
-    """-sum p log softmax(logits) over all tokens, for both (..., vocabulary); a few tokens at a time fit the cache."""
+    """The cross-entropy -sum p log softmax(logits) in nats over all tokens, both (..., vocabulary)."""
     size = CPU_ROWS if logits.device.type == "cpu" else DEVICE_ROWS
     rows = zip(probabilities.flatten(0, -2).split(size), logits.flatten(0, -2).split(size), strict=True)
     return torch.stack([(z.logsumexp(-1) - torch.linalg.vecdot(p, z)).double().sum() for p, z in rows]).sum().item()
@@ -157,9 +154,9 @@ def likelihood(batch: int, ids: Tensor, logits: Tensor) -> float:
 
 
 def cut(spectra: Spectra, unit: Unit, rank: int | None, known: dict[Unit, Factors] | None = None) -> Modules:
-    """A unit's linears at a rank, each as two thin linears: the cheapest to build and to run, equal to any other form.
+    """A unit's linears by name, truncated to a rank as pairs of thin linears; the dense ones for None.
 
-    known: where the factors of all ranks are held, in the linears' dtype.
+    known: a cache of the units' full factors in the linears' dtype, filled here; None to cut without it.
     """
     dense = {name: spectra.model.linears[name] for name in unit.names}
     if rank is None:

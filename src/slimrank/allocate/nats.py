@@ -1,4 +1,4 @@
-"""One budget for the whole model: every rank of every linear is bought where it saves most loss per stored number."""
+"""One budget for the whole model: ranks go where they save the most loss per parameter."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -13,42 +13,38 @@ from slimrank.allocate.prices import agreement, corrected_losses, measure
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit, described
 
-Losses = dict[Unit, Floats]  # at every rank
+Losses = dict[Unit, Floats]  # (q + 1,), at every rank 0..q
 
 
 class Nats(Allocator):
-    """Minimises the sum of all predicted losses within the budget, dense linears included.
+    """Minimises the summed predicted losses within the budget; a linear may also stay dense.
 
-    The losses must be in one unit for all linears, such as the nats of the two-sided metric. Where the form may make
-    one factorisation of linears that share an input, both ways stand in the sweep: each linear by itself, and all as
-    one.
+    The losses must have the same unit for all linears, such as the nats of the two-sided metric. Linears that share an
+    input compete both ways, each factorised alone and all together, if the form can factorise them together.
 
-    gain: the share by which one factorisation must lower the linears' loss, since refiners that move right factors
-    alone have fewer numbers to move in it.
-
-    calibrate: at how many ranks of each linear the true KL divergence is measured, all others being dense, to correct
-    the scale and exponent of its predicted loss; 0 to trust the prediction. windows: how many it is measured on.
+    gain: the share by which factorising together must lower the loss, since the linears then share one right factor.
+    calibrate: the number of ranks of each linear at which KL is measured, all other linears being dense, to correct the
+    scale and exponent of its predicted loss; 0 trusts the prediction. windows: calibration windows for that.
     """
 
     name: Literal["nats"] = "nats"
 
     gain: float = Field(0.05, ge=0, lt=1)
-
     calibrate: Annotated[int, Field(ge=0)] = 0
     windows: Annotated[int, Field(ge=1)] = 16
 
     @property
     def stacks(self) -> bool:
-        """It does."""
+        """True: linears that share an input may be factorised together."""
         return True
 
     @property
     def measures(self) -> bool:
-        """Where predictions are to be corrected."""
+        """Whether predictions are corrected by measured KL."""
         return self.calibrate > 0
 
     def allocate(self, problem: Problem) -> Allocation:
-        """A sweep over the lower convex hulls of the linears' (cost, loss) curves."""
+        """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""
         curves = {**problem.curves, **problem.spectra.stacks}
         losses = {unit: curve.losses().cpu().numpy() for unit, curve in curves.items()}
         allocation = spend(problem, losses, self.gain)
@@ -61,52 +57,52 @@ class Nats(Allocator):
 
 
 def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
-    """What minimises the summed losses, given at every rank 0..q, with that of a unit of several / (1 - gain).
+    """The ranks that minimise the summed losses, those of a unit of several linears taken as loss / (1 - gain).
 
     Raises:
-        UsageError: if the least ranks are over the budget.
+        UsageError: if the lowest ranks are over the budget.
     """
     stack_of = {name: stack for stack in problem.spectra.stacks for name in stack.names}
     members: dict[Unit, list[Unit]] = {}
     for unit in problem.curves:
         members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
-    found = [
-        sums([alone(problem, one, losses) for one in units]).beside(as_one(problem, unit, losses, gain))
-        if len(units) > 1
+    options = [
+        sums([alone(problem, single, losses) for single in singles]).beside(together(problem, unit, losses, gain))
+        if len(singles) > 1
         else alone(problem, unit, losses)
-        for unit, units in members.items()
+        for unit, singles in members.items()
     ]
-    curves, options = zip(*(choices.efficient() for choices in found), strict=True)
+    curves, efficient = zip(*(choices.efficient() for choices in options), strict=True)
     least = sum(curve.costs[0] for curve in curves)
     if least > problem.budget:
         raise UsageError(
-            f"--keep {problem.keep} leaves {problem.budget} parameters and the least ranks of all linears need "
+            f"--keep {problem.keep} leaves {problem.budget} parameters and the lowest ranks of all linears need "
             f"{least:.0f}: raise --keep above {least / problem.dense:.4f}."
         )
     places = sweep(list(curves), problem.budget)
-    ranks = {u: r for choices, place in zip(options, places, strict=True) for u, r in choices.ranks[place].items()}
+    ranks = {u: r for choices, place in zip(efficient, places, strict=True) for u, r in choices.ranks[place].items()}
     return Allocation(ranks, notes(ranks))
 
 
 def notes(ranks: Ranks) -> tuple[str, ...]:
-    """A sentence on which linears became one factorisation."""
+    """A sentence that names the linears factorised together, if there are any."""
     several = [unit for unit in ranks if len(unit.names) > 1]
-    return (f"Factorised together, sharing one input factor: {described(several)}.",) if several else ()
+    return (f"Joint factors: {described(several)}, which share one right factor.",) if several else ()
 
 
 def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices:
-    """A linear's ranks with their costs and losses, None for dense last; what costs as much as dense is left out."""
+    """The options of a linear factorised alone: the ranks cheaper than dense, and dense (None)."""
     dense = Choices(np.array([float(unit.parameters)]), np.zeros(1), [{unit: None}])
     return by_rank(problem, unit, losses[unit]).beside(dense)
 
 
-def as_one(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choices:
-    """A unit's ranks as one factorisation, its losses made larger by what it has to gain."""
+def together(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choices:
+    """The ranks of a unit of several linears, its losses divided by 1 - gain."""
     return by_rank(problem, unit, losses[unit] / (1 - gain))
 
 
 def by_rank(problem: Problem, unit: Unit, losses: Floats) -> Choices:
-    """A unit at every rank that costs less than dense."""
+    """The options of a unit: every rank, a multiple of the form's, that costs less than dense."""
     multiple, full = problem.form.multiple, unit.full_rank
     costs = {rank: problem.cost(unit, rank) for rank in range(min(multiple, full), full + 1, multiple)}
     ranks = [rank for rank, cost in costs.items() if cost < unit.parameters]

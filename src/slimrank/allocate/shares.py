@@ -1,4 +1,4 @@
-"""Arithmetic of shares: scores brought to a scale, and scaled until they spend exactly what there is."""
+"""Arithmetic of shares: min-max normalisation, and scaling to a given weighted mean."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,9 @@ def min_max(scores: Tensor) -> Tensor:
 
 
 def scaled_to(weights: Tensor, sizes: Tensor, mean: float, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """c `weights` clipped to [low, high], with the factor c for which their mean over `sizes` is `mean`.
+    """clip(c weights, low, high) with the factor c for which its mean, weighted by `sizes`, is `mean`; all are (k,).
 
-    What a clip takes from some or gives to them is thus spread over the others in proportion. Where `mean` is outside
-    [low, high] everyone gets `mean`.
+    All are `mean` where that is outside (low, high).
     """
     if not low < mean < high:
         return torch.full_like(weights, mean)

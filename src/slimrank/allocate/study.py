@@ -1,4 +1,4 @@
-"""An Optuna study in a file: it survives a kill, goes on where it was, and several processes can share it."""
+"""An Optuna study in a file: it is resumed after a kill, and several processes can share it."""
 
 import os
 import socket
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import optuna
 
 Sampler = Literal["gp", "tpe"]
-UNIFORM = 0.625  # the middle of the box; every common value means the same shares
+UNIFORM = 0.625  # the middle of the box; any value common to all blocks gives uniform shares
 
 
 def require_optuna() -> Any:
-    """The module optuna; a UsageError says how to get it."""
+    """The module optuna; raises a MissingLibrary if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -29,7 +29,7 @@ def require_optuna() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna without its log lines and its warnings of experimental parts."""
+    """Silence Optuna's log and its warnings of experimental features."""
     optuna = require_optuna()
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -42,18 +42,18 @@ def quiet() -> Iterator[None]:
 
 
 def open_study(storage: str | None, identity: dict[str, Any], *, shared: bool = True) -> "optuna.Study":
-    """The study in the journal file `storage`, made if need be, or one in memory.
+    """The study in the journal file `storage`, created if it does not exist; in memory for None.
 
-    identity: JSON of all that the objective depends on; shared: whether other processes may be at work on it.
+    identity: JSON of everything the objective depends on; shared: whether other processes may be working on it.
 
     Raises:
-        UsageError: if the file holds a study of something else, naming the difference.
+        UsageError: if the file holds a study of another identity, naming the first difference.
     """
     optuna = require_optuna()
     if storage is None:
         backend = optuna.storages.InMemoryStorage()
     else:
-        path = Path(storage).resolve()  # a lock is a link to it
+        path = Path(storage).resolve()  # the lock is a symbolic link to it
         _mend(path)
         backend = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     study = optuna.create_study(storage=backend, study_name="slimrank", load_if_exists=True)
@@ -71,10 +71,9 @@ def open_study(storage: str | None, identity: dict[str, Any], *, shared: bool = 
 
 
 def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[str], low: float) -> Any:
-    """A trial with one variable a name in (low, 1), the first one uniform.
+    """A trial with one variable in (low, 1) for each name; the first trial is uniform.
 
-    The sampler is made anew with a seed of the trial's own, so that what it proposes follows from the finished trials
-    alone, in a run that was stopped and resumed too.
+    Each trial has a new sampler with its own seed, so that a resumed study proposes the same values.
     """
     optuna = require_optuna()
     make = {"gp": optuna.samplers.GPSampler, "tpe": optuna.samplers.TPESampler}[sampler]
@@ -82,7 +81,7 @@ def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[s
     taken = states["COMPLETE"] + states["RUNNING"]
     study.sampler = make(seed=seed + taken)
     process = {"process": [socket.gethostname(), os.getpid()]}
-    if not states["WAITING"]:  # a trial that begins so is never without its process, however long the sampler takes
+    if not states["WAITING"]:  # records the process before the sampler runs
         study.enqueue_trial(dict.fromkeys(names, UNIFORM) if taken == 0 else {}, user_attrs=process)
     space = {name: optuna.distributions.FloatDistribution(low, 1.0) for name in names}
     trial = study.ask(space)
@@ -91,26 +90,26 @@ def next_trial(study: "optuna.Study", sampler: Sampler, seed: int, names: list[s
 
 
 def best_trial(study: "optuna.Study") -> tuple[int, Any]:
-    """The best trial and its number among those that have a value."""
+    """The best trial's number among the completed ones, and the trial."""
     done = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     return done.index(study.best_trial.number), study.best_trial
 
 
 def completed(study: "optuna.Study") -> int:
-    """How many trials have a value."""
+    """The number of completed trials."""
     return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 
 def best_value(study: "optuna.Study") -> float | None:
-    """The least value so far, of all processes; None before the first."""
+    """The least value so far, of all processes; None before the first completed trial."""
     return study.best_value if completed(study) else None
 
 
 def _mend(path: Path) -> None:
-    """Cut off the line that a full disk left half written, which would spoil all that follow it.
+    """Truncate a last line left half written by a full disk, which would corrupt the lines after it.
 
     Raises:
-        UsageError: if the file is something else than a study.
+        UsageError: if the file is not a study.
     """
     lock = require_optuna().storages.journal.JournalFileSymlinkLock(str(path))
     if path.is_file():
@@ -126,7 +125,7 @@ def _mend(path: Path) -> None:
 
 
 def _fail_dead_trials(study: "optuna.Study", shared: bool) -> None:
-    """Give up the trials that a killed process of this machine left running, or any process where none may be."""
+    """Fail running trials whose process on this machine has died, or all of them if the study is not shared."""
     optuna = require_optuna()
     for trial in study.get_trials(deepcopy=False):
         host, process = trial.user_attrs.get("process", [None, None])

@@ -1,4 +1,4 @@
-"""The same share for every linear."""
+"""Uniform allocation: the same share for every linear."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from slimrank.allocate.budget import same_share
 
 
 class Uniform(Allocator):
-    """Every linear keeps the share that was asked for, rounded down to a whole rank."""
+    """Every linear keeps the share `keep`, rounded down to a whole rank."""
 
     name: Literal["uniform"] = "uniform"
 

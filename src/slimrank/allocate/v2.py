@@ -1,4 +1,4 @@
-"""SVD-LLM V2's allocation (arXiv 2503.12340): within each type of matrix, more is removed where little is lost."""
+"""SVD-LLM V2's allocation (arXiv 2503.12340): within each type of matrix, low losses remove more."""
 
 import math
 from typing import Literal
@@ -16,13 +16,13 @@ class TypeGroups(Allocator):
     """R_i = |group| R g_i / sum g with g_i = 1 / log(L_i), R the removed share, L_i the loss at the uniform rank.
 
     A group is the linears of one role, over all blocks, and its mean removed share is R. L_i = |W X - W' X|_F over all
-    calibration tokens. Shares that reach 1 are cut there and the rest of the group bears the difference.
+    calibration tokens. Shares are clipped at 1, and the others of the group are scaled to make up for it.
     """
 
     name: Literal["type_groups"] = "type_groups"
 
     def allocate(self, problem: Problem) -> Allocation:
-        """Ranks from each group's inverse log losses, with a note of the groups that had to be rescaled."""
+        """Ranks from each group's inverse log losses, with a note of the groups that were rescaled."""
         shares: dict[Unit, float] = {}
         rescaled: list[str] = []
         for role, group in type_groups(problem).items():
@@ -32,7 +32,7 @@ class TypeGroups(Allocator):
             shares |= dict(zip(group, (1 - removed).tolist(), strict=True))
             if factor != 1:
                 rescaled.append(f"{role} (x {factor:.3g})")
-        note = f"Losses were rescaled so that the smallest of its type is e, for {', '.join(rescaled)}."
+        note = f"1 / log(loss) needs losses above e: those of {', '.join(rescaled)} were rescaled to a minimum of e."
         return Allocation(fit_ranks(problem, shares), (note,) if rescaled else ())
 
 
@@ -45,15 +45,14 @@ def type_groups(problem: Problem) -> dict[str, list[Unit]]:
 
 
 def uniform_loss(problem: Problem, unit: Unit) -> float:
-    """sqrt(sum of the squared singular values beyond the rank for the overall share)."""
+    """L_i: the root of the sum of the squared singular values beyond the rank for the share `keep`."""
     return problem.curves[unit].loss(problem.rank_within(unit, problem.keep)) ** 0.5
 
 
 def inverse_logs(losses: Tensor) -> tuple[Tensor, float]:
-    """1 / log(c L) for losses L (k,), and c: 1, or where some L <= e what makes the smallest e.
+    """1 / log(c L) for losses L (k,), and c: 1, or e / min(L) if some L <= e, since 1 / log has a pole at 1.
 
-    1 / log has a pole at L = 1, and what it means depends on the losses' unit. Losses below 1e-12 of the largest count
-    as that much.
+    Losses below 1e-12 of the largest are raised to that.
     """
     if losses.max() <= 0:
         return torch.ones_like(losses), 1.0

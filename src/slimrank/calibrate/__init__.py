@@ -1,4 +1,4 @@
-"""What calibration reads (texts, windows) and what it keeps of it (moments)."""
+"""Calibration: the statistics of the dense model on windows of text, as moments of every linear's input and output."""
 
 from slimrank.calibrate.moments import InputMoments, Moments, OutputMoments
 from slimrank.texts.texts import Text, read_text

@@ -1,4 +1,4 @@
-"""Backward through a decoder a block at a time, from the head to the entry, with one block's graph in memory."""
+"""Backpropagation through a decoder a block at a time, with the autograd graph of one block in memory."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from slimrank.calibrate.collect import require_finite
 from slimrank.calibrate.stream import Part, Stream, default_batch, parts_at_once
 from slimrank.model.decoder import Decoder
 
-Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabulary) and which part of the batch they are
+Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabulary) and their part of the batch
 
 
 class States:
-    """The hidden states before every block, on the way back: held for all blocks, or every k-th and followed again."""
+    """The hidden states before every block, read backwards: held for every k-th block, the others recomputed."""
 
     def __init__(self, decoder: Decoder, ids: Tensor) -> None:
         self._decoder, depth = decoder, len(decoder)
@@ -31,7 +31,7 @@ class States:
 
     @torch.no_grad()
     def before(self, index: int) -> list[Tensor]:
-        """By batch, the hidden states before block `index`; asked for from the last block to the first."""
+        """The hidden states before block `index`, by batch; call it from the last block to the first."""
         if index not in self._held:
             for depth in range(index - index % self._every, index):
                 self._held[depth + 1] = [
@@ -42,13 +42,13 @@ class States:
 
 
 def stride(depth: int, sets: int) -> int:
-    """The least k with depth / k + k <= sets, so many sets of states as there is room for, or that of the fewest."""
+    """The least k with depth / k + k <= sets, the sets of states that fit; sqrt(depth), the least sum, if none does."""
     fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
     return next(fitting, round(depth**0.5))
 
 
 def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> Tensor:
-    """dL/d hidden of a batch's last hidden states, L summed over parts of it, since the logits are many."""
+    """dL/d hidden of a batch's last hidden states, a part at a time to limit the logits in memory."""
     gradient = torch.empty_like(hidden, device=decoder.device)
     for part in parts_at_once(decoder, ids):
         states = hidden[part].to(decoder.device).detach().requires_grad_()
@@ -59,7 +59,7 @@ def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> 
 
 
 def step_back(decoder: Decoder, states: States, gradients: list[Tensor], index: int) -> None:
-    """Turn the gradients behind block `index`, by batch, into those before it.
+    """Turn the gradients at the output of block `index`, by batch, into those at its input, in place.
 
     Raises:
         SlimrankError: if a gradient is not finite.

@@ -1,4 +1,4 @@
-"""Collect Moments: windows go through the decoder a block at a time, while hooks watch every linear's input."""
+"""The forward pass of calibration: a block at a time, with hooks that sum every linear's input into Moments."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ def each_block(
     blocks: bool = False,
     track: Track = no_track,
 ) -> Iterator[tuple[int, Moments]]:
-    """Block by block, its index and moments, but for those that are `done`; `blocks`: its output's moments too.
+    """Yield (index, moments) of every block not in `done`; blocks: also the moments of its output.
 
-    Of several processes each reads its share of the windows, and all give the moments of all windows.
+    Each process reads its share of the windows; the moments are those of all windows.
     """
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
@@ -52,9 +52,9 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
         block.add_up(stream.decoder.world)
         moments.blocks = {index: block}
     inputs = add_up(stream.decoder, moments, inputs, linears)
-    for name, one in inputs.items():
-        require_finite(one.absolute, f"the input of {name}")
-        require_finite(one.sums.packed, f"the squared input of {name}")
+    for name, of_input in inputs.items():
+        require_finite(of_input.absolute, f"the input of {name}")
+        require_finite(of_input.sums.packed, f"the squared input of {name}")
     for hidden in stream.hidden:
         require_finite(hidden, f"the output of {stream.decoder.prefix}.{index}")
     return moments
@@ -63,7 +63,7 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
 def add_up(
     decoder: Decoder, moments: Moments, inputs: dict[str, InputMoments], linears: Mapping[str, nn.Module]
 ) -> dict[str, InputMoments]:
-    """Make the inputs' moments, of this process's windows, those of all; some linears only others may have reached."""
+    """Add up the inputs' moments over all processes, in place, with empty ones for linears not reached in this one."""
     leaders = decoder.world.gathered(moments.leader)
     for name, leader in moments.leader.items():
         if leaders[name] != leader:
@@ -71,8 +71,8 @@ def add_up(
     missing = [name for name in dict.fromkeys(leaders.values()) if name not in inputs]
     inputs |= {name: InputMoments.empty(shape_of(linears[name])[1], decoder.device) for name in missing}
     moments.leader, moments.inputs = {**moments.leader, **leaders}, inputs
-    for _, one in sorted(inputs.items()):
-        one.add_up(decoder.world)
+    for _, of_input in sorted(inputs.items()):
+        of_input.add_up(decoder.world)
     return inputs
 
 
@@ -82,7 +82,7 @@ def _shared_at_times(name: str) -> SlimrankError:
 
 @contextmanager
 def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator[dict[str, InputMoments]]:
-    """Note every input that reaches the linears in `moments`, once where several linears read the same tensor."""
+    """Sum every input of the linears into `moments`, once where several linears read the same tensor."""
     seen: dict[int, tuple[Tensor, str]] = {}
     inputs: dict[str, InputMoments] = {}
     moments.inputs = inputs
@@ -91,9 +91,9 @@ def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator
         def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             if any(name == leader for _, leader in seen.values()):
-                seen.clear()  # the next batch has begun
+                seen.clear()  # a new batch
             if id(x) not in seen:
-                seen[id(x)] = (x, name)  # holding x keeps its id from being given to another tensor
+                seen[id(x)] = (x, name)  # held so that its id is not reused
                 if name not in inputs:
                     inputs[name] = InputMoments.empty(x.shape[-1], x.device)
                 inputs[name].add(x)
@@ -108,6 +108,6 @@ def watch_inputs(linears: Mapping[str, nn.Module], moments: Moments) -> Iterator
 
 
 def require_finite(x: Tensor, what: str) -> None:
-    """Raise a SlimrankError if x holds NaN or Inf."""
+    """Raise a SlimrankError that names `what` if x holds NaN or Inf."""
     if not x.isfinite().all():
-        raise SlimrankError(f"Calibration met NaN or Inf in {what}: try --dtype float32 or check the weights.")
+        raise SlimrankError(f"Calibration found NaN or Inf in {what}: try --dtype float32 or check the weights.")

@@ -1,4 +1,4 @@
-"""What calibration leaves: windows of tokens, and what they made of the dense model."""
+"""Evidence: the calibration windows and the dense model's statistics on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,31 +21,31 @@ INPUTS = Needs()
 
 @dataclass(frozen=True)
 class Evidence:
-    """moments: of the calibration windows; held_out: of the held-out ones, inputs alone."""
+    """moments: on the calibration windows; held_out: of the inputs on the held-out windows."""
 
     windows: Windows
     moments: Moments
     held_out: Moments
 
     def input_of(self, linear: str) -> InputMoments:
-        """What reached a linear on the calibration windows."""
+        """The moments of a linear's input on the calibration windows."""
         return self.moments.input_of(linear)
 
     def held_out_of(self, linear: str) -> InputMoments | None:
-        """What reached a linear on the held-out windows; None where nothing did, or where it was dropped."""
+        """The same on the held-out windows; None if no token reached it, or once its moments were dropped."""
         return self.held_out.inputs.get(self.moments.leader[linear])
 
     def output_of(self, linear: str) -> OutputMoments:
-        """The gradients at a linear's output."""
+        """The moments of the loss's gradient at a linear's output."""
         return self.moments.output_of(linear)
 
 
 def calibrate(
     model: Compressible, windows: Windows, needs: Needs = INPUTS, run: Run | None = None, spent: Sequence[int] = ()
 ) -> Evidence:
-    """Windows -> Evidence, block by block into the run's pieces.
+    """Windows -> Evidence, saved block by block among the run's pieces.
 
-    spent: blocks whose held-out moments are not needed any more.
+    needs: the statistics to collect; spent: blocks whose held-out moments are no longer needed.
 
     Raises:
         SlimrankError: naming the linear or block that a non-finite number reached.
@@ -55,9 +55,9 @@ def calibrate(
     moments, held_out = (on_shelves(pieces, decoder.device) for _ in range(2))
 
     def into(shelves: Moments, group: str, walk: Any, ids: Tensor, spent: Sequence[int] = ()) -> None:
-        there = [index for index in range(len(blocks)) if f"{group}/{index}" in pieces]
-        for index, found in walk(decoder, ids, blocks, done={*there, *spent}, track=run.track):
-            shelve(found, pieces, f"{group}/{index}")
+        saved = [index for index in range(len(blocks)) if f"{group}/{index}" in pieces]
+        for index, collected in walk(decoder, ids, blocks, done={*saved, *spent}, track=run.track):
+            shelve(collected, pieces, f"{group}/{index}")
         for index in range(len(blocks)):
             if f"{group}/{index}" in pieces:
                 put_on_shelf(shelves, pieces, f"{group}/{index}")

@@ -1,4 +1,4 @@
-"""The gradient pass: from the head back to the entry, a block at a time."""
+"""The gradient pass of calibration: from the head back to the first block, a block at a time."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.gram_sum import product
 from slimrank.runtime.track import Track, no_track
 
-NONE = -100  # for the token after the last
+NONE = -100  # the label of a window's last token, which cross_entropy ignores
 
 
 def each_gradient(
@@ -31,14 +31,13 @@ def each_gradient(
     done: Collection[int] = (),
     track: Track = no_track,
 ) -> Iterator[tuple[int, Moments]]:
-    """Block by block from the last, its index and its OutputMoments, but for those that are `done`.
+    """Yield (index, Moments with `outputs`) of every block not in `done`, from the last to the first.
 
-    The loss is the sum over tokens of the next token's negative log-likelihood in nats, the next token taken from the
-    text or sampled from the model (whose Fisher information is then true rather than empirical).
+    The loss is the negative log-likelihood of the next token in nats, summed over tokens. labels: the next token is the
+    text's (empirical Fisher information) or sampled from the model (true Fisher information).
 
-    of_weights: also what the gradients of the weights themselves give, fisher_rows and gradient_norm. One block's
-    graph is held at a time, and the hidden states before every block or, where these do not fit, before some of them,
-    from which the others follow again. Of several processes each reads its share of the windows.
+    of_weights: also compute fisher_rows and gradient_norm from the gradients of the weights. One block's graph is held
+    at a time, and as many hidden states as fit (see States). Each process reads its share of the windows.
     """
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
@@ -59,33 +58,33 @@ def each_gradient(
             step_back(decoder, states, gradients, index)
         if index not in done:
             add_up(decoder, outputs, totals if of_weights else None, linears[index])
-            for name, one in outputs.items():
-                one.gradient_norm = totals[name].norm().item() if name in totals else 0.0
+            for name, output in outputs.items():
+                output.gradient_norm = totals[name].norm().item() if name in totals else 0.0
             yield index, Moments(outputs=outputs)
 
 
 def add_up(
     decoder: Decoder, outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None, linears: dict[str, nn.Module]
 ) -> None:
-    """Make the sums over this process's windows those over all; some linears only others may have reached."""
+    """Add up the sums over all processes, in place, with zeros for linears not reached in this one."""
     for name in decoder.world.gathered(dict.fromkeys(outputs)).keys() - outputs.keys():
         shape = shape_of(linears[name])
         outputs[name] = OutputMoments.empty(shape[0], decoder.device)
         if totals is not None:
             totals[name] = torch.zeros(shape, device=decoder.device)
-    for name, one in sorted(outputs.items()):
-        one.add_up(decoder.world)
+    for name, output in sorted(outputs.items()):
+        output.add_up(decoder.world)
         if totals is not None:
             decoder.world.add_up(totals[name])
 
 
 def window_generator(device: torch.device, seed: int, window: int) -> torch.Generator:
-    """The generator of a window's labels, whichever process and batch it is in."""
+    """The generator of a window's sampled labels, independent of its process and batch."""
     return torch.Generator(device).manual_seed((seed * 2**24 + window) % 2**63)
 
 
 def token_losses(ids: Tensor, labels: Labels, draws: list[torch.Generator]) -> Loss:
-    """The loss of `collect_gradients` for a batch of windows ids (batch, tokens); draws: a generator a window."""
+    """The loss of each_gradient for a batch of windows ids (batch, tokens); draws: one generator for each window."""
     following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=NONE)
 
     def loss(logits: Tensor, part: Part) -> Tensor:
@@ -103,20 +102,20 @@ def token_losses(ids: Tensor, labels: Labels, draws: list[torch.Generator]) -> L
 
 
 def drawn(logits: Tensor, places: Tensor) -> Tensor:
-    """The ids (...,) at these places, in [0, 1), of the cumulated probabilities; logits (..., vocabulary).
+    """Ids (...,) sampled from logits (..., vocabulary) by inverting their distribution at `places` (...,) in [0, 1).
 
-    A number a token; torch.multinomial draws one for every id of the vocabulary.
+    It takes one random number for each token; torch.multinomial takes one for each id of the vocabulary.
     """
     cumulated = logits.softmax(-1).cumsum(-1)
-    found = torch.searchsorted(cumulated, (places.to(cumulated) * cumulated[..., -1]).unsqueeze(-1), right=True)
-    return found.squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    ids = torch.searchsorted(cumulated, (places.to(cumulated) * cumulated[..., -1]).unsqueeze(-1), right=True)
+    return ids.squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
 @contextmanager
 def watch_gradients(
     block: nn.Module, linears: dict[str, nn.Module], outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None
 ) -> Iterator[None]:
-    """Add the gradient at the output of every linear of `block` to `outputs`, and dL/dW to `totals` if asked for."""
+    """Sum the gradient at every linear's output into `outputs`, and dL/dW into `totals` unless that is None."""
     batch = torch.Size()
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -136,7 +135,7 @@ def watch_gradients(
 
 
 def by_window(x: Tensor, batch: torch.Size) -> Tensor:
-    """x (windows, tokens, n) where the block had flattened it to (windows tokens, n), as OPT's do; batch: these two."""
+    """x as (windows, tokens, n), where the block flattened it as OPT's do; batch: (windows, tokens)."""
     return x.unflatten(0, batch) if x.ndim == 2 and len(x) == batch.numel() else x
 
 

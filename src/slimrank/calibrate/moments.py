@@ -1,4 +1,4 @@
-"""Moments: what calibration saw at every linear and every block, as sums over tokens."""
+"""Moments: sums over calibration tokens at every linear and every block."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,36 +13,33 @@ from slimrank.runtime.world import World
 
 @dataclass
 class TokenSums:
-    """Sums over `tokens` tokens: `sums`, of x x^T, is held in half the space."""
+    """sums: of x x^T over `tokens` tokens, packed in half the space."""
 
     sums: GramSum
     tokens: int = field(default=0, kw_only=True)
 
     def gram(self) -> Tensor:
-        """The whole sum of x x^T (n, n), float64, made anew."""
+        """The sum of x x^T (n, n), float64, a new tensor."""
         return self.sums.full()
 
     def mean(self) -> Tensor:
-        """The Gram per token (n, n), made anew, so that the caller may write to it."""
+        """The mean of x x^T over tokens (n, n), float64, a new tensor that the caller may write to."""
         return self.sums.full().div_(self.tokens)
 
     def add_up(self, world: World) -> None:
-        """Make the sums over this process's windows those over all processes' windows."""
+        """Add up the sums over all processes, in place."""
         world.add_up(self.sums.packed)
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for item in fields(self):
+            value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 world.add_up(value)
             elif isinstance(value, int):
-                setattr(self, one.name, int(world.total(value)))
+                setattr(self, item.name, int(world.total(value)))
 
 
 @dataclass
 class InputMoments(TokenSums):
-    """What reached one distinct input of width n.
-
-    sums: H = sum x x^T (n, n); absolute: sum |x| (n,) float64.
-    """
+    """Sums over the tokens x (n,) of one input: sums, H = sum x x^T (n, n); absolute, sum |x| (n,) float64."""
 
     absolute: Tensor
 
@@ -52,7 +49,7 @@ class InputMoments(TokenSums):
         return cls(GramSum.empty(width, device), zeros(width, device))
 
     def add(self, x: Tensor) -> None:
-        """Add the tokens of x (..., n); products in float32, sums in float64."""
+        """Add the tokens of x (..., n), multiplied in float32 and summed in float64."""
         x = x.detach().reshape(-1, x.shape[-1])
         self.sums.add(x)
         self.absolute += x.float().abs().sum(0).double()
@@ -61,10 +58,10 @@ class InputMoments(TokenSums):
 
 @dataclass
 class OutputMoments(TokenSums):
-    """What the loss's gradient g (nats, summed over tokens) was at a linear's output of width m.
+    """Sums over tokens of the gradient g = dL/dy (m,) at a linear's output y, L in nats summed over tokens.
 
     sums: G = sum g g^T (m, m); fisher_rows: sum over windows of the row sums of (dL/dW)^2 (m,) float64; fourth:
-    sum |g|^4, a float64 scalar; gradient_norm: |sum over windows of dL/dW|_F; windows: how many there were.
+    sum |g|^4, a float64 scalar; gradient_norm: |sum over windows of dL/dW|_F; windows: their number.
     """
 
     fisher_rows: Tensor
@@ -80,7 +77,7 @@ class OutputMoments(TokenSums):
 
 @dataclass
 class BlockMoments(TokenSums):
-    """A block's output hidden states h: sums of h h^T (d, d), and the summed cosine between its input and output."""
+    """Sums over tokens of a block's output h (d,): sums, of h h^T (d, d); cosine, of cos(input, h), a scalar."""
 
     cosine: Tensor
 
@@ -90,7 +87,7 @@ class BlockMoments(TokenSums):
         return cls(GramSum.empty(width, device), zeros(1, device)[0])
 
     def add(self, before: Tensor, after: Tensor) -> None:
-        """Add the tokens of a batch (batch, tokens, d) before and behind the block."""
+        """Add a batch of hidden states (batch, tokens, d) at the block's input and output."""
         before, after = (h.detach().reshape(-1, h.shape[-1]).float() for h in (before, after))
         self.sums.add(after)
         self.cosine += torch.nn.functional.cosine_similarity(before, after, dim=-1).double().sum()
@@ -98,7 +95,7 @@ class BlockMoments(TokenSums):
 
 
 def zeros(width: int, device: torch.device) -> Tensor:
-    """(width,) float64."""
+    """Zeros (width,) in float64."""
     return torch.zeros(width, dtype=torch.float64, device=device)
 
 
@@ -106,8 +103,8 @@ def zeros(width: int, device: torch.device) -> Tensor:
 class Moments:
     """All moments of a set of windows.
 
-    inputs: by the first linear that saw an input; leader: of every linear, the linear whose input it shares;
-    outputs: by linear; blocks: by decoder block. The last two are empty unless they were asked for.
+    inputs: by the first linear that reads an input; leader: by linear, the first one that reads the same input;
+    outputs: by linear; blocks: by block index. The last two are empty unless Needs asks for them.
     """
 
     inputs: Mapping[str, InputMoments] = field(default_factory=dict)
@@ -128,6 +125,6 @@ class Moments:
         return self.outputs[linear]
 
     def short_of_tokens(self) -> list[str]:
-        """The linears whose input is wider than the number of tokens that was seen of it."""
-        short = {name for name, one in self.inputs.items() if one.tokens < len(one.absolute)}
+        """The linears whose input has more channels than calibration tokens, so that H is singular."""
+        short = {name for name, x in self.inputs.items() if x.tokens < len(x.absolute)}
         return [linear for linear, leader in self.leader.items() if leader in short]

@@ -1,4 +1,4 @@
-"""What the later steps need calibration to leave."""
+"""Needs: the statistics that the later steps ask of calibration."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,11 +10,11 @@ Labels = Literal["text", "sampled"]
 
 @dataclass(frozen=True)
 class Needs:
-    """Moments of every input are always there; everything else is summed only where it is asked for.
+    """Input moments are always collected; the rest only on request.
 
-    gradients: the moments of the loss's gradient at every linear's output; of_weights: what those say of the gradients
-    of the weights, too; labels: the next tokens that the loss is taken for; tokens: how many calibration tokens the
-    gradients are taken on, None for all; blocks: the moments of every block's output.
+    gradients: moments of the loss's gradient at every linear's output; of_weights: also of the weights' gradients;
+    labels: next tokens of the loss, the text's or sampled from the model; tokens: calibration tokens of the gradient
+    pass, None for all; blocks: moments of every block's output.
     """
 
     gradients: bool = False
@@ -24,7 +24,7 @@ class Needs:
     blocks: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What serves both."""
+        """The union of both needs."""
         if not (self.gradients and other.gradients):
             both = self if self.gradients else other
             return Needs(both.gradients, both.of_weights, both.labels, both.tokens, blocks=self.blocks or other.blocks)
@@ -38,5 +38,5 @@ class Needs:
         )
 
     def gradient_windows(self, windows: Tensor) -> Tensor:
-        """Of the calibration windows (count, tokens) those that the gradient pass reads."""
+        """The calibration windows (count, tokens) that the gradient pass reads, from the first on."""
         return windows if self.tokens is None else windows[: -(-self.tokens // windows.shape[1])]

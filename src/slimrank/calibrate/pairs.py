@@ -1,4 +1,4 @@
-"""What the dense and the compressed model make of the same tokens at a linear, side by side."""
+"""Moments of the same tokens in the dense and the compressed model, at one linear."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ from slimrank.runtime.world import World
 
 @dataclass
 class Seen:
-    """One linear in one forward pass: input x (..., n), output y (..., m), and what y was then added to, if it was."""
+    """One linear in one forward pass: input x (..., n), output y (..., m), and what y is added to, if anything."""
 
     x: Tensor
     y: Tensor
@@ -25,10 +25,10 @@ class Seen:
 
 @dataclass
 class PairMoments:
-    """Sums over tokens: sums, of x^ x^T (n, n); cross[linear] = sum t x^T (m, n) with the linear's target t; float64.
+    """Sums over tokens, float64: sums, of x^ x^T (n, n); cross[linear], of t x^T (m, n).
 
-    x^ is the input in the compressed model. t is the dense model's output without its bias or, with `residual`, what
-    the output must be for its sum with the compressed residual stream to equal the dense one.
+    x^ is the input in the compressed model. The target t is the dense model's output without bias; with `residual`, the
+    output whose sum with the compressed residual stream equals the dense one.
     """
 
     sums: GramSum | None = None
@@ -38,7 +38,7 @@ class PairMoments:
     def add(
         self, dense: dict[str, Seen], compressed: dict[str, Seen], biases: dict[str, Tensor], residual: bool
     ) -> None:
-        """Add one batch of linears that share their input; products in float32, sums in float64."""
+        """Add one batch of linears that share their input, multiplied in float32 and summed in float64."""
         x = _flat(next(iter(compressed.values())).x)
         if self.sums is None:
             self.sums = GramSum.empty(x.shape[1], x.device)
@@ -50,23 +50,23 @@ class PairMoments:
                 target = target + (was.addend - now.addend)
             if name in biases:
                 target = target - biases[name]
-            found = product(_flat(target), x)
-            self.cross[name] = self.cross[name].add_(found) if name in self.cross else found.double()
+            cross = product(_flat(target), x)
+            self.cross[name] = self.cross[name].add_(cross) if name in self.cross else cross.double()
 
     def gram(self) -> Tensor:
-        """The whole sum of x^ x^T (n, n), made anew."""
+        """The sum of x^ x^T (n, n), float64, a new tensor; after `settle` the mean."""
         if self.sums is None:
             raise ValueError("no batch was added")
         return self.sums.full()
 
     def add_up(self, world: World) -> None:
-        """Make the sums over this process's windows those over all."""
+        """Add up the sums over all processes, in place."""
         if self.sums is not None:
             world.add_up(self.sums.packed, *(cross for _, cross in sorted(self.cross.items())))
         self.tokens = int(world.total(self.tokens))
 
     def settle(self) -> None:
-        """Turn the sums into means, in place."""
+        """Divide the sums by the number of tokens, in place."""
         if self.sums is not None:
             self.sums.packed.div_(self.tokens)
         for cross in self.cross.values():
@@ -75,9 +75,9 @@ class PairMoments:
 
 @contextmanager
 def watch_sums(modules: dict[str, nn.Module], awaited: Collection[str] | None = None) -> Iterator[dict[str, Seen]]:
-    """Note each module's input, output and addend in one forward pass inside.
+    """Record each module's input, output and addend in one forward pass.
 
-    The pass is broken off once all outputs, and the addends of the `awaited` modules, are there; None lets it end.
+    The pass is aborted once all outputs, and the addends of the `awaited` modules, are recorded; None completes it.
     """
     sums = _Sums(modules, awaited)
     hooks = (module.register_forward_hook(sums.hook(name)) for name, module in modules.items())
@@ -86,11 +86,11 @@ def watch_sums(modules: dict[str, nn.Module], awaited: Collection[str] | None = 
 
 
 class _AllSeen(Exception):
-    """The rest of a forward pass is of no interest."""
+    """Aborts a forward pass whose rest is not needed."""
 
 
 class _Sums(TorchDispatchMode):
-    """Finds the other operand of a plain sum that an output is part of: in most decoders the residual stream."""
+    """Records the other operand of the sum that a linear's output enters: in most decoders the residual stream."""
 
     def __init__(self, modules: Collection[str], awaited: Collection[str] | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hidden states on their way through a decoder, a block at a time."""
+"""Hidden states of a set of windows, taken through a decoder a block at a time."""
 
 import os
 import tempfile
@@ -13,17 +13,16 @@ from slimrank.model.decoder import Call, Decoder
 from slimrank.runtime.memory import Room
 from slimrank.store.disk import disk_errors
 
-CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # numbers at a time
+CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # logits in memory at a time
 CPU_TOKENS, DEVICE_TOKENS = 2**12, 2**14
-CPU_STATES = 2**21  # numbers of the hidden states in flight
+CPU_STATES = 2**21  # elements of the hidden states in flight
 Part = tuple[slice, slice]  # windows and tokens
 
 
 class Stream:
-    """The hidden states of a set of windows at one depth, in batches.
+    """The hidden states of windows before block `depth`: hidden[b] is batch b's, (batch, tokens, width).
 
-    ids: (windows, tokens); `hidden[b]` is batch b's (batch, tokens, width) before block `depth`, where `copies` sets of
-    them fit (see Home).
+    ids: (windows, tokens); batch: windows in a batch; copies: sets of states that the caller will hold (see Home).
     """
 
     def __init__(self, decoder: Decoder, ids: Tensor, batch: int, copies: int = 1) -> None:
@@ -42,32 +41,32 @@ class Stream:
 
     @property
     def nbytes(self) -> int:
-        """What the hidden states take."""
+        """Bytes of the hidden states."""
         return sum(hidden.nbytes for hidden in self.hidden)
 
     def _interned(self, calls: list[Call]) -> list[Call]:
-        """The previous batch's calls where they are equal, so that masks and rotary tables are held once."""
+        """The previous batch's calls if they are equal, so that masks and rotary tables are held once."""
         if self.calls and all(_equal(a, b) for a, b in zip(self.calls[-1], calls, strict=True)):
             return self.calls[-1]
         shared: list[Call] = []
         for call in calls:
-            shared.append(next((one for one in shared[-1:] if _equal(one, call)), call))
+            shared.append(next((last for last in shared[-1:] if _equal(last, call)), call))
         return shared
 
     def outputs(self) -> Iterator[Tensor]:
-        """Block `depth`'s output, batch by batch, the stream staying where it is."""
+        """Yield block `depth`'s output of every batch, without advancing."""
         for batch in range(len(self.hidden)):
             yield self.output(batch)
 
     @torch.no_grad()
     def output(self, batch: int) -> Tensor:
-        """Block `depth`'s output for one batch, the stream staying where it is."""
+        """Block `depth`'s output of one batch, without advancing."""
         return self.decoder.run(self.depth, self.hidden[batch], self.calls[batch][self.depth])
 
     def advance(self, known: Iterable[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run block `depth` and step behind it; yields each batch's hidden states before and after.
+        """Run block `depth` and advance; yields the hidden states of each batch before and after it.
 
-        known: the block's outputs, where they were computed before.
+        known: the block's outputs by batch, if they are known.
         """
         for index, output in enumerate(self.outputs() if known is None else known):
             before = self.hidden[index].to(output.device)
@@ -76,14 +75,14 @@ class Stream:
         self.depth += 1
 
     def skip(self, blocks: int) -> None:
-        """Advance over some blocks without looking."""
+        """Advance by a number of blocks."""
         for _ in range(blocks):
             for _ in self.advance():
                 pass
 
 
 class Home:
-    """Where sets of hidden states of `nbytes` in all stay: as they are, in host memory, or in files, as they fit."""
+    """Stores hidden states of `nbytes` in all where they fit: on their device, in host memory, or in files."""
 
     def __init__(self, room: Room, nbytes: int, device: torch.device) -> None:
         self._to_host = device.type != "cpu" and nbytes > room.device
@@ -92,7 +91,7 @@ class Home:
             self._folder = tempfile.TemporaryDirectory(prefix="slimrank-states-")
 
     def put(self, hidden: Tensor) -> Tensor:
-        """The same numbers; a file that holds them has no name any more and is gone with the tensor."""
+        """The same values in that place; a file is unlinked at once and its space freed with the tensor."""
         if self._folder is None:
             return hidden.cpu() if self._to_host else hidden
         path = Path(self._folder.name) / "hidden"
@@ -119,14 +118,14 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def final_states(decoder: Decoder, ids: Tensor) -> Stream:
-    """This process's share of the windows behind the last block."""
+    """The hidden states of this process's share of the windows, behind the last block."""
     stream = Stream(decoder, decoder.world.share(ids), default_batch(decoder, ids.shape[1]))
     stream.skip(len(decoder))
     return stream
 
 
 def parts_at_once(decoder: Decoder, ids: Tensor) -> Iterator[Part]:
-    """Windows and tokens of `ids` (windows, tokens) that the head is to see at a time, since their logits are many."""
+    """Yield the parts of `ids` (windows, tokens) whose logits fit in memory at a time."""
     vocabulary = decoder.model.config.get_text_config().vocab_size
     count, window = ids.shape
     tokens = max(1, (CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS) // vocabulary)
@@ -137,6 +136,6 @@ def parts_at_once(decoder: Decoder, ids: Tensor) -> Iterator[Part]:
 
 
 def default_batch(decoder: Decoder, window: int) -> int:
-    """Windows a batch, so that 16384 tokens are in flight, on a CPU 4096 and in a wide model fewer."""
+    """Windows in a batch: 16384 tokens on a device; on a CPU 4096, fewer in wide models."""
     tokens = DEVICE_TOKENS if decoder.device.type != "cpu" else min(CPU_TOKENS, CPU_STATES // decoder.width)
     return max(1, tokens // window)

@@ -1,4 +1,4 @@
-"""Factorizers: what a linear becomes. A new one is a file here and a line in FACTORIZERS."""
+"""Factorizers turn linears into compressed layers. A new one is a file here and a line in FACTORIZERS."""
 
 from slimrank.factorize.base import Factorizer, Target
 from slimrank.factorize.columns import ColumnsFactorizer

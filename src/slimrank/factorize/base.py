@@ -1,4 +1,4 @@
-"""What a factorizer is: what a rank costs in its form, and the layers that a unit becomes."""
+"""The interface of a factorizer: the cost of a rank in its form, and the layers that replace a unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from slimrank.spectrum.decomposition import Decomposition
 class Target:
     """A unit to be replaced.
 
-    dense: its modules; weight: what to approximate, stacked (m, n); grams: its metric; decomposition: of that weight in
-    that metric; leader: the first module's own name in the module that holds them all.
+    dense: its modules; weight: the stacked weight to approximate (m, n); grams: the metric; decomposition: of `weight`
+    under `grams`; leader: the first module's name within its parent module.
     """
 
     dense: Sequence[nn.Module]
@@ -30,65 +30,65 @@ class Target:
 
     @property
     def biases(self) -> list[Tensor | None]:
-        """The dense bias (m_i,) of each."""
-        return [bias_of(one) for one in self.dense]
+        """The bias (m_i,) of each module, None if it has none."""
+        return [bias_of(module) for module in self.dense]
 
     @property
     def rows(self) -> list[int]:
-        """m_i of each."""
-        return [shape_of(one)[0] for one in self.dense]
+        """The output width m_i of each module."""
+        return [shape_of(module)[0] for module in self.dense]
 
     def in_their_dtypes(self, layers: Sequence[Form]) -> list[Form]:
-        """The layers in the dense weights' dtypes."""
+        """The layers cast to the dtypes of the dense weights."""
         return [layer.to(weight_of(dense).dtype) for layer, dense in zip(layers, self.dense, strict=True)]
 
 
 @dataclass(frozen=True)
 class Built:
-    """The layers in the places of a unit's linears, and their squared error in the metric."""
+    """The layers that replace a unit's linears, in order, and their squared error in the metric."""
 
     layers: Sequence[Form]
     loss: float
 
 
 class Factorizer(BaseModel):
-    """Base of the forms' factorizers; a subclass's fields are its options in a recipe, `name` is the form's.
+    """Base of the factorizers; a subclass's fields are its options in a recipe, `name` is the form's name.
 
-    multiple: ranks are multiples of it.
+    multiple: ranks are multiples of this number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     searches: ClassVar[bool] = False
-    """Whether `build` looks for something in the weight, so that its error is not that of the plain cut."""
+    """Whether `build` optimises beyond the truncation, so that its error differs from the curve's."""
 
     name: str
     multiple: int = Field(default=1, ge=1)
 
     @property
     def stacks(self) -> bool:
-        """Whether it may make one factorisation of several linears that share their input."""
+        """Whether it can factorise several linears that share their input together."""
         return False
 
     def entries(self, shapes: Sequence[Shape], rank: int) -> list[dict[str, Any]]:
-        """The layers' entries (see Form.entry) as they are planned for the linears of a unit of these shapes."""
+        """The planned entry (see Form.entry) of each layer of a unit with these shapes."""
         raise NotImplementedError
 
     def build(self, target: Target, rank: int) -> Built:
-        """The layers that replace the target's linears, within `costs`."""
+        """Build the layers that replace the target's linears, with at most `costs` parameters each."""
         raise NotImplementedError
 
     def costs(self, shapes: Sequence[Shape], rank: int) -> list[int]:
-        """The numbers that each linear of a unit stores at a rank, indices included, as its form counts them."""
+        """The parameters that each linear of a unit stores at a rank, indices included (see Form.count_parameters)."""
         entries = zip(shapes, self.entries(shapes, rank), strict=True)
         return [FORMS[entry["form"]].count_parameters(*shape, entry) for shape, entry in entries]
 
     def cost(self, shapes: Sequence[Shape], rank: int) -> int:
-        """The numbers that a unit of these shapes stores at a rank."""
+        """The parameters that a unit stores at a rank."""
         return sum(self.costs(shapes, rank))
 
     def rank_for(self, shapes: Sequence[Shape], budget: float) -> int:
-        """The largest rank whose cost is within the budget (numbers), 0 if none is; a multiple of `multiple`."""
+        """The largest rank, a multiple of `multiple` or the full one, whose cost is within the budget; 0 if none is."""
         low, high = 0, full_rank(shapes)
         while low < high:
             middle = (low + high + 1) // 2
@@ -97,5 +97,5 @@ class Factorizer(BaseModel):
 
 
 def full_rank(shapes: Sequence[Shape]) -> int:
-    """Of the weights stacked."""
+    """The largest rank of the stacked weights."""
     return min(sum(rows for rows, _ in shapes), shapes[0][1])

@@ -1,4 +1,4 @@
-"""Duo-SVD's column level (arXiv 2510.19385): the columns that low rank does worst stay as they are."""
+"""Duo-SVD's column level (arXiv 2510.19385): columns with the largest error stay dense, the rest is low rank."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Search = Literal["golden", "every"]
 
 @dataclass(frozen=True)
 class Trade:
-    """How many ranks go into kept columns, and the squared error that then remains."""
+    """traded: how many ranks are exchanged for dense columns; loss: the squared error that remains."""
 
     traded: int
     loss: float
@@ -29,7 +29,7 @@ class Trade:
 
 @dataclass(frozen=True)
 class Split:
-    """Kept columns and a low-rank rest: order (n,) lists the c kept columns first, loss is the squared error."""
+    """Dense columns and a low-rank rest: order (n,) lists the c dense columns first, loss is the squared error."""
 
     order: Tensor
     columns: int
@@ -39,11 +39,11 @@ class Split:
 
 
 class ColumnsFactorizer(Factorizer):
-    """A rank r0 of the plan is worth r0 (m + n) numbers; part of them goes into kept columns where that pays.
+    """A planned rank r0 is a budget of r0 (m + n) parameters; some go into dense columns if that lowers the error.
 
-    gain: the share by which the squared error must fall; a linear where it doesn't becomes plain low rank.
-    search: `golden` is the paper's, a few decompositions a linear; `every` tries each number of traded ranks, since
-    the loss may have several valleys.
+    gain: the share by which the squared error must fall, or else the linear is plain low rank. search: `golden` is the
+    paper's golden section, a few decompositions for each linear; `every` tries all numbers of traded ranks, since the
+    loss may have several minima.
     """
 
     searches: ClassVar[bool] = True
@@ -53,11 +53,11 @@ class ColumnsFactorizer(Factorizer):
     search: Search = "golden"
 
     def entries(self, shapes: Sequence[Shape], rank: int) -> list[dict[str, Any]]:
-        """r0 (m + n) numbers, never overshot and, with columns kept, mostly undershot by less than m."""
+        """A low-rank entry, whose r0 (m + n) parameters are the most that `build` uses."""
         return [{"form": LowRank.form, "rank": rank} for _ in shapes]
 
     def build(self, target: Target, rank: int) -> Built:
-        """The best split of the budget, or the plain cut of the decomposition."""
+        """The best split of the budget, or the plain truncation."""
         weight, dtype, (bias,) = target.weight, target.weight.dtype, target.biases
         trade = best_trade(weight, target.grams, target.decomposition, rank, self.gain, self.search)
         if trade.traded == 0:
@@ -78,9 +78,9 @@ def best_trade(
     gain: float = 0.01,
     search: Search = "golden",
 ) -> Trade:
-    """How many of the ranks r0 = `rank` to trade for the least loss that the search finds, 0 unless it gains `gain`.
+    """The number of the `rank` ranks to trade for the least loss found; 0 unless that is lower by `gain`.
 
-    weight (m, n); decomposition of it in the metric of `grams`, any Grams.
+    weight (m, n); decomposition: of it under `grams`.
     """
     order = column_order(weight, grams, decomposition, rank)
     plain = decomposition.loss(rank)
@@ -93,13 +93,13 @@ def best_trade(
 
 
 def column_order(weight: Tensor, grams: Grams, decomposition: Decomposition, rank: int) -> Tensor:
-    """The columns (n,) by their part of the cut's squared error, the largest first."""
+    """Column indices (n,) by their part of the truncation's squared error, descending."""
     left, right = decomposition.cut(rank)
     return column_scores(weight.double() - left @ right, grams).argsort(descending=True, stable=True)
 
 
 def column_scores(error: Tensor, grams: Grams) -> Tensor:
-    """Each column's own part of the squared error, |L^T E[:, i]|^2 H_ii, for E (m, n)."""
+    """The squared error |L^T E[:, i]|^2 H_ii of each column alone (n,), for E (m, n)."""
     squares = (error * times(grams.left, error)).sum(0)
     if grams.right is None:
         return squares
@@ -107,16 +107,16 @@ def column_scores(error: Tensor, grams: Grams) -> Tensor:
 
 
 def bought_columns(shape: Shape, rank: int, traded: int) -> int:
-    """c with (m + 1) c + (m + n - c) (r0 - delta) <= r0 (m + n), for r0 = rank and delta = traded ranks.
+    """The largest c with (m + 1) c + (m + n - c) (r0 - delta) <= r0 (m + n), for r0 = rank and delta = traded ranks.
 
-    The paper's round(delta (m + n) / (m - r0 + delta)), with each column's index paid for and rounded down to fit.
+    The paper's round(delta (m + n) / (m - r0 + delta)), rounded down and with each column's index counted.
     """
     rows, columns = shape
     return min(traded * (rows + columns) // (rows + 1 - rank + traded), columns)
 
 
 def split_at(weight: Tensor, grams: Grams, order: Tensor, rank: int, traded: int) -> Split:
-    """The split that `traded` of the ranks buy; kept columns carry no error, so the rest's own optimum is exact."""
+    """The split at `traded` ranks; dense columns have no error, so the optimum of the rest alone is exact."""
     columns = bought_columns((weight.shape[0], weight.shape[1]), rank, traded)
     order = torch.cat([order[:columns].sort().values, order[columns:].sort().values])
     rest = order[columns:]
@@ -126,7 +126,7 @@ def split_at(weight: Tensor, grams: Grams, order: Tensor, rank: int, traded: int
 
 
 def sub_gram(gram: Tensor | None, indices: Tensor) -> Tensor | None:
-    """The Gram of some of the inputs."""
+    """The Gram of the input channels `indices`."""
     if gram is None:
         return None
     return gram[indices] if gram.ndim == 1 else gram[indices][:, indices]
@@ -135,7 +135,7 @@ def sub_gram(gram: Tensor | None, indices: Tensor) -> Tensor | None:
 def golden_section(loss: Callable[[int], float], rank: int) -> int:
     """delta in [0, rank - 1] with the least loss found: two probes, then golden section to an interval below 3.
 
-    At least rank 1 stays. 0 where neither round(.382 r0) nor round(.090 r0) beats loss(0).
+    0 if neither probe, round(0.382 r0) or round(0.090 r0), beats loss(0).
     """
     low, high = 0, max(rank - 1, 0)
     probes = {min(round(share * rank), high) for share in (GOLDEN, GOLDEN**2 * (1 - GOLDEN))}
@@ -151,7 +151,7 @@ def golden_section(loss: Callable[[int], float], rank: int) -> int:
 
 
 def every_trade(loss: Callable[[int], float], rank: int) -> int:
-    """delta in [0, rank - 1] with the least loss."""
+    """delta in [0, rank - 1] with the least loss, by trying all."""
     return min(range(max(rank, 1)), key=loss)
 
 

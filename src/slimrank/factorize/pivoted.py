@@ -1,4 +1,4 @@
-"""Pivoted storage (PIFA, arXiv 2501.19090): the same W' in fewer numbers."""
+"""Pivoted storage (PIFA, arXiv 2501.19090): the same W' in fewer parameters."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,10 +9,10 @@ from slimrank.model.units import Shape
 
 
 class PivotedFactorizer(Factorizer):
-    """r (m + n) - r^2 numbers and a byte for every eight rows.
+    """Stores r (m + n) - r^2 parameters and one bit for each row.
 
-    joint: linears of one module that share an input may also be stacked and pivoted as one, where the allocator finds
-    that this loses less: they then share the pivots.
+    joint: linears of one module that share an input may also be stacked and pivoted together, sharing the pivots, where
+    the allocator finds that this loses less.
     """
 
     name: Literal["pivoted"] = "pivoted"
@@ -20,18 +20,18 @@ class PivotedFactorizer(Factorizer):
 
     @property
     def stacks(self) -> bool:
-        """As `joint` says."""
+        """The option `joint`."""
         return self.joint
 
     def entries(self, shapes: Sequence[Shape], rank: int) -> list[dict[str, Any]]:
-        """One pivoted layer, or one each; which of them has how many pivots of its own is not known before."""
+        """A pivoted entry, or one for each linear of a joint unit, all pivots counted at the first linear."""
         if len(shapes) == 1:
             return [{"form": Pivoted.form, "rank": rank}]
         others = [{"form": Joint.form, "rank": rank, "own": 0, "leader": ""} for _ in shapes[1:]]
         return [{"form": Joint.form, "rank": rank, "own": rank}, *others]
 
     def build(self, target: Target, rank: int) -> Built:
-        """The cut of the decomposition at `rank`, its pivots chosen in float64, in the dense weights' dtypes."""
+        """The decomposition truncated at `rank`, pivoted in float64, in the dense weights' dtypes."""
         factors, layers = target.decomposition.cut(rank), list[Form]()
         if len(target.dense) == 1:
             layers = [Pivoted.from_low_rank(*factors, *target.biases)]

@@ -1,4 +1,4 @@
-"""Metrics: what an error costs. A new one is a file here and a line in METRICS."""
+"""Metrics weigh the error of a weight. A new one is a file here and a line in METRICS."""
 
 from slimrank.metric.asvd import MeanAbs
 from slimrank.metric.base import Metric

@@ -1,4 +1,4 @@
-"""ASVD (arXiv 2312.05821): an error counts by the size of the input channel that it meets."""
+"""ASVD (arXiv 2312.05821): an error is weighted by the mean size of its input channel."""
 
 from typing import Annotated, Literal
 
@@ -17,5 +17,5 @@ class MeanAbs(Metric):
     alpha: Annotated[float, Field(ge=0)] = 0.5
 
     def right(self, inputs: InputMoments) -> Tensor:
-        """The squared scales (n,)."""
+        """R R^T as its diagonal (n,): (mean |x_j|)^(2 alpha)."""
         return (inputs.absolute / inputs.tokens) ** (2 * self.alpha)

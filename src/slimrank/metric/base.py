@@ -1,4 +1,4 @@
-"""What a metric is: from what calibration saw at a linear to the Grams that weigh its error."""
+"""The interface of a metric: calibration moments of a linear in, the Grams that weigh its error out."""
 
 from typing import Self
 
@@ -10,7 +10,7 @@ from slimrank.calibrate.needs import Needs
 
 
 class Metric(BaseModel):
-    """The error E (m, n) of a weight counts as |L^T E R|_F^2; a metric gives L L^T and R R^T.
+    """An error E (m, n) of a weight costs |L^T E R|_F^2; a metric returns L L^T and R R^T.
 
     A subclass's fields are its options in a recipe, `name` is its name there. A Gram is a matrix, a vector for a
     diagonal one, or None for the identity.
@@ -22,7 +22,7 @@ class Metric(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        """What it needs from calibration; `left` is asked for only where that includes gradients."""
+        """The calibration statistics it reads; `left` is called only if they include gradients."""
         return Needs()
 
     def left(self, outputs: OutputMoments) -> Tensor | None:
@@ -34,21 +34,21 @@ class Metric(BaseModel):
         return None
 
     def held_out_right(self, inputs: InputMoments, held_out: InputMoments) -> Tensor | None:
-        """R R^T by which an error is measured on held-out windows; inputs: the calibration windows'."""
+        """R R^T that weighs an error on the held-out windows; inputs: of the calibration windows."""
         return self.right(held_out)
 
     def choose(self, weight: Tensor, inputs: InputMoments, held_out: InputMoments | None, keep: float) -> float | None:
-        """What the metric settles by measuring for one weight (m, n), by which `chosen` is called; mostly nothing.
+        """An option chosen by measurement for one weight (m, n), passed to `chosen`; None by default.
 
-        keep: the share of parameters that is to stay overall.
+        keep: the overall share of parameters that stays.
         """
         return None
 
     def chosen(self, choice: float | None) -> Self:
-        """The metric at a linear for which `choose` gave this."""
+        """The metric of a linear for which `choose` returned `choice`."""
         return self
 
     @property
     def depends_on_keep(self) -> bool:
-        """Whether `choose` looks at the share of parameters that is to stay."""
+        """Whether `choose` depends on `keep`."""
         return False

@@ -1,4 +1,4 @@
-"""DipSVD's local protection (arXiv 2506.20353): whitening in which the strongest input channels count more."""
+"""DipSVD's local protection (arXiv 2506.20353): whitening with amplified input channels."""
 
 from typing import Annotated, Literal
 
@@ -15,16 +15,16 @@ from slimrank.numerics.threads import one_thread
 Variant = Literal["paper", "released"]
 GAINS: dict[Variant, float] = {"paper": 30**0.5, "released": 30.0}
 CANDIDATES = (1.5, 2.0, 3.0, 30**0.5, 30.0)
-WORTH = 0.01  # the share of the held-out loss that a gain must save: less is noise
-AROUND = (0.5, 1.5)  # times the uniform rank, the ranks at which it may not lose more than none
+WORTH = 0.01  # the share of the held-out loss that a gain must save; less is noise
+AROUND = (0.5, 1.5)  # times the uniform rank: the range in which a gain may not lose more than gain 1
 
 
 class Channels(Metric):
     """L = I, R R^T = the channel-weighted input Gram.
 
-    share: the share of channels to protect, those of the largest |H[:, j]|_2. gain: their weight, where the others'
-    is 1; the variant's own by default, and `auto` picks for each linear by the held-out windows, see best_gain.
-    variant: see weighted_gram.
+    share: the share of channels to amplify, those of the largest |H[:, j]|_2. gain: their weight (the others have 1),
+    by default the variant's own; `auto` chooses it for each linear on the held-out windows, see best_gain. variant: see
+    weighted_gram.
     """
 
     name: Literal["channels"] = "channels"
@@ -35,7 +35,7 @@ class Channels(Metric):
 
     @property
     def depends_on_keep(self) -> bool:
-        """The best gain is that of a rank."""
+        """True for gain `auto`, which is chosen at the rank for `keep`."""
         return self.gain == "auto"
 
     def right(self, inputs: InputMoments) -> Tensor:
@@ -43,16 +43,16 @@ class Channels(Metric):
         return self.held_out_right(inputs, inputs)
 
     def held_out_right(self, inputs: InputMoments, held_out: InputMoments) -> Tensor:
-        """The held-out Gram (n, n) under the weights that follow from the calibration windows."""
-        assert self.gain != "auto", "it is chosen for each linear"
+        """The held-out Gram (n, n) with the channel weights of the calibration windows."""
+        assert self.gain != "auto", "gain auto is replaced by `chosen`"
         return self._at(self.gain or GAINS[self.variant], inputs, held_out)
 
     def choose(self, weight: Tensor, inputs: InputMoments, held_out: InputMoments | None, keep: float) -> float | None:
-        """The gain of one linear, where it is `auto`."""
+        """The gain of one linear for `auto`, None otherwise."""
         if self.gain != "auto":
             return None
         if held_out is None:
-            raise SlimrankError("No held-out token came by: give metric.gain as a number")
+            raise SlimrankError("No held-out token reached it: give metric.gain as a number")
         rows, columns = weight.shape
         weight, measured = weight.double(), held_out.gram()
         with one_thread(weight):
@@ -62,7 +62,7 @@ class Channels(Metric):
         return best_gain(losses, int(keep * rows * columns / (rows + columns)))
 
     def chosen(self, choice: float | None) -> "Channels":
-        """With the gain that was chosen."""
+        """The metric with the gain that was chosen."""
         return self if choice is None else self.model_copy(update={"gain": choice})
 
     def _at(self, gain: float, inputs: InputMoments, on: InputMoments) -> Tensor:
@@ -72,20 +72,20 @@ class Channels(Metric):
 
 
 def best_gain(losses: dict[float, Tensor], rank: int) -> float:
-    """The gain of the least loss at `rank` of those that surely lose less than none, 1 where there is none.
+    """The gain of the least loss at `rank` among those that clearly improve on gain 1; 1 if none does.
 
-    losses: by gain, 1 among them, the held-out loss at every rank 0..q. Sure is what saves WORTH of the loss at `rank`
-    and loses no more at any rank of AROUND times it, since an allocator may move it.
+    losses: by gain (1 included) the held-out loss at every rank (q + 1,). A gain must save WORTH of the loss at `rank`
+    and lose no more at any rank of AROUND times it, since an allocator may change the rank.
     """
     low, high = (max(1, min(round(times * rank), len(losses[1.0]) - 2)) for times in AROUND)
     rank = min(max(rank, low), high)
     near, plain = slice(low, high + 1), losses[1.0]
-    sure = [
+    better = [
         gain
         for gain, loss in losses.items()
         if gain != 1 and loss[rank] < (1 - WORTH) * plain[rank] and (loss[near] <= plain[near]).all()
     ]
-    return min(sure, key=lambda gain: losses[gain][rank].item(), default=1.0)
+    return min(better, key=lambda gain: losses[gain][rank].item(), default=1.0)
 
 
 def channel_weights(gram: Tensor, share: float, gain: float) -> Tensor:
@@ -108,9 +108,9 @@ def weighted_gram(gram: Tensor, weights: Tensor, variant: Variant) -> Tensor:
 
 
 def truncation_losses(weight: Tensor, gram: Tensor, held_out: Tensor) -> Tensor:
-    """|(W - W') X|_F^2 (q + 1,) over held-out tokens X, W' of every rank 0..q the best under `gram`.
+    """|(W - W'_r) X|_F^2 at every rank r = 0..q (q + 1,) over held-out tokens X, W'_r being optimal under `gram`.
 
-    weight W (m, n) float64; held_out: X X^T (n, n). The best W' of rank r is U_r U_r^T W.
+    weight W (m, n) float64; held_out: X X^T (n, n). W'_r = U_r U_r^T W.
     """
     if weight.shape[0] <= weight.shape[1]:
         basis = torch.linalg.eigh(weight @ gram @ weight.T).eigenvectors.flip(1)

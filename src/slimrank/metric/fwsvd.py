@@ -1,4 +1,4 @@
-"""FWSVD (arXiv 2207.00112): an error counts by the Fisher information of the weight's row."""
+"""FWSVD (arXiv 2207.00112): an error is weighted by the Fisher information of its row."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ from slimrank.metric.base import Metric
 class FisherRows(Metric):
     """L = diag(sqrt(row sums of the empirical Fisher of W)), R = I.
 
-    damping: share of the mean row sum that is added to each, so that a row without Fisher information is not lost.
+    damping: share of the mean row sum added to each, so that rows without Fisher information keep some weight.
     """
 
     name: Literal["fisher_rows"] = "fisher_rows"
@@ -27,12 +27,12 @@ class FisherRows(Metric):
         return Needs(gradients=True, of_weights=True)
 
     def left(self, outputs: OutputMoments) -> Tensor:
-        """The damped row sums (m,); a SlimrankError where all are 0."""
+        """L L^T as its diagonal (m,), the damped row sums; raises a SlimrankError if all are 0."""
         if not outputs.fisher_rows.any():
             raise SlimrankError("The loss has no gradient there: calibrate on more text or leave it dense")
         return damped(outputs.fisher_rows, self.damping)
 
 
 def damped(rows: Tensor, damping: float) -> Tensor:
-    """rows (m,) and `damping` times their mean."""
+    """rows (m,) plus `damping` times their mean."""
     return rows + damping * rows.mean()

@@ -1,4 +1,4 @@
-"""Plain SVD: every error counts the same."""
+"""Plain SVD: |W - W'|_F, which needs no calibration."""
 
 from typing import Literal
 

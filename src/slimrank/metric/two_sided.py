@@ -1,4 +1,4 @@
-"""The two-sided metric: an error counts by the loss it causes, so that squared singular values are nats."""
+"""The two-sided metric: the error is the expected rise of the loss, so squared singular values are nats per token."""
 
 from typing import Annotated, Literal
 
@@ -18,8 +18,8 @@ class TwoSided(Metric):
     It is the second-order term tr(E^T G E H) / 2 of the loss for an error E of one weight, with G = E[g g^T] and
     H = E[x x^T] over tokens and the loss's Hessian taken as the Kronecker product of the two (K-FAC's assumption).
     labels: whether g is the gradient for the text's next token or for one sampled from the model. shrink: G's share
-    that is replaced by its mean diagonal, `auto` for Ledoit and Wolf's. tokens: on how many calibration tokens g is
-    taken, in whole windows; None for all.
+    that is replaced by its mean diagonal, `auto` for Ledoit and Wolf's. tokens: calibration tokens that g is taken
+    on, rounded up to whole windows; None for all.
     """
 
     name: Literal["two_sided"] = "two_sided"
@@ -30,24 +30,24 @@ class TwoSided(Metric):
 
     @property
     def needs(self) -> Needs:
-        """The gradients at the outputs."""
+        """Gradients at the linears' outputs."""
         return Needs(gradients=True, labels=self.labels, tokens=self.tokens)
 
     def left(self, outputs: OutputMoments) -> Tensor:
-        """G / 2, shrunk, (m, m)."""
+        """L L^T = G / 2 (m, m), G shrunk."""
         gram = outputs.mean()
         share = ledoit_wolf(outputs, gram) if self.shrink == "auto" else self.shrink
         return shrunk_(gram, share).div_(2)
 
     def right(self, inputs: InputMoments) -> Tensor:
-        """H / T (n, n)."""
+        """R R^T = H / T (n, n)."""
         return inputs.mean()
 
 
 def ledoit_wolf(outputs: OutputMoments, gram: Tensor | None = None) -> float:
     """The share of the mean diagonal that minimises E|G_shrunk - G_true|_F^2 (Ledoit and Wolf, 2004), in [0, 1].
 
-    (E|g|^4 - |G|_F^2) / T over |G - tr(G)/m I|_F^2, tokens counted as independent; gram: G (m, m), where it is at hand.
+    (E|g|^4 - |G|_F^2) / T over |G - tr(G)/m I|_F^2, tokens taken as independent; gram: G (m, m), if it is known.
     """
     gram = outputs.mean() if gram is None else gram
     square = torch.linalg.vector_norm(gram).square().item()

@@ -1,4 +1,4 @@
-"""SVD-LLM (arXiv 2403.07378): the error of the output, |W X - W' X|_F."""
+"""SVD-LLM (arXiv 2403.07378): |W X - W' X|_F, the error of the output on the calibration tokens X."""
 
 from typing import Literal
 
@@ -14,5 +14,5 @@ class Whitened(Metric):
     name: Literal["whitened"] = "whitened"
 
     def right(self, inputs: InputMoments) -> Tensor:
-        """H."""
+        """R R^T = H (n, n)."""
         return inputs.gram()

@@ -1,4 +1,4 @@
-"""Grams of the compressed model, damped as far as it takes to factor them."""
+"""Damped Cholesky factorisation of a Gram, and solving with it."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from slimrank.errors import SlimrankError
 
 
 def factor_(gram: Tensor, damping: float) -> Tensor:
-    """Put the lower Cholesky factor of H + damping tr(H)/n I, or damping I for H = 0, in H's place (n, n).
+    """Overwrite H (n, n) by the lower Cholesky factor of H + damping tr(H)/n I (damping I for H = 0); returns it.
 
-    Returns it. Damped tenfold as often as rounding left H indefinite. Raises SlimrankError if that does not help.
+    The damping is raised tenfold until the factor exists. Raises a SlimrankError if none up to 1 suffices.
     """
     mean, most = gram.diagonal().mean(), max(1.0, damping)
     while damping <= most:
@@ -26,6 +26,6 @@ def factor_(gram: Tensor, damping: float) -> Tensor:
 
 def solved(x: Tensor, factor: Tensor) -> Tensor:
     """X H^-1 for X (m, n) and the lower factor of H (n, n)."""
-    # two triangular solutions, since cholesky_solve copies the factor
+    # cholesky_solve would copy the factor
     half = torch.linalg.solve_triangular(factor.T, x, upper=True, left=False)
     return torch.linalg.solve_triangular(factor, half, upper=False, left=False)

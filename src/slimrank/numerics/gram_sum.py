@@ -1,4 +1,4 @@
-"""Products of many tokens, summed in float64."""
+"""Grams of many tokens, multiplied in float32 and summed in float64."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,13 @@ from torch import Tensor
 
 from slimrank.numerics.symmetric import length, pack, unpack, views
 
-PANEL = 1024  # rows of a Gram at a time: the float32 product takes PANEL x n numbers, and half the square is spared
+PANEL = 1024  # rows of a Gram at a time: limits the float32 product to PANEL x n and skips half of the Gram
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a^T b (m, n) in float32 for a (tokens, m) and b (tokens, n) of one dtype.
 
-    Half precision on CUDA is multiplied as it is, summed in float32: the products of two bfloat16 numbers are exact
-    there.
+    On CUDA half precision is not cast: its products are exact in float32, in which they are summed.
     """
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16) and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(a.T, b, out_dtype=torch.float32)
@@ -23,7 +22,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass
 class GramSum:
-    """A Gram (n, n) in half the space (see store.symmetric); device: where it is made whole."""
+    """A Gram (n, n), packed in half the space (see numerics.symmetric); device: of the result of `full`."""
 
     packed: Tensor
     width: int
@@ -31,16 +30,16 @@ class GramSum:
 
     @classmethod
     def empty(cls, width: int, device: torch.device) -> "GramSum":
-        """Before the first token, in float64."""
+        """A zero Gram in float64."""
         return cls(torch.zeros(length(width), dtype=torch.float64, device=device), width, device)
 
     @classmethod
     def of(cls, gram: Tensor) -> "GramSum":
-        """A Gram (n, n) that is at hand."""
+        """The GramSum of a Gram (n, n)."""
         return cls(pack(gram.double()), len(gram), gram.device)
 
     def add(self, x: Tensor) -> None:
-        """Add x^T x for x (tokens, n), products in float32."""
+        """Add x^T x for x (tokens, n), multiplied in float32."""
         if not (x.is_cuda and x.dtype != torch.float64):
             x = x.float()
         shared, corner, diagonal = views(self.packed, self.width)
@@ -57,5 +56,5 @@ class GramSum:
             shared[start:end, start:rest] += panel.triu_(1)
 
     def full(self) -> Tensor:
-        """The whole matrix (n, n) in float64, made anew."""
+        """The Gram (n, n) in float64, a new tensor."""
         return unpack(self.packed.to(self.device), self.width)

@@ -1,4 +1,4 @@
-"""The pair (L, R) of a weighted error |L^T (W - W') R|_F, held as the Grams L L^T and R R^T."""
+"""The weights (L, R) of an error |L^T (W - W') R|_F, as the Grams L L^T and R R^T."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SUPPORT = 1e-12  # eigenvalues below this share of the largest are rounding
+SUPPORT = 1e-12  # eigenvalues below this share of the largest are rounding errors
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A block-diagonal Gram, of weights stacked on each other whose errors add up.
+    """A block-diagonal left Gram, for stacked weights.
 
-    sizes: of the blocks; make: gives one of them, a matrix or its diagonal, whenever it is asked for: all are large.
+    sizes: of the blocks; make: returns block i, a matrix or its diagonal, at every call, so that one is in memory.
     """
 
     sizes: tuple[int, ...]
@@ -23,7 +23,7 @@ class Blocks:
         return map(self.make, range(len(self.sizes)))
 
     def whole(self) -> Tensor:
-        """The matrix."""
+        """The block-diagonal matrix."""
         return torch.block_diag(*(block.diag() if block.ndim == 1 else block for block in self))
 
 
@@ -39,11 +39,11 @@ class Grams:
 
 
 def times(gram: Left, x: Tensor) -> Tensor:
-    """gram @ x, for x with as many rows as the Gram is wide."""
+    """gram @ x for a Gram (n, n) and x (n, k)."""
     if gram is None:
         return x
     if isinstance(gram, Blocks):
-        return torch.cat([times(one, part) for one, part in zip(gram, x.split(gram.sizes), strict=True)])
+        return torch.cat([times(block, part) for block, part in zip(gram, x.split(gram.sizes), strict=True)])
     return gram[:, None] * x if gram.ndim == 1 else gram @ x
 
 
@@ -61,7 +61,7 @@ def shrunk_(gram: Tensor, share: float) -> Tensor:
 
 
 def square_root(gram: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The symmetric root of a Gram and its pseudo-inverse, on the support of the Gram."""
+    """The symmetric square root of a Gram and its pseudo-inverse, both on the Gram's support."""
     if gram is None:
         return None, None
     if gram.ndim == 1:
@@ -75,9 +75,9 @@ def square_root(gram: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 @dataclass(frozen=True)
 class Root:
-    """Some L with L L^T = a Gram: its Cholesky factor or, where that does not exist, the symmetric root.
+    """L with L L^T = a Gram: the Cholesky factor or, if the Gram is singular, the symmetric square root.
 
-    factor None is the identity, a vector a diagonal; inverse, of the symmetric root alone, is its pseudo-inverse.
+    factor: None for the identity, a vector for a diagonal; inverse: the pseudo-inverse of a symmetric root, else None.
     """
 
     factor: Tensor | None
@@ -98,7 +98,7 @@ class Root:
 
     @property
     def triangular(self) -> Tensor | None:
-        """The factor, where it is Cholesky's."""
+        """The Cholesky factor, None for other roots."""
         return None if self.factor is None or self.factor.ndim == 1 or self.inverse is not None else self.factor
 
     def whiten(self, x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Root:
         return times(self.factor if self.factor is None or self.factor.ndim == 1 else self.factor.T, x)
 
     def unwhiten(self, x: Tensor) -> Tensor:
-        """L^-T x, L^T's pseudo-inverse where it is singular."""
+        """L^-T x, by the pseudo-inverse of a singular L."""
         if self.inverse is not None or self.factor is None:
             return times(self.inverse, x)
         return torch.linalg.solve_triangular(self.factor.T, x, upper=True)

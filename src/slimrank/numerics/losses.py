@@ -1,4 +1,4 @@
-"""What a model's logits are worth: next-token losses, and their divergence from another model's."""
+"""Losses of logits: next-token negative log-likelihood, and KL from another model's logits."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ def next_token_losses(logits: Tensor, ids: Tensor) -> Tensor:
 
     logits: (windows, tokens, vocabulary).
     """
-    # the last position predicts beyond the window; masking it spares a copy of the logits
+    # masking the last position saves a copy of the logits
     targets = pad(ids[:, 1:], (0, 1), value=-100).to(logits.device)
     return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(ids.shape)
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) in nats a token, from logits (batch, tokens, vocabulary)."""
+    """KL(teacher || student) in nats per token, from logits (batch, tokens, vocabulary)."""
     log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
     return kl_div(log_q.flatten(0, 1), log_p.flatten(0, 1), reduction="batchmean", log_target=True)
 
 
 def divergences(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same of each window alone over the positions that predict in it, (windows,) float64."""
+    """KL(teacher || student) in nats per token of each window, (windows,) float64, without its last position."""
     pairs = zip(student[:, :-1].split(1), teacher[:, :-1].split(1), strict=True)
     return torch.stack([divergence(own, other).double() for own, other in pairs])
 
@@ -32,7 +32,7 @@ def divergences(student: Tensor, teacher: Tensor) -> Tensor:
 def scaled_divergences(student: Tensor, teacher: Tensor, factors: Sequence[float]) -> Tensor:
     """KL(teacher || factor * student) summed over tokens, for each factor: (factors,) float64.
 
-    student, teacher: logits (..., vocabulary). Only log-sum-exp depends on the factor in more than proportion.
+    student, teacher: logits (..., vocabulary). Only the log-sum-exp is computed for each factor.
     """
     log_p, student = teacher.float().log_softmax(-1), student.float()
     p = log_p.exp()

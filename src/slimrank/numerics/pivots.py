@@ -1,4 +1,4 @@
-"""Which rows of a low-rank matrix the others are combined from."""
+"""Pivot rows of a low-rank matrix, whose linear combinations are the other rows."""
 
 import numpy as np
 import torch
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from slimrank.numerics.threads import one_thread
 
-LARGEST = 1.05  # of the coefficients' absolute values, so that rounding the pivots does little to the other rows
+LARGEST = 1.05  # bound of |C|, so that rounding errors of the pivots are not amplified
 
 
 def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
     """Pivot rows P of left (out, r), and C with left[N] = C left[P], |C| at most LARGEST, in float64.
 
-    Returns the row order (out,), P before N and each ascending, and C (out - r, r). A left of lower rank than r is
-    met exactly too: its surplus pivots get zero coefficients.
+    Returns the row order (out,), P before N and each ascending, and C (out - r, r). If left has rank below r, the
+    surplus pivots have zero coefficients.
     """
     rank, left = left.shape[1], left.detach().double()
     with one_thread(left):
@@ -24,10 +24,10 @@ def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_swaps(left: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Rows (out,), the pivots first, and C; None where left (out, r) is of lower rank.
+    """Rows (out,), the pivots first, and C; None if left (out, r) has rank below r.
 
-    The pivots of an LU factorisation, of which then one is swapped for the row with the largest coefficient, as long
-    as that is above LARGEST: every swap makes |det left[P]| larger by it (maxvol, Goreinov et al., 2010).
+    Starts from the pivots of an LU factorisation. While a coefficient is above LARGEST, its row and pivot are swapped,
+    which multiplies |det left[P]| by it (maxvol, Goreinov et al., 2010).
     """
     rank = left.shape[1]
     factors, swaps, failed = torch.linalg.lu_factor_ex(left)
@@ -54,7 +54,7 @@ def by_swaps(left: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def by_qr(left: Tensor) -> tuple[Tensor, Tensor]:
-    """As by_swaps, of any left, by column-pivoted QR of its transpose; |C| is not bounded, but seldom above 1.5."""
+    """As by_swaps, for any rank, by column-pivoted QR of the transpose; |C| is not bounded, but rarely above 1.5."""
     rank = left.shape[1]
     triangle, order = qr(left.cpu().numpy().T, mode="r", pivoting=True)
     diagonal = np.abs(np.diag(triangle))
@@ -66,7 +66,7 @@ def by_qr(left: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _permutation(swaps: np.ndarray, count: int) -> np.ndarray:
-    """The order of `count` rows after LAPACK's row interchanges, counted from 1."""
+    """The order of `count` rows after LAPACK's row interchanges, which count from 1."""
     rows = np.arange(count)
     for row, other in enumerate(swaps - 1):
         rows[[row, other]] = rows[[other, row]]

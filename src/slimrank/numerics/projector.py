@@ -1,6 +1,6 @@
-"""The truncation of L^T W R from the eigenproblem of its smaller side, of which alone a Gram is factored.
+"""The truncated SVD of L^T W R from the eigenproblem of its smaller side; only that side's Gram is factored.
 
-With m <= n: L^T W H W^T L = U S^2 U^T, W'_r = L^-T U_r U_r^T L^T W, H = R R^T being multiplied with only.
+With m <= n: L^T W H W^T L = U S^2 U^T, W'_r = L^-T U_r U_r^T L^T W, where H = R R^T is only multiplied with.
 With m > n: R^T W^T G W R = V S^2 V^T, W'_r = Y Y^T G W, where Y is W R V_r made orthonormal under G = L L^T.
 Neither R nor, with m > n, L is inverted.
 """
@@ -18,27 +18,26 @@ Pair = tuple[Tensor, Tensor]
 
 
 def eigenvectors(square: Tensor) -> Pair:
-    """The roots of a positive semidefinite matrix's eigenvalues (q,), descending, and its eigenvectors (q, q)."""
+    """The square roots of a semidefinite matrix's eigenvalues (q,), descending, and its eigenvectors (q, q)."""
     squares, vectors = torch.linalg.eigh(square)
     return squares.clamp_min(0).sqrt().flip(0), vectors.flip(1)
 
 
 def eigenvalues(square: Tensor) -> Tensor:
-    """The roots of a positive semidefinite matrix's eigenvalues (q,), descending, for a third of the time."""
+    """The first result of `eigenvectors`, in a third of the time."""
     return torch.linalg.eigvalsh(square).clamp_min(0).sqrt().flip(0)
 
 
-EVEN = 100  # the largest of G's diagonal over their mean up to which float32 will do
-
-CLOSE = 1e-3  # singular values down to this share of the first leave W R V / S orthonormal to 1e-9 by itself
+EVEN = 100  # max/mean of diag(G) up to which float32 is accurate enough
+CLOSE = 1e-3  # S_r / S_1 above which W R V / S is orthonormal to 1e-9 without correction
 
 
 @dataclass(frozen=True)
 class Small:
-    """The problem of W (m, n), float64, on its smaller side, of q numbers.
+    """The eigenproblem of W (m, n), float64, on its smaller side of size q = min(m, n).
 
-    rough: with m > n multiply G W in float32, where G's diagonal is even enough. W has full rank there, so that all
-    losses change in proportion, by less than 5e-5 (tested); with m <= n the small ones would be lost.
+    rough: for m > n, multiply G W in float32 if diag(G) is even enough. W has full rank there, so that the relative
+    error of all losses is below 5e-5 (tested); for m <= n the small losses would be lost.
     """
 
     weight: Tensor
@@ -57,7 +56,7 @@ class Small:
 
     @cached_property
     def weighted(self) -> Tensor:
-        """G W (m, n), with m > n."""
+        """G W (m, n), for m > n."""
         return self._weighed(self.grams.left, self.weight)
 
     @cached_property
@@ -65,10 +64,10 @@ class Small:
         """W H W^T (m, m), or W^T G W (n, n) if m > n."""
         left = self.grams.left
         if self.tall and isinstance(left, Blocks):
-            found = self.weight.new_zeros(self.weight.shape[1], self.weight.shape[1])
+            total = self.weight.new_zeros(self.weight.shape[1], self.weight.shape[1])
             for gram, part in zip(left, self.weight.split(left.sizes), strict=True):
-                found += product(part.T, self._weighed(gram, part))
-            return found
+                total += product(part.T, self._weighed(gram, part))
+            return total
         if self.tall:
             return product(self.weight.T, self.weighted)
         return product(self.weight, times(self.grams.right, self.weight.T))
@@ -79,13 +78,13 @@ class Small:
         return times(left, weight)
 
     def square(self) -> Tensor:
-        """(L^T W R) (L^T W R)^T, or (L^T W R)^T (L^T W R)."""
+        """(L^T W R) (L^T W R)^T (m, m), or (L^T W R)^T (L^T W R) (n, n) if m > n."""
         if self.root.triangular is not None:
             return congruence(self.inner, self.root.triangular)
         return self.root.whiten(self.root.whiten(self.inner).T)
 
     def factors(self, values: Tensor, basis: Tensor) -> Pair:
-        """W'_r as (m, r) and (r, n), from the leading eigenvalues' roots (r,) and eigenvectors (q, r) of `square`."""
+        """The factors (m, r) and (r, n) of W'_r, from the leading singular values (r,) and eigenvectors (q, r)."""
         spread = times(self.root.factor, basis)
         if not self.tall:
             return self.root.unwhiten(basis), spread.T @ self.weight
@@ -95,7 +94,7 @@ class Small:
         left = self.weight @ spread
         dual = left if self.weighted is self.weight else self.weighted @ spread
         sizes = (left * dual).sum(0).clamp_min(0).sqrt()
-        lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support: complete the basis with what W does there
+        lost = sizes <= SUPPORT**0.5 * sizes.max()  # outside H's support the basis is completed with W's directions
         if not lost.any():
             unit = left.div_(sizes)
             square = product(unit.T, unit if dual is left else dual.div_(sizes))
@@ -109,20 +108,20 @@ class Small:
         return outer.unwhiten(unit), unit.T @ outer.whiten(self.weight)
 
     def left_out(self, values: Tensor, basis: Tensor, right: Tensor | None) -> Tensor:
-        """|L^T (W - W'_r) R~|_F^2 with R~ R~^T = `right` for every rank r = 0..q (q + 1,), float64.
+        """|L^T (W - W'_r) R~|_F^2 with R~ R~^T = `right` at every rank r = 0..q (q + 1,), float64.
 
-        basis: all eigenvectors (q, q) of `square`; what each adds is multiplied out in its dtype. In float32 with
-        m <= n the root of the result is off by less than 1 % where it is more than 0.2 % of that at rank 0 (tested);
-        with m > n float32 won't do.
+        basis: all eigenvectors (q, q) of `square`; its dtype is that of the products. In float32 and for m <= n the
+        root of the result is exact to 1 % where it is above 0.2 % of that at rank 0 (tested); for m > n float32 is not
+        accurate enough.
         """
         dtype, weight, root = basis.dtype, self.weight.to(basis.dtype), self.root.factor
-        root, right = (None if one is None else one.to(dtype) for one in (root, right))
+        root, right = (None if matrix is None else matrix.to(dtype) for matrix in (root, right))
         rest = weight.new_zeros((), dtype=torch.float64)
         if self.tall:
             sound = values > SUPPORT**0.5 * values[0]
             duals = self.inner.to(dtype) @ times(root, basis / torch.where(sound, values, torch.inf).to(dtype))
             parts = (duals * times(right, duals)).sum(0).double()
-            if not sound.all():  # what H~ has outside H's support stays at every rank below q
+            if not sound.all():  # the part of H~ outside H's support is lost at every rank below q
                 rest = (overlap(right, self.inner.to(dtype)).double() - parts.sum()).clamp_min(0)
         else:
             spread = times(root, basis)
@@ -136,7 +135,7 @@ def _even(diagonal: Tensor) -> bool:
 
 
 def overlap(gram: Tensor | None, square: Tensor) -> Tensor:
-    """tr(gram @ square) of symmetric matrices."""
+    """tr(gram @ square) for symmetric matrices."""
     if gram is None:
         return square.trace()
     return (gram * (square.diagonal() if gram.ndim == 1 else square)).sum()

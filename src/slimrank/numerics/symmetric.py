@@ -1,19 +1,19 @@
-"""Symmetric matrices in half the space: two blocks of a quarter each instead of the full square."""
+"""Symmetric matrices packed in half the space."""
 
 import torch
 from torch import Tensor
 
 
 def length(n: int) -> int:
-    """How many numbers hold an (n, n) matrix, about n^2 / 2."""
+    """The length of a packed (n, n) matrix, about n^2 / 2."""
     half = (n + 1) // 2
     return half * half + (n - half) * (half + 1)
 
 
 def views(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The parts of a packed (n, n) matrix [[A, C^T], [C, B]].
+    """The parts of a packed (n, n) matrix [[A, C^T], [C, B]], half = (n + 1) // 2, as views.
 
-    A's lower triangle with B's strict upper one in one square, C (n - half, half), and B's diagonal.
+    A's lower triangle with B's strict upper one in a square (half, half); C (n - half, half); B's diagonal.
     """
     half = (n + 1) // 2
     rest = n - half
@@ -22,7 +22,7 @@ def views(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pack(gram: Tensor) -> Tensor:
-    """The numbers of a symmetric matrix (n, n) in half the space."""
+    """Pack a symmetric matrix (n, n) into a vector (length(n),)."""
     packed = gram.new_empty(length(len(gram)))
     shared, corner, diagonal = views(packed, len(gram))
     rest, half = corner.shape
@@ -34,7 +34,7 @@ def pack(gram: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:
-    """The whole matrix (n, n) in float64."""
+    """Unpack a matrix (n, n) in float64."""
     shared, corner, diagonal = views(packed, n)
     rest, half = corner.shape
     gram = torch.empty(n, n, dtype=torch.float64, device=packed.device)
@@ -47,7 +47,7 @@ def unpack(packed: Tensor, n: int) -> Tensor:
 
 
 def _mirror(lower: Tensor, panel: int = 1024) -> None:
-    """Fill the zero upper triangle in place."""
+    """Copy the lower triangle to the upper one, which is zero, in place."""
     for start in range(0, len(lower), panel):
         rows = lower[start : start + panel]
         lower[:start, start : start + panel] = rows[:, :start].T

@@ -1,7 +1,7 @@
-"""Small problems of linear algebra, several at once and each in one thread.
+"""Small problems of linear algebra, several in parallel, each in one thread.
 
-On matrices this small LAPACK's own threads wait for each other longer than they work: on two cores of a busy machine
-an eigenproblem of 576 in float64 took 0.04 s in one thread and 8 s in two.
+LAPACK's own threads do not pay for small matrices: on two cores of a busy machine a float64 eigenproblem of size 576
+took 0.04 s in one thread and 8 s in two.
 """
 
 from collections import deque
@@ -16,23 +16,23 @@ from torch import Tensor
 T = TypeVar("T")
 Job = Callable[[], T]
 
-SMALL = 1024  # rows of the square matrices that one thread factors as fast as all
-LARGE = 4096  # the longer side of a weight from which on several at once would take too much memory
+SMALL = 1024  # size up to which one thread factors a square matrix as fast as all threads
+LARGE = 4096  # longer side of a weight above which several at once would take too much memory
 
 
 def is_small(shape: Sequence[int], device: torch.device) -> bool:
-    """Whether a weight (m, n) gives problems of linear algebra that had better be solved side by side, on a CPU."""
+    """Whether the problems of a weight (m, n) are solved in parallel, each in one thread (on a CPU only)."""
     return device.type == "cpu" and min(shape) <= SMALL and max(shape) <= LARGE
 
 
 def at_once(shape: Sequence[int], device: torch.device) -> int:
-    """How many weights of this shape `in_threads` holds at a time."""
+    """The number of weights of this shape that `in_threads` works on at a time."""
     return torch.get_num_threads() if is_small(shape, device) else 1
 
 
 @contextmanager
 def one_thread(matrix: Tensor) -> Iterator[None]:
-    """Inside, torch computes in one thread if this matrix's smaller side is SMALL, and as before afterwards."""
+    """Inside, torch uses one thread if the matrix is on a CPU and its smaller side is at most SMALL."""
     threads = torch.get_num_threads()
     if threads == 1 or matrix.device.type != "cpu" or min(matrix.shape) > SMALL:
         yield
@@ -45,9 +45,9 @@ def one_thread(matrix: Tensor) -> Iterator[None]:
 
 
 def in_threads(jobs: Iterable[tuple[bool, Job[T]]]) -> Iterator[T]:
-    """The jobs' results in order: small ones, so marked, in as many threads at once as torch has, others by themselves.
+    """Yield the results of (small, job) pairs in order: small jobs in parallel, each in one thread, others alone.
 
-    A job is asked for when a thread is free for it, so that no more of them are held than run.
+    A job is taken from the iterable only when a thread is free, so that no more than run are in memory.
     """
     threads = torch.get_num_threads()
     waiting: deque[Future[T]] = deque()

@@ -1,4 +1,4 @@
-"""Refiners: what happens to the factors afterwards. A new one is a file here and a line in REFINERS."""
+"""Refiners improve the factors after truncation. A new one is a file here and a line in REFINERS."""
 
 from slimrank.refine.anchored import Anchored
 from slimrank.refine.base import Refiner

@@ -1,4 +1,4 @@
-"""Anchored sequential targets: each linear is fitted to what the dense model does, on the inputs it will really get."""
+"""Anchored targets: each linear is fitted to the dense model's output on the compressed model's input."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -27,15 +27,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Anchored(Refiner):
-    """Builds the factors again, blocks in order and inside a block in the order of the inputs.
+    """Builds all factors from new target weights, block by block in forward order.
 
-    With x^ the input that follows from the linears compressed so far, H = E[x^ x^T] and t the dense model's output, the
-    target is T = W + mix (E[t x^T] - W H) (H + damping tr(H)/n I)^-1, cut in the metric's left Gram and in H shrunk.
+    With x^ the linear's input in the model compressed so far, H = E[x^ x^T] and t the dense model's output, the target
+    T = W + mix (E[t x^T] - W H) (H + damping tr(H)/n I)^-1 is truncated under the metric's left Gram and the shrunk H.
 
-    mix: how far the weight goes toward what fits the calibration windows best; damping: what the inputs say little of
-    stays with W, tenfold as often as rounding left H indefinite. shrink: H's share in the cut that is replaced by its
-    mean diagonal, for texts whose inputs are others. residual: let t also make up for what the residual stream lost
-    before it. windows: how many calibration windows are used, all by default.
+    mix: 0 keeps W, 1 takes the least-squares fit to t; damping: ridge that keeps T near W in directions of little input
+    energy, raised tenfold until H can be factored. shrink: the share of H that is replaced by its mean diagonal before
+    truncation, for texts unlike the calibration text. residual: t also corrects the error of the residual stream before
+    it. windows: how many calibration windows are used, all by default.
     """
 
     name: Literal["anchored"] = "anchored"
@@ -49,16 +49,16 @@ class Anchored(Refiner):
 
     @property
     def work(self) -> float:
-        """One decomposition."""
+        """1: every linear is decomposed once more."""
         return 1.0
 
     @property
     def rebuilds(self) -> bool:
-        """It does."""
+        """True: the factors are built from the dense weights."""
         return True
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
-        """The linears that are planned to be dense stay as they are."""
+        """Replace the factors of every planned linear; returns no notes."""
         model = spectra.model
         pair = Pair(model, spectra.evidence.windows.calibration[: self.windows])
         for index in run.track(range(len(model.blocks)), "anchoring", len(model.blocks)):
@@ -70,7 +70,7 @@ class Anchored(Refiner):
         return []
 
     def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
-        """Replace a block's linears, those of one input at a time."""
+        """Replace a block's linears, in groups that share an input, in forward order."""
         leader, units = spectra.evidence.moments.leader, cuts.of_block(index)
         for first in dict.fromkeys(leader[name] for name in leader if name in spectra.model.blocks[index]):
             reading = [unit for unit in units if leader[unit.leader] == first]
@@ -87,7 +87,7 @@ class Anchored(Refiner):
 
             def made() -> Sequence[Form]:
                 pairs = zip(weights, crosses, strict=True)
-                weight = torch.cat([self._target(one, moments.gram(), cross) for one, cross in pairs])
+                weight = torch.cat([self._target(single, moments.gram(), cross) for single, cross in pairs])
                 grams = Grams(left, shrunk_(moments.gram(), self.shrink))
                 decomposition = decompose_weight(weight, grams, spectra.route, rank)
                 weight = weight.to(weight_of(dense[0]).dtype)
@@ -107,8 +107,7 @@ class Anchored(Refiner):
 def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:
     """T = W + mix (C - W H) (H + damping tr(H)/n I)^-1 for W (m, n), H = E[x^ x^T] (n, n) and C = E[t x^T] (m, n).
 
-    Without damping that is ((1 - mix) W H + mix C) H^-1; what the inputs say little of stays with W. H is overwritten,
-    to spare a copy. In float64.
+    Without damping that is ((1 - mix) W H + mix C) H^-1. Computed in float64; H is overwritten.
     """
     if not mix:
         return weight.double()

@@ -1,4 +1,4 @@
-"""What a refiner is: a pass over the model after its linears have become factors."""
+"""The interface of a refiner: a pass over the model after its linears have become factors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from slimrank.store.run import Run
 
 @dataclass(frozen=True)
 class Cuts:
-    """The units that become factors in a form, and their ranks."""
+    """The factorised units with their ranks, and the form they are stored in."""
 
     form: Factorizer
     ranks: Mapping[Unit, int]
 
     def of_block(self, index: int) -> list[Unit]:
-        """Those of one block, in the model's order."""
+        """The units of one block, in the model's order."""
         return [unit for unit in self.ranks if unit.block == index]
 
 
@@ -32,17 +32,17 @@ class Refiner(BaseModel):
 
     name: str
 
-    trains: ClassVar[bool] = False  # whether it descends on a loss, rather than solve for the factors
-    whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory, or keeps each by Run.finish
+    trains: ClassVar[bool] = False  # whether it trains by gradient descent
+    whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory; else it saves each by Run.finish
 
     @property
     def needs(self) -> Needs:
-        """What it needs from calibration."""
+        """The calibration statistics it reads."""
         return Needs()
 
     @property
     def work(self) -> float:
-        """Its time in that of one decomposition of every linear, of which only what grows as fast with width counts."""
+        """Estimated time, in units of decomposing every linear once; for the estimate before a run."""
         return 0.0
 
     @property

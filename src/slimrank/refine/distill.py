@@ -1,4 +1,4 @@
-"""End-to-end distillation: the compressed model's next-token distribution is drawn to the dense model's."""
+"""End-to-end distillation: minimises KL(dense || compressed) of the next-token distributions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
@@ -10,26 +10,25 @@ from transformers import PreTrainedModel
 
 from slimrank.numerics.losses import divergence
 from slimrank.refine.base import Cuts, Refiner
-from slimrank.refine.restart import go_on, keep
+from slimrank.refine.restart import resume_training, save_training
 from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainable, training
 from slimrank.runtime.world import ALONE, World
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 
 STATE = "distill/state"
-CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # numbers at a time, of several copies
+CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # logits in a forward pass; several copies of them are held
 
 
 class Distill(Refiner):
-    """Descent on KL(dense || compressed) over fresh windows of the calibration text.
+    """Gradient descent on KL(dense || compressed) over fresh windows of the calibration text.
 
-    tokens: how many are read at most; batch: tokens a step, in whole windows, at least one for every process; lr: of
-    the matrices, see lr_for; vector_lr: of norms and biases, which so few numbers hold that they bear a larger one;
-    checks: how often the held-out windows are asked, whose best state is the one that stays. softened: how far the
-    target goes toward the temperature that the compressed model's head was given, since of text that it knows by heart
-    the dense model is surer than is good for other text. states: the weight of `states_error` at first, which fades
-    like the lr. After a kill it goes on from the last check. Of several processes each takes its share of every step's
-    windows.
+    tokens: the most that are read; batch: tokens in a step, in whole windows, at least one for each process; lr: of the
+    matrices, by default `lr_for`; vector_lr: of norms and biases; checks: evaluations on the held-out windows, the best
+    of which gives the final parameters. softened: from 0 (the dense model's own last norm) to 1 (the compressed
+    model's, with its temperature) in the teacher, since the dense model is overconfident on text that it has
+    memorised. states: the initial weight of `states_error`, which decays like the lr. A killed run resumes at the last
+    check. Each process takes its share of every step's windows.
     """
 
     name: Literal["distill"] = "distill"
@@ -44,21 +43,21 @@ class Distill(Refiner):
     checks: Annotated[int, Field(ge=1)] = 10
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
-        """Train the factors, norms and biases; notes the tokens read and the held-out divergence before and after."""
+        """Train the factors, norms and biases; returns a note with the held-out KL before and after."""
         teacher, window = teacher_of(spectra.model, self.softened), spectra.evidence.windows.calibration.shape[1]
         batch = max(-(-self.batch // window), spectra.model.decoder.world.size)
         steps = max(1, self.tokens // (batch * window))
         before, best = self._descend(spectra, teacher, steps, batch, run)
         run.pieces.drop(STATE)
         return [
-            f"Distillation read {steps * batch * window:,} tokens and took the held-out divergence from "
-            f"{before:.4f} to {best.loss:.4f} nats a token (best at step {best.step} of {steps})."
+            f"Held-out KL {before:.4f} -> {best.loss:.4f} nats per token by distillation on "
+            f"{steps * batch * window:,} tokens (best at step {best.step} of {steps})."
         ]
 
     def _descend(
         self, spectra: Spectra, teacher: PreTrainedModel, steps: int, batch: int, run: Run
     ) -> tuple[float, Best]:
-        """The held-out divergence before, and the best state, which the model is in afterwards."""
+        """The held-out KL before, and the best state, which the model ends in."""
         decoder, windows = spectra.model.decoder, spectra.evidence.windows
         student, world, device = decoder.model, decoder.world, decoder.device
         parameters = trainable([student])
@@ -69,7 +68,7 @@ class Distill(Refiner):
         descent = Descent(parameters, lr=lr, vector_lr=self.vector_lr, steps=steps, what=self.name, world=world)
         fresh = windows.more(steps * batch, windows.record["seed"] + 1).split(batch)
         every = max(1, steps // self.checks)
-        done = go_on(run.pieces, STATE, descent, best)
+        done = resume_training(run.pieces, STATE, descent, best)
         for step, ids in enumerate(run.track(fresh, "distilling", steps), start=1):
             if step <= done:
                 continue
@@ -78,24 +77,24 @@ class Distill(Refiner):
                 descent.step(self._losses(student, teacher, mine, cosine(step, steps), len(ids)))
             if step % every == 0 or step == steps:
                 best.offer(held_out_divergence(student, teacher, held_out, world), step)
-                keep(run.pieces, STATE, descent, best, step)
+                save_training(run.pieces, STATE, descent, best, step)
         best.restore()
         return before, best
 
     def _losses(
         self, student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, fading: float, batch: int
     ) -> Iterator[Tensor]:
-        """The parts of the loss over a batch of so many windows, some of this process's at a time."""
+        """The loss of this process's windows, in parts whose sum over processes is the mean over `batch` windows."""
         numbers = ids.shape[1] * student.config.get_text_config().vocab_size
-        for some in ids.split(max(1, (CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS) // numbers)):
-            yield self._loss(student, teacher, some, fading) * (len(some) / batch)
+        for part in ids.split(max(1, (CPU_LOGITS if ids.device.type == "cpu" else DEVICE_LOGITS) // numbers)):
+            yield self._loss(student, teacher, part, fading) * (len(part) / batch)
 
     def _loss(self, student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, fading: float) -> Tensor:
-        """KL(dense || compressed) in nats a token, and the states' error; fading: from 1 to 0 over the descent."""
-        asked = {"input_ids": ids, "use_cache": False, "output_hidden_states": self.states > 0}
+        """KL(dense || compressed) in nats per token, plus states * fading * states_error; fading goes from 1 to 0."""
+        inputs = {"input_ids": ids, "use_cache": False, "output_hidden_states": self.states > 0}
         with torch.no_grad():
-            dense = teacher(**asked)
-        ours = student(**asked)
+            dense = teacher(**inputs)
+        ours = student(**inputs)
         loss = divergence(ours.logits, dense.logits)
         if self.states:
             loss = loss + self.states * fading * states_error(ours.hidden_states, dense.hidden_states)
@@ -103,18 +102,18 @@ class Distill(Refiner):
 
 
 def lr_for(divergence: float, width: int) -> float:
-    """0.01 sqrt(KL / width), with the held-out KL before the first step.
+    """0.01 sqrt(KL / width), with the held-out KL (nats per token) before the first step.
 
-    A loss that is quadratic in the weights lies as far from its minimum as its root says, and an orthogonal step of one
-    lr moves a linear's outputs by the root of its width.
+    The distance to the minimum of a quadratic loss grows as its root, and an orthogonal step of size lr moves the
+    outputs of a linear by lr sqrt(width).
     """
     return 0.01 * (max(divergence, 0.0) / width) ** 0.5
 
 
 def states_error(ours: Sequence[Tensor], dense: Sequence[Tensor]) -> Tensor:
-    """|h^ - h|^2 / |h|^2 of the hidden states between the blocks, its mean over tokens and blocks.
+    """The mean over tokens and blocks of |h^ - h|^2 / |h|^2, for the hidden states between the blocks.
 
-    ours, dense: (batch, tokens, width) before the first block, behind each, and of the last behind the norm too.
+    ours, dense: transformers' `hidden_states`, each (batch, tokens, width); the first and the last are left out.
     """
     between = list(zip(ours[1:-1], dense[1:-1], strict=True))
     errors = [(a.float() - b.float()).square().sum(-1) / b.float().square().sum(-1) for a, b in between]
@@ -122,13 +121,13 @@ def states_error(ours: Sequence[Tensor], dense: Sequence[Tensor]) -> Tensor:
 
 
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """(batch, tokens, vocabulary)."""
+    """The logits (batch, tokens, vocabulary) of ids (batch, tokens)."""
     return model(input_ids=ids, use_cache=False).logits
 
 
 @torch.no_grad()
 def held_out_divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: Tensor, world: World = ALONE) -> float:
-    """KL(teacher || student) over windows, in nats a token."""
+    """KL(teacher || student) in nats per token over windows ids (windows, tokens)."""
     chunks = world.share(ids).split(8)
     values = [divergence(logits(student, chunk), logits(teacher, chunk)).item() * len(chunk) for chunk in chunks]
     return world.total(sum(values)) / len(ids)

@@ -1,4 +1,4 @@
-"""KL(dense || compressed) from the states behind the last block, some tokens at a time, since logits are many."""
+"""KL(dense || compressed) from the hidden states behind the last block, a part at a time to limit the logits."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,23 +9,24 @@ from slimrank.calibrate.stream import Part, Stream, parts_at_once
 
 
 def logits_of(stream: Stream, batch: int, part: Part) -> Tensor:
-    """Of a part of a batch of the stream, which is behind the last block."""
+    """The logits of a part of a batch; the stream is behind the last block."""
     decoder = stream.decoder
     return decoder.head(stream.ids[batch][part], stream.hidden[batch][part].to(decoder.device))
 
 
 @torch.no_grad()
 def dense_logits(dense: Stream, batch: int, part: Part) -> Tensor:
-    """The same with the dense model's norms."""
+    """The same with the dense model's norms and biases."""
     with dense.decoder.weights.dense_vectors():
         return logits_of(dense, batch, part)
 
 
 @torch.no_grad()
 def mean_divergences(dense: Stream, summed: Callable[[int, Part, Tensor], Sequence[float]]) -> list[float]:
-    """KL(dense || compressed) in nats a token over all processes' windows, for each that `summed` gives the sums of.
+    """Means of KL(dense || compressed), in nats per token over all processes' windows, one for each sum of `summed`.
 
-    summed: of a batch, its part and the dense model's logits there (windows, tokens, vocabulary), sums over tokens.
+    summed: called with a batch's index, a part of it and the dense logits there (windows, tokens, vocabulary); returns
+    sums of KL over the part's tokens.
     """
     world, sums = dense.decoder.world, list[list[float]]()
     for batch, ids in enumerate(dense.ids):

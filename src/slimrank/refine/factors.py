@@ -1,4 +1,4 @@
-"""What several refiners need of the layers."""
+"""Layers of the model, as several refiners read and replace them."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,10 +28,10 @@ def low_rank_layers(model: Compressible, refiner: str) -> dict[str, LowRank]:
 def dealt_layers(
     model: Compressible, units: Sequence[Unit], make: Callable[[Unit], Job[Sequence[Form]]]
 ) -> dict[str, Form]:
-    """The new layers of some units, each made by the process that it is dealt to, and the same in all.
+    """The new layers of units by name, each made by one process and sent to all.
 
-    make: gives the job that makes a unit's layers, which may run beside others'. They are to be linked (see forms.link)
-    once they are in the model.
+    make: returns the job that makes a unit's layers; jobs may run in parallel. The caller puts the layers into the
+    model and links them (see forms.link).
     """
     world, mine = model.decoder.world, dict[str, Form]()
     with world.apart():

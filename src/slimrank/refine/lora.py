@@ -25,8 +25,8 @@ Count = Annotated[int, Field(ge=1)]
 class Lora(Refiner):
     """Two trainings on the next token's loss over the calibration windows, U (`up`) first and V (`down`) after it.
 
-    steps, of each training; batch: windows a step; tokens: how much of a window, all by default; rank and alpha: the
-    adapters'; lr: falls linearly to 0, by AdamW.
+    steps: of each training; batch: windows in a step; tokens: the first tokens of a window, all by default; rank,
+    alpha: of the adapters; lr: of AdamW, decays linearly to 0.
     """
 
     name: Literal["lora"] = "lora"
@@ -40,7 +40,7 @@ class Lora(Refiner):
     lr: Annotated[float, Field(gt=0)] = 1e-4
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
-        """Train and merge both adapters; notes the held-out loss before, between and after."""
+        """Train and merge both adapters; returns a note with the held-out loss before, between and after."""
         layers = low_rank_layers(spectra.model, "lora")
         decoder, windows = spectra.model.decoder, spectra.evidence.windows
         model, ids = decoder.model, windows.calibration[:, : self.tokens].to(decoder.device)
@@ -53,15 +53,15 @@ class Lora(Refiner):
                 train_adapter(model, targets, self, ids, steps, decoder.world)
                 losses.append(held_out_loss(decoder, windows.held_out))
         path = " -> ".join(f"{loss:.4f}" for loss in losses)
-        return [f"LoRA took the held-out loss from {path} nats per token: compressed, U trained, V trained."]
+        return [f"Held-out loss {path} nats per token by LoRA (compressed, U trained, V trained)."]
 
 
 def train_adapter(
     model: PreTrainedModel, targets: list[str], options: Lora, ids: Tensor, steps: Any, world: World = ALONE
 ) -> None:
-    """One adapter on the linears `targets`, trained on windows `ids` (windows, tokens) and merged into them.
+    """Train an adapter on the linears `targets` with windows `ids` (windows, tokens), and merge it into them.
 
-    Of several processes each takes its share of every step's windows.
+    Each process takes its share of every step's windows.
     """
     peft = _peft()
     config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets, lora_dropout=0.0)
@@ -91,7 +91,7 @@ def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(decoder: Decoder, held_out: Tensor) -> float:
-    """Nats per token over held-out windows (windows, tokens), one window at a time."""
+    """The next-token loss in nats per token over held-out windows (windows, tokens)."""
     windows = decoder.world.share(held_out).to(decoder.device).split(1)
     total = decoder.world.total(sum(next_token_loss(decoder.model, window).item() for window in windows))
     return total / len(held_out) if len(held_out) else float("nan")
@@ -99,7 +99,7 @@ def held_out_loss(decoder: Decoder, held_out: Tensor) -> float:
 
 @contextmanager
 def _trainable_kept(model: nn.Module) -> Iterator[None]:
-    """PEFT freezes what it adapts; afterwards every parameter is as trainable as before."""
+    """Restore every parameter's requires_grad afterwards, since PEFT freezes what it adapts."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield

@@ -11,13 +11,13 @@ from slimrank.forms.linear import bias_of, shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.refine.replay import Replay
 
-HELD = 2**30  # bytes of a block's dense outputs, and a quarter of it of compressed ones, that are not computed again
+HELD = 2**30  # bytes of cached outputs of a block: dense ones, and a quarter of it for compressed ones
 
 
 class Pair:
-    """The same windows on their way through the dense and the compressed model, a block at a time.
+    """The same windows in the dense and in the compressed model, taken through both a block at a time.
 
-    Of several processes each takes its share of the windows, and what `moments` gives is of all.
+    Each process takes its share of the windows; `moments` are those of all windows.
     """
 
     def __init__(self, model: Compressible, ids: Tensor) -> None:
@@ -26,20 +26,20 @@ class Pair:
         self.dense, self.compressed = (Stream(decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
         self._replay = Replay(min(HELD, decoder.states_room.host) // 4)
-        self._seen: set[str] = set()  # the block's linears whose moments were given, and that were fitted since
+        self._seen: set[str] = set()  # the block's linears that have been fitted
 
     @property
     def block(self) -> dict[str, nn.Module]:
-        """The dense linears of the block that both stand before."""
+        """The dense linears of the block that both streams are at."""
         return self.model.blocks[self.dense.depth]
 
     def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
-        """Of the linears in `group`, which share their input; those of earlier groups do not change any more."""
+        """The moments of the linears in `group`, which share an input; linears of earlier groups must be final."""
         final = self._final_children()
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
         compressed = {name: self.model.decoder.model.get_submodule(name) for name in group}
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
-        summed: list[str] | None = None  # the first batch shows whose outputs go into a sum
+        summed: list[str] | None = None  # linears whose outputs are added to the residual, known after the first batch
         for batch in range(len(self.dense.hidden)):
             before = self._dense_seen(batch, dense, summed)
             with self._replay(final, batch), watch_sums(compressed, summed) as after:
@@ -51,18 +51,18 @@ class Pair:
         return moments
 
     def _final_children(self) -> list[nn.Module]:
-        """The block's children in which every linear has been fitted: they run before what is still to be fitted."""
+        """The block's children whose linears have all been fitted, so that their outputs can be replayed."""
         index, decoder = self.compressed.depth, self.model.decoder
-        found = []
+        final = []
         for child, module in decoder.blocks[index].named_children():
             inside = f"{decoder.prefix}.{index}.{child}"
             linears = {name for name in self.model.blocks[index] if name == inside or name.startswith(f"{inside}.")}
             if linears and linears <= self._seen:
-                found.append(module)
-        return found
+                final.append(module)
+        return final
 
     def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
-        """What the dense linears give for a batch; where there is room, of the whole block at once."""
+        """Inputs and outputs of the dense linears for a batch, cached for the whole block if they fit."""
         if not self._fits:
             with self.model.as_dense(self.block), watch_sums(dense, summed) as seen:
                 self.dense.output(batch)
@@ -70,7 +70,7 @@ class Pair:
         if batch not in self._held:
             with self.model.as_dense(self.block), watch_sums(self.block) as seen:
                 output = self.dense.output(batch)
-            self._held[batch] = {name: replace(one, x=one.y) for name, one in seen.items()}, output
+            self._held[batch] = {name: replace(own, x=own.y) for name, own in seen.items()}, output
         seen = self._held[batch][0]
         return {name: seen[name] for name in dense}
 
@@ -80,7 +80,7 @@ class Pair:
         return self.dense.nbytes * (outputs + 2) <= min(HELD, self.model.decoder.states_room.host)
 
     def advance(self) -> None:
-        """Step behind the block in both."""
+        """Take both streams behind the block."""
         known = [output for _, (_, output) in sorted(self._held.items())]
         with self.model.as_dense(self.block):
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):

@@ -1,4 +1,4 @@
-"""What has run on a batch before and cannot change any more is not run again."""
+"""A cache of the outputs of modules whose weights are final."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Replay:
-    """The outputs of modules by batch, as far as `room` bytes go."""
+    """The outputs of modules by batch, up to `room` bytes."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -17,16 +17,16 @@ class Replay:
 
     @contextmanager
     def __call__(self, modules: Iterable[nn.Module], batch: int, *, keep: bool = True) -> Iterator[None]:
-        """Inside, the modules give what they gave in an earlier run on this batch; keep: new outputs for later ones."""
-        run, made = dict[nn.Module, list[Any]](), [(module, vars(module).get("forward")) for module in modules]
-        for module, _ in made:
+        """Inside, modules return their cached outputs of this batch; keep: cache the outputs of the others."""
+        run, forwards = dict[nn.Module, list[Any]](), [(module, vars(module).get("forward")) for module in modules]
+        for module, _ in forwards:
             known = self._given.get((module, batch))
             run[module] = []
             module.forward = recorded(module.forward, run[module]) if known is None else replayed(known)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for module, before in made:
+            for module, before in forwards:
                 del module.forward
                 if before is not None:
                     module.forward = before
@@ -36,13 +36,13 @@ class Replay:
                 self._given[module, batch] = outputs
 
     def clear(self) -> None:
-        """Forget all outputs."""
+        """Drop all cached outputs."""
         self._room += sum(size(outputs) for outputs in self._given.values())
         self._given.clear()
 
 
 def recorded(original: Callable[..., Any], outputs: list[Any]) -> Callable[..., Any]:
-    """The forward that notes its outputs."""
+    """The forward that also appends copies of its outputs to `outputs`."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
@@ -53,16 +53,16 @@ def recorded(original: Callable[..., Any], outputs: list[Any]) -> Callable[..., 
 
 
 def replayed(outputs: list[Any]) -> Callable[..., Any]:
-    """A forward that gives these outputs in turn."""
+    """A forward that returns copies of these outputs in turn."""
     following = iter(outputs)
     return lambda *args, **kwargs: copied(next(following))
 
 
 def copied(output: Any) -> Any:
-    """The output with tensors of its own, since what follows may write to them."""
-    return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, output)
+    """The output with cloned tensors, since modules may write to their inputs."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
 
 
 def size(output: Any) -> int:
-    """The bytes of its tensors."""
-    return sum(one.nbytes for one in tree_leaves(output) if isinstance(one, Tensor))
+    """Bytes of the tensors in an output."""
+    return sum(leaf.nbytes for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

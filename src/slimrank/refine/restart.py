@@ -1,4 +1,4 @@
-"""A training's state among a run's pieces, so that it goes on after a kill as if there had been none."""
+"""The state of a training among a run's pieces, so that it resumes exactly after a kill."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from slimrank.refine.training import Best, Descent
 from slimrank.store.pieces import Pieces
 
 
-def keep(pieces: Pieces, key: str, descent: Descent, best: Best, step: int) -> None:
-    """Save parameters, optimisers and the best state as they are after `step` steps, where pieces last."""
+def save_training(pieces: Pieces, key: str, descent: Descent, best: Best, step: int) -> None:
+    """Save parameters, optimisers and the best state after `step` steps, if pieces are on disk."""
     if not pieces.lasting:
         return
     tensors: dict[str, Tensor] = {}
@@ -21,8 +21,8 @@ def keep(pieces: Pieces, key: str, descent: Descent, best: Best, step: int) -> N
 
 
 @torch.no_grad()
-def go_on(pieces: Pieces, key: str, descent: Descent, best: Best) -> int:
-    """Make them what was saved; returns the steps already done, 0 where nothing was."""
+def resume_training(pieces: Pieces, key: str, descent: Descent, best: Best) -> int:
+    """Load the saved state into `descent` and `best`; returns the steps already done, 0 if nothing was saved."""
     if key not in pieces:
         return 0
     tensors, facts = pieces.load(key)

@@ -1,4 +1,4 @@
-"""Temperature: a model whose states became noisy is too sure of itself, and one number corrects that."""
+"""Temperature: truncation makes a model overconfident, which one scale of its logits corrects."""
 
 from typing import ClassVar, Literal
 
@@ -13,22 +13,21 @@ from slimrank.refine.divergences import logits_of, mean_divergences
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 
-# Above 1 the compressed model would learn how sure the dense one is of text that it knows by heart.
+# a factor above 1 would fit the dense model's overconfidence on text that it has memorised
 FACTORS = tuple(step / 10 for step in range(1, 11))
 
 
 class Temperature(Refiner):
-    """Scales what the head reads by the factor, at most 1, of the least KL(dense || compressed) on held-out windows.
+    """Scales the head's input by the factor <= 1 with the least KL(dense || compressed) on the held-out windows.
 
-    The factor goes into the gain, and the bias, of the last norm: the model stores and computes nothing more. Where
-    the logits follow it in proportion, as without a bias or a soft cap, the head is multiplied with once.
+    The factor is multiplied into the last norm's weight and bias, so the model gets no new parameter.
     """
 
     name: Literal["temperature"] = "temperature"
     whole_model: ClassVar[bool] = False
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
-        """Notes the factor; leaves a model without a norm before its head as it is."""
+        """Scale the last norm; returns a note with the factor, or that there is no norm before the head."""
         facts = run.finished(None)
         if facts is None:
             with spectra.model.decoder.weights.hold(None):
@@ -36,11 +35,11 @@ class Temperature(Refiner):
                 run.finish(None, facts)
         factor = facts["temperature"]
         if factor is None:
-            return ["No norm stands before the head, so its temperature stays."]
-        return [f"Temperature: what the head reads is scaled by {factor:.3f}."]
+            return ["Temperature unchanged: the model has no norm before its head."]
+        return [f"Temperature: the head's input is scaled by {factor:.3f}."]
 
     def _fit(self, spectra: Spectra) -> float | None:
-        """Scale the norm; returns the factor."""
+        """Scale the norm; returns the factor, None without a norm."""
         decoder, held_out = spectra.model.decoder, spectra.evidence.windows.held_out
         with spectra.model.as_dense():
             dense = final_states(decoder, held_out)
@@ -55,7 +54,7 @@ class Temperature(Refiner):
 
 
 def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
-    """The last module with a vector for its weight that runs in the head."""
+    """The last module run by the head whose weight is a vector; None if there is none."""
     seen: list[nn.Module] = []
     norms = [m for m in decoder.model.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
     hooks = (norm.register_forward_hook(lambda module, *_: seen.append(module)) for norm in norms)
@@ -65,26 +64,26 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
 
 
 def divergences(gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
-    """KL(dense || ours) in nats a token for each of FACTORS; the model ends with a factor of 1."""
+    """KL(dense || ours) in nats per token for each of FACTORS; the gain is 1 afterwards."""
 
     def scaled(factor: float, batch: int, part: Part) -> Tensor:
         gain.scale(factor)
         return logits_of(ours, batch, part)
 
     def each(batch: int, part: Part, target: Tensor) -> list[float]:
-        if follows:
+        if proportional:
             return scaled_divergences(logits_of(ours, batch, part), target, FACTORS).tolist()
         return [scaled_divergences(scaled(factor, batch, part), target, [1.0]).item() for factor in FACTORS]
 
     few = slice(0, 1), slice(0, 8)
-    follows = torch.allclose(scaled(0.5, 0, few), 0.5 * scaled(1.0, 0, few), rtol=1e-3, atol=1e-3)
-    found = mean_divergences(dense, each)
+    proportional = torch.allclose(scaled(0.5, 0, few), 0.5 * scaled(1.0, 0, few), rtol=1e-3, atol=1e-3)
+    means = mean_divergences(dense, each)
     gain.scale(1.0)
-    return found
+    return means
 
 
 def lowest(places: tuple[float, ...], values: list[float]) -> float:
-    """Where the parabola through the least of evenly spaced values and its neighbours is lowest."""
+    """The minimum of the parabola through the least value and its neighbours; `places` are evenly spaced."""
     best = min(range(len(values)), key=values.__getitem__)
     if best in (0, len(values) - 1):
         return places[best]
@@ -93,7 +92,7 @@ def lowest(places: tuple[float, ...], values: list[float]) -> float:
 
 
 class Gain:
-    """A norm whose output is (weight + c) x' + bias, with c = 0 in most and 1 in some; x (..., d) is to find c by."""
+    """A norm with output (weight + c) x' + bias, c 0 or 1 in most models; x (..., d): an input that c is found from."""
 
     def __init__(self, norm: nn.Module, x: Tensor) -> None:
         self._parameters = dict(norm.named_parameters())
@@ -107,7 +106,7 @@ class Gain:
         self.scale(1.0)
 
     def scale(self, factor: float) -> None:
-        """Let the output be `factor` times the first one."""
+        """Set weight and bias such that the output is `factor` times the original one."""
         scaled = {name: factor * value for name, value in self._kept.items()}
         self._set(**scaled | {"weight": (self._kept["weight"] + self.constant) * factor - self.constant})
 

@@ -1,4 +1,4 @@
-"""What the refiners that descend on weights share: parameters, learning rate, the best state so far."""
+"""Training loops of refiners: the parameters, the teacher, the optimisers and the best state."""
 
 import copy
 import math
@@ -16,19 +16,19 @@ from slimrank.runtime.world import ALONE, World
 
 
 def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of the factors, and of everything else that is a vector: norms and biases."""
-    found: dict[int, nn.Parameter] = {}
+    """The parameters of the compressed layers, and all vectors (norms and biases)."""
+    parameters: dict[int, nn.Parameter] = {}
     for module in modules:
         factors = {id(p) for form in module.modules() if isinstance(form, Form) for p in form.parameters()}
-        found |= {id(p): p for p in module.parameters() if id(p) in factors or p.ndim == 1}
-    return list(found.values())
+        parameters |= {id(p): p for p in module.parameters() if id(p) in factors or p.ndim == 1}
+    return list(parameters.values())
 
 
 def teacher_of(compressible: Compressible, softened: float = 0.0) -> PreTrainedModel:
-    """The dense model, which shares its matrices with the compressed one, but nothing that a refiner trains.
+    """A copy of the dense model that shares its matrices and has norms and biases of its own.
 
-    softened: how far the vectors outside the blocks are on their way to what they are now, and with them the head on
-    its way to the temperature that it was given.
+    softened: interpolates the vectors outside the blocks from the dense (0) to the compressed model's (1), and with the
+    last norm the temperature.
     """
     model, weights = compressible.decoder.model, compressible.decoder.weights
     ours = {name: p.detach() for name, p in model.named_parameters() if p.ndim == 1 and weights.part_of(name) is None}
@@ -40,16 +40,15 @@ def teacher_of(compressible: Compressible, softened: float = 0.0) -> PreTrainedM
     return teacher
 
 
-LOUDER = 1024.0  # the loss times this, a power of two, keeps float16's gradients above its smallest number
+LOSS_SCALE = 1024.0  # a power of two, so that float16 gradients do not underflow
 
 
 class Descent:
     """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
 
-    Muon's steps are scaled to the size of AdamW's, so that one lr serves both; vector_lr: another one for the vectors.
-    Gradients are clipped to norm 1.
-    Parameters of less than float32, whose rounding would swallow small steps, follow float32 `masters` that take them.
-    world: the processes whose losses are parts of one sum.
+    lr: of the matrices (Muon's steps scaled to AdamW's size); vector_lr: of the vectors, by default lr. Gradients are
+    clipped to norm 1. Parameters below float32 are updated through float32 `masters`. what: the refiner's name, for
+    errors; world: the processes over which gradients are summed.
     """
 
     def __init__(
@@ -80,17 +79,17 @@ class Descent:
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in self.optimizers]
 
     def step(self, losses: Iterable[Tensor]) -> None:
-        """One step down the sum of `losses`, each asked for after the one before; a SlimrankError if not finite."""
+        """One step on the sum of `losses`, computed one after another; raises a SlimrankError if it is not finite."""
         for parameter in self.parameters:
             parameter.grad = None
         total = 0.0
         for loss in losses:
             total += loss.item()
-            (loss * LOUDER).backward()
+            (loss * LOSS_SCALE).backward()
         if not math.isfinite(self.world.total(total)):
             raise SlimrankError(f"The loss of refine.{self.what} became NaN or Inf: lower its lr.")
         for parameter, master in zip(self.parameters, self.masters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float().div_(LOUDER)
+            master.grad = None if parameter.grad is None else parameter.grad.float().div_(LOSS_SCALE)
         gradients = [master.grad for master in self.masters if master.grad is not None]
         self.world.add_up(*gradients)
         if not nn.utils.clip_grad_norm_(self.masters, 1.0).isfinite():
@@ -102,14 +101,14 @@ class Descent:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Round the masters into the parameters."""
+        """Copy the masters into the parameters, rounded."""
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if parameter is not master:
                 parameter.copy_(master)
 
 
 def cosine(step: int, steps: int) -> float:
-    """From 1 before the first step to 0 behind the last."""
+    """Cosine decay: (1 + cos(pi step / steps)) / 2."""
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -128,14 +127,14 @@ class Best:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put them back."""
+        """Copy the best values back into the parameters."""
         for parameter, value in zip(self.parameters, self.state, strict=True):
             parameter.copy_(value)
 
 
 @contextmanager
 def training(parameters: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
-    """Gradients for these parameters alone, and every flag as it was afterwards."""
+    """Inside, only these parameters have gradients; every requires_grad is restored afterwards."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     model.requires_grad_(False)
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""SVD-LLM's closed-form update (arXiv 2403.07378, version 1): U refitted to the inputs that compression leaves."""
+"""SVD-LLM's closed-form update (arXiv 2403.07378, version 1): U refitted to the compressed model's inputs."""
 
 from typing import ClassVar, Literal
 
@@ -19,16 +19,16 @@ from slimrank.store.run import Run
 
 
 class Update(Refiner):
-    """U = argmin |W X - U V X|_F, block by block, X what reaches the dense linear behind the compressed blocks before.
+    """U = argmin |W X - U V X|_F block by block, X the linear's inputs behind the compressed blocks before it.
 
-    As in the authors' code the block itself is still dense while X is recorded.
+    As in the authors' code, the block itself is dense while X is recorded.
     """
 
     name: Literal["update"] = "update"
     whole_model: ClassVar[bool] = False
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
-        """Refit every U, over all calibration windows."""
+        """Refit every U on all calibration windows; returns a note of the linears that no token reached."""
         model, decoder = spectra.model, spectra.model.decoder
         layers, missed = set(low_rank_layers(model, "update")), list[str]()
         windows = decoder.world.share(spectra.evidence.windows.calibration)
@@ -44,10 +44,10 @@ class Update(Refiner):
         if not missed:
             return []
         units = [model.units[name] for name in sorted(missed)]
-        return [f"No token reached {described(units)}, which the update left as they were."]
+        return [f"Not updated, since no token reached them: {described(units)}."]
 
     def _refit(self, model: Compressible, linears: dict[str, nn.Module], layers: set[str], stream: Stream) -> list[str]:
-        """Refit a block's U; returns the linears that no token reached."""
+        """Refit the U of a block's linears; returns the linears that no token reached."""
         moments, missed = Moments(), []
         with model.replaced(linears), watch_inputs(linears, moments) as inputs:
             for _ in stream.outputs():

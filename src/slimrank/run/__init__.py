@@ -1,1 +1,1 @@
-"""Whole runs: compress, compare, what they keep, and what they say of themselves."""
+"""Whole runs, compress and compare: their steps, estimates, results and resuming."""

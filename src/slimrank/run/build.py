@@ -1,4 +1,4 @@
-"""From a plan to factors in the places of the linears."""
+"""The factorise step: builds the layers of a plan in place of the dense linears."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,10 @@ from slimrank.store.stages import Stages
 
 
 def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
-    """The units that become factors, as the spectra know them, and their ranks.
+    """The factorised units of a plan and their ranks.
 
     Raises:
-        UsageError: if linears are to become one factorisation that do not share an input, or one was not reached.
+        UsageError: if a planned unit's linears do not share an input, or no calibration token reached a linear.
     """
     known = {unit.leader: unit for unit in spectra.stacks}
     ranks: dict[Unit, int] = {}
@@ -31,12 +31,12 @@ def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
         own = spectra.model.units[unit.leader] if len(unit.names) == 1 else known.get(unit.leader)
         if own is None or set(own.names) != set(unit.names):
             raise UsageError(
-                f"The plan makes {', '.join(unit.names)} one unit, which are not the linears that share one input: set "
-                "unit to null."
+                f"The plan makes {', '.join(unit.names)} one unit, but these are not the linears that share an input: "
+                "set unit to null."
             )
         if len(unit.names) == 1 and own not in spectra.curves:
             raise UsageError(
-                f"The plan gives {unit.leader} rank {rank}, and no calibration token reached it: set its rank to null, "
+                f"The plan gives {unit.leader} rank {rank}, but no calibration token reached it: set its rank to null, "
                 "or calibrate on more text."
             )
         ranks[own] = rank
@@ -44,24 +44,24 @@ def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
 
 
 def build(spectra: Spectra, plan: Plan, cuts: Cuts, stages: Stages, run: Run) -> Plan:
-    """Put the factors of all units in their places; returns the plan with what was built and measured."""
+    """Replace the linears of all units by their layers; returns the plan with the built layers and their errors."""
     run = run.at(stages.at("factorise"))
     planned, blocks = predicted(spectra, plan, cuts), range(len(spectra.model.blocks))
-    world, made = spectra.model.decoder.world, dict[int, Facts | None]()
+    world, built = spectra.model.decoder.world, dict[int, Facts | None]()
     with world.apart():
         mine = world.dealt(blocks, [sum(unit.work for unit in cuts.of_block(index)) for index in blocks])
         for index in run.track(mine, "factorising", len(mine)):
-            made[index] = run.finished(index) or build_block(spectra, planned, cuts, index, run)
+            built[index] = run.finished(index) or build_block(spectra, planned, cuts, index, run)
     linears = dict(planned)
     for index in blocks:
-        facts = made[index] if index in made else run.finished(index)
-        assert facts is not None, "the process that the block was dealt to has finished it"
+        facts = built[index] if index in built else run.finished(index)
+        assert facts is not None, "another process has finished the block"
         linears |= {name: LinearPlan.model_validate(linear) for name, linear in facts["linears"].items()}
     return plan.with_linears(linears)
 
 
 def predicted(spectra: Spectra, plan: Plan, cuts: Cuts) -> dict[str, LinearPlan]:
-    """The linears' plans with what the curves say of their ranks, which a person may have changed."""
+    """The linears' plans with the losses of their ranks read from the curves, since a plan may be edited."""
     linears = dict(plan.linears)
     for unit, rank in cuts.ranks.items():
         curve = spectra.curve(unit)
@@ -74,11 +74,11 @@ def predicted(spectra: Spectra, plan: Plan, cuts: Cuts) -> dict[str, LinearPlan]
 
 
 def build_block(spectra: Spectra, planned: dict[str, LinearPlan], cuts: Cuts, index: int, run: Run) -> Facts:
-    """Put the factors of a block's units in their places; returns the linears' plans."""
+    """Replace a block's linears by their layers; returns {"linears": their plans}."""
     linears: dict[str, LinearPlan] = {}
     for unit in cuts.of_block(index):
         linears |= build_unit(spectra, planned, cuts.form, unit, cuts.ranks[unit])
-    facts = {"linears": {name: one.model_dump(mode="json") for name, one in linears.items()}}
+    facts = {"linears": {name: linear.model_dump(mode="json") for name, linear in linears.items()}}
     run.finish(index, facts)
     return facts
 
@@ -86,7 +86,7 @@ def build_block(spectra: Spectra, planned: dict[str, LinearPlan], cuts: Cuts, in
 def build_unit(
     spectra: Spectra, planned: Mapping[str, LinearPlan], form: Factorizer, unit: Unit, rank: int
 ) -> dict[str, LinearPlan]:
-    """Put a unit's factors in the places of its linears; returns their plans with what was built and measured."""
+    """Replace a unit's linears by their layers; returns their plans with the built layers and their errors."""
     curve, decoder = spectra.curve(unit), spectra.model.decoder
     with decoder.weights.hold(unit.block):
         target = target_of(spectra, unit, None if form.searches else rank)
@@ -94,16 +94,16 @@ def build_unit(
         update = {"relative": share(built.loss, curve.losses()[0].item())}
         if form.searches:
             update |= held_out_error(spectra, unit, target, built)
-    made = {}
+    plans = {}
     for name, layer in zip(unit.names, built.layers, strict=True):
         set_module(decoder.model, name, layer)
         loss = built.loss if name == unit.leader else 0.0
-        made[name] = planned[name].model_copy(update=update | {"loss": loss}).built(layer.entry())
-    return made
+        plans[name] = planned[name].model_copy(update=update | {"loss": loss}).built(layer.entry())
+    return plans
 
 
 def target_of(spectra: Spectra, unit: Unit, rank: int | None = None) -> Target:
-    """A unit as a factorizer sees it; rank: the largest it will be cut to, all by default."""
+    """The factorizer's target of a unit; rank: the largest it is truncated to, all by default."""
     dense, choice = [spectra.model.linears[name] for name in unit.names], spectra.curve(unit).choice
     return Target(
         dense,
@@ -115,7 +115,7 @@ def target_of(spectra: Spectra, unit: Unit, rank: int | None = None) -> Target:
 
 
 def held_out_error(spectra: Spectra, unit: Unit, target: Target, built: Built) -> dict[str, float]:
-    """The error's share of the output's norm on the held-out windows, where there are any."""
+    """{"measured": |error| / |output| on the held-out windows}, empty if no held-out token reached the unit."""
     held_out = spectra.held_out_grams(unit, spectra.curve(unit).choice)
     if held_out is None:
         return {}

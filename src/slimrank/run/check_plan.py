@@ -1,4 +1,4 @@
-"""Whether a plan, after a person may have edited it, fits its model and its budget."""
+"""Validation of a plan, which a person may have edited, against its model and budget."""
 
 from reprlib import repr as shortly
 from typing import Any
@@ -12,23 +12,23 @@ from slimrank.plan import VERSION, Budget, LinearPlan, Plan
 
 
 def check_plan(plan: Plan, model: Compressible) -> Plan:
-    """The plan with its arithmetic done again.
+    """The plan with parameters and budget computed again.
 
     Raises:
-        UsageError: if a linear is not in the model, a shape or rank does not fit, or the budget it states is overshot.
+        UsageError: if a linear is not in the model, a shape or rank does not fit, or the plan is over its budget.
     """
     _check_model(plan, model)
     for name, linear in plan.linears.items():
         _check_place(name, linear, model)
     _check_leaders(plan)
     ranks = plan.ranks()
-    checked = {name: one for unit, rank in ranks.items() for name, one in _checked(plan, unit, rank).items()}
+    checked = {name: linear for unit, rank in ranks.items() for name, linear in _checked(plan, unit, rank).items()}
     linears = {name: checked[name] for name in plan.linears}
     dense = sum(unit.parameters for unit in ranks)
     if dense != plan.budget.dense:
         raise UsageError(
-            f"The plan's linears have {dense} parameters and its budget.dense is {plan.budget.dense}: put back those "
-            "that were removed, with rank null where they are to stay dense."
+            f"The plan's linears have {dense} parameters and its budget.dense is {plan.budget.dense}: put the removed "
+            "linears back, with rank null to leave them dense."
         )
     used = sum(linear.parameters for linear in linears.values())
     budget = Budget(dense=dense, allowed=allowed(plan.keep, dense), used=used)
@@ -37,7 +37,7 @@ def check_plan(plan: Plan, model: Compressible) -> Plan:
             f"The plan's linears need {budget.used} parameters and its keep, {plan.keep}, allows {budget.allowed}: "
             "lower some ranks or raise keep."
         )
-    built = any(linear.layer is not None for linear in plan.linears.values())  # its notes are of that run
+    built = any(linear.layer is not None for linear in plan.linears.values())  # its notes describe that run
     return plan.model_copy(update={"linears": linears, "budget": budget, "notes": [] if built else plan.notes})
 
 
@@ -63,7 +63,7 @@ def _check_place(name: str, linear: LinearPlan, model: Compressible) -> None:
 
 
 def _checked(plan: Plan, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
-    """The plans of a unit's linears without what an earlier run made and measured of them."""
+    """The plans of a unit's linears without the layers and measurements of an earlier run."""
     linears = {name: plan.linears[name] for name in unit.names}
     update: dict[str, Any] = {"measured": None, "layer": None}
     if rank is None:
@@ -79,7 +79,7 @@ def _checked(plan: Plan, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
         known = {entry["form"] for entry in entries} | {form.name, (linear.layer or {}).get("form")}
         if linear.form not in known:
             raise UsageError(
-                f"The plan gives {name} the form {linear.form!r}, and its recipe builds {form.name!r}: give that, or "
+                f"The plan gives {name} the form {linear.form!r}, but its recipe builds {form.name!r}: give that, or "
                 "rank null for dense."
             )
     return {
@@ -89,31 +89,33 @@ def _checked(plan: Plan, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
 
 
 def _check_unit(plan: Plan, unit: Unit) -> None:
-    """Raise a UsageError where the linears of a unit cannot become one factorisation."""
+    """Raise a UsageError if the linears of a unit cannot be factorised together."""
     linears = {name: plan.linears[name] for name in unit.names}
-    wrong = next((name for name, one in linears.items() if one.unit is not None and not plan.recipe.form.stacks), None)
+    wrong = next((name for name, own in linears.items() if own.unit is not None and not plan.recipe.form.stacks), None)
     if wrong:
         raise UsageError(
-            f"The plan gives {wrong} the unit {linears[wrong].unit}, and its recipe's form factorises every linear "
-            "by itself: set unit to null."
+            f"The plan gives {wrong} the unit {linears[wrong].unit}, but its recipe's form factorises every linear "
+            "alone: set unit to null."
         )
-    for name, one in linears.items():
-        if one.unit is not None and len(linears) < 2:
-            raise _not_first(name, one)
-    if len({one.rank for one in linears.values()}) > 1:
-        raise UsageError(f"The plan gives {', '.join(linears)} one unit and several ranks: choose one rank for all.")
+    for name, linear in linears.items():
+        if linear.unit is not None and len(linears) < 2:
+            raise _not_first(name, linear)
+    if len({linear.rank for linear in linears.values()}) > 1:
+        raise UsageError(f"The plan gives {', '.join(linears)} one unit but several ranks: choose one rank for all.")
 
 
 def _check_leaders(plan: Plan) -> None:
-    """Raise a UsageError where a unit's first linear is not in it."""
-    for name, one in plan.linears.items():
-        first = plan.linears.get(one.unit or name)
-        if one.rank is not None and one.unit and (first is None or first.rank is None or first.unit != one.unit):
-            raise _not_first(name, one)
+    """Raise a UsageError if `unit` names a linear that is not the first of that unit."""
+    for name, linear in plan.linears.items():
+        first = plan.linears.get(linear.unit or name)
+        if linear.rank is None or not linear.unit:
+            continue
+        if first is None or first.rank is None or first.unit != linear.unit:
+            raise _not_first(name, linear)
 
 
-def _not_first(name: str, one: LinearPlan) -> UsageError:
+def _not_first(name: str, linear: LinearPlan) -> UsageError:
     return UsageError(
-        f"The plan gives {name} the unit {one.unit}, which is not the first of several linears with that unit: "
+        f"The plan gives {name} the unit {linear.unit}, which is not the first of several linears with that unit: "
         "set unit to null."
     )

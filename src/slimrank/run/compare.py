@@ -1,4 +1,4 @@
-"""Compare recipes at several keeps on one model: calibrated once, and each metric's spectra found once."""
+"""Compare recipes at several keeps on one model, sharing the calibration and each metric's spectra."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -40,19 +40,20 @@ def compare(
     track: Track = no_track,
     failed: Failed | None = None,
 ) -> Iterator[Row]:
-    """The dense model's row, then one for each run, a recipe at a keep, as it is done; the model ends as it began.
+    """Yield the dense model's row, then a row for each run (recipe, keep); the model ends as it began.
 
-    A model in memory is the row's own until the next row is asked for, unless the row was kept in `out`.
+    A model in memory is in the row's compressed state until the next row is requested, unless the row was loaded from
+    `out`.
 
     model, device, dtype, memory, announce, track: as for compress. max_windows, special_tokens: of the evaluation. out:
     a folder; the model is then read from its checkpoint a block at a time, and moments, spectra and finished rows are
-    kept in `.rows.progress` in it until all rows are done, so that the same call goes on after a kill, also with other
-    runs. resume: False throws such progress away. failed: told of a run that failed, which is left out; by default its
-    error ends the comparison.
+    kept in `out/.rows.progress` until all rows are done, so that the same call resumes after a kill, also with other
+    runs. resume: False discards that progress. failed: called for a run that fails, whose row is skipped; by default
+    its error ends the comparison.
 
     Raises:
-        UsageError: for options that cannot be meant.
-        SlimrankError: if the comparison cannot go on.
+        UsageError: for invalid options.
+        SlimrankError: if the comparison fails.
     """
     limits = Limits.of(memory, device)
     if memory is not None:
@@ -74,7 +75,7 @@ def compare(
         for number, (recipe, keep) in enumerate(runs):
             try:
                 yield from comparison.row(recipe, keep)
-            except Exception as error:  # an optional library's too, and what a device out of memory raises
+            except Exception as error:  # from optional libraries and out-of-memory devices too
                 if failed is None:
                     raise
                 comparison.pieces.clear(f"work/{comparison.name_of(recipe, keep)}")

@@ -1,4 +1,4 @@
-"""What the rows of a comparison share: moments, spectra, and the dense model's predictions."""
+"""The rows of a comparison, which share moments, spectra and the dense model's predictions."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,15 +32,15 @@ from slimrank.store.view import View
 
 T = TypeVar("T")
 Asked = tuple[Recipe, float]
-"""A recipe at a keep."""
+"""A recipe and a keep."""
 
 
 @dataclass
 class Comparison:
-    """What the rows share.
+    """The state that the rows share.
 
-    judging: the options of `perplexity`; held: decompositions by metric, of those whose route gives them whole, as many
-    as fit into `room` bytes where the pieces are on disk; rows: what is to be compared.
+    judging: options of `perplexities`; rows: the recipes and keeps to compare; held: decompositions by metric, of the
+    routes that compute them whole, within `room` bytes if pieces are on disk.
     """
 
     loaded: Loaded
@@ -58,22 +58,22 @@ class Comparison:
         self.first = Reference(self.model.decoder, self.model.decoder.states_room)
 
     def expected(self) -> Estimate:
-        """What the comparison takes: memory of the most demanding step, disk and time of all."""
+        """The estimate of the comparison: memory of the largest step, disk and seconds of all rows."""
         each = {
             sha256_of_json(recipe.model_dump(mode="json")): estimate(self.model, self.windows.calibration, recipe)
             for recipe, _ in self.rows
         }
         judged = evaluation(self.model.decoder, self.judging["window"])
-        largest = max([judged, *each.values()], key=lambda one: one.memory)
-        disk, seconds = sum(one.disk for one in each.values()), sum(one.seconds for one in each.values())
+        largest = max([judged, *each.values()], key=lambda estimate: estimate.memory)
+        disk, seconds = sum(row.disk for row in each.values()), sum(row.seconds for row in each.values())
         return replace(largest, disk=disk, seconds=seconds)
 
     def dense(self) -> Row:
-        """The row of the model as it is, which the others are held against."""
+        """The row of the dense model, which the others are compared with."""
         return self.judged("dense", 1.0, sum(unit.parameters for unit in self.model.units.values()), 0.0)
 
     def row(self, recipe: Recipe, keep: float) -> Iterator[Row]:
-        """A recipe's one row at a keep, of this process, while the model is the row's, or of one that was killed."""
+        """Yield the row of a recipe at a keep, the model being compressed meanwhile, or the row that was saved."""
         own = self.name_of(recipe, keep)
         if f"rows/{own}" in self.pieces:
             yield Row.of(self.pieces.load(f"rows/{own}")[1])
@@ -97,7 +97,7 @@ class Comparison:
             yield row
 
     def run_of(self, recipe: Recipe, keep: float) -> Run:
-        """The run of a row, whose moments and spectra other rows share."""
+        """The Run of a row, whose moments and spectra are shared with other rows."""
         shared = {
             "inputs": f"inputs/{self.blocks_of(recipe)}",
             "held-out": "held-out",
@@ -107,23 +107,23 @@ class Comparison:
         return Run(View(self.pieces, f"work/{self.name_of(recipe, keep)}", shared), self.track)
 
     def held_for(self, recipe: Recipe, metric: str) -> Decompositions | None:
-        """The decompositions that rows of one metric share, None where they are made anew from the spectra."""
+        """The decompositions shared by rows of one metric, None for the projector route, which computes them again."""
         if recipe.route == "projector":
             return None
         held = self.held.setdefault(metric, Decompositions())
-        others = (one.nbytes for name, other in self.held.items() if name != metric for one in other.values())
+        others = (item.nbytes for name, other in self.held.items() if name != metric for item in other.values())
         held.room = self.room - sum(others) if self.pieces.lasting else UNLIMITED
         return held
 
     def release(self, recipe: Recipe, keep: float, later: Sequence[Asked]) -> None:
-        """Drop the spectra of a row that none of the later ones shares."""
+        """Drop the spectra of a row, unless a later row shares them."""
         metric = self.metric_of(recipe, keep)
         if metric not in {self.metric_of(*row) for row in later}:
             self.pieces.clear(f"curves/{metric}")
             self.held.pop(metric, None)
 
     def judged(self, recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
-        """The row of the model as it is now."""
+        """Evaluate the model as it is now; used: parameters of the linears; seconds: what the row took."""
         loaded, decoder = self.loaded, None if self.loaded.weights is None else self.model.decoder
         options = self.judging | {"first": self.first, "is_first": plan is None, "decoder": decoder}
         measured = perplexities(loaded, self.texts, track=self.track, **options)
@@ -131,54 +131,55 @@ class Comparison:
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
     def calibrated(self, recipe: Recipe, run: Run) -> tuple[Evidence, float]:
-        """The evidence that a recipe needs, and the seconds of it."""
+        """The evidence that a recipe needs, and the seconds that it took."""
         needs, spent = recipe.needs, blocks_with_curves(self.model, run.pieces)
         inputs = Needs(blocks=self.blocks_of(recipe) == "blocks")
-        found, seconds = self.timed(
+        evidence, seconds = self.timed(
             f"seconds/inputs/{self.blocks_of(recipe)}",
             lambda: calibrate(self.model, self.windows, inputs, run, spent),
         )
         if needs.gradients:
-            found, more = self.timed(
+            evidence, more = self.timed(
                 f"seconds/gradients/{self.gradients_of(needs)}",
                 lambda: calibrate(self.model, self.windows, needs | inputs, run, spent),
             )
             seconds += more
-        return found, seconds
+        return evidence, seconds
 
     def timed(self, key: str, run: Callable[[], T]) -> tuple[T, float]:
-        """What `run` gives, and the seconds that it took when it was first run."""
+        """The result of `run`, and the seconds that its first run took, saved under `key`."""
         started = time.perf_counter()
-        found = run()
+        result = run()
         if key not in self.pieces:
             self.pieces.save(key, {}, {"seconds": time.perf_counter() - started})
-        return found, self.pieces.load(key)[1]["seconds"]
+        return result, self.pieces.load(key)[1]["seconds"]
 
     def blocks_of(self, recipe: Recipe) -> str:
-        """Whether the blocks' outputs are summed with the inputs, for this recipe or another, as a name."""
-        return "blocks" if any(one.needs.blocks for one in (recipe, *(row[0] for row in self.rows))) else "linears"
+        """ "blocks" if this or any other recipe needs block moments, else "linears": names the shared input moments."""
+        recipes = recipe, *(other for other, _ in self.rows)
+        return "blocks" if any(other.needs.blocks for other in recipes) else "linears"
 
     def gradients_of(self, needs: Needs) -> str:
-        """A name for the gradients that a recipe asks for."""
+        """A name for the gradient moments that a recipe needs."""
         count = len(needs.gradient_windows(self.windows.calibration))
         return f"{needs.labels}-{count}-{'weights' if needs.of_weights else 'outputs'}"
 
     def metric_of(self, recipe: Recipe, keep: float) -> str:
-        """A name for the spectra of a row, the same for rows that have the same."""
+        """A name for the spectra of a row, equal for rows that can share them."""
         metric = recipe.metric
         gradients = self.gradients_of(recipe.needs) if metric.needs.gradients else None
-        asked = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep]
-        return sha256_of_json([metric.model_dump(mode="json"), gradients, *asked])[:16]
+        options = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep]
+        return sha256_of_json([metric.model_dump(mode="json"), gradients, *options])[:16]
 
     def name_of(self, recipe: Recipe, keep: float) -> str:
-        """A name for a row, which tells it from rows of other recipes and texts."""
+        """A name for a row, unique to its recipe, keep, texts and evaluation options."""
         texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
         return sha256_of_json([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
 
 
 @contextmanager
 def dense_afterwards(compressible: Compressible) -> Iterator[None]:
-    """Whatever is done to the model inside, its dense linears and all its other parameters come back."""
+    """Restore the dense linears and all other parameters of the model afterwards."""
     model, weights = compressible.decoder.model, compressible.decoder.weights
     inside = {id(p) for dense in compressible.linears.values() for p in dense.parameters()}
     others = [

@@ -61,7 +61,8 @@ def compress(
 
     Args:
         model: hub id, directory, GGUF file, `demo`, or what slimrank.load gave.
-        recipe: a shipped recipe's name, a YAML file, or a Recipe; `settings` are its `key=value` overrides.
+        recipe: a shipped recipe's name, a YAML file, or a Recipe.
+        settings: `key=value` overrides of the recipe.
         keep: share of the compressed linears' parameters that stays, in (0, 1].
         calibration: SPEC of the text (see read_text), or a list of them, which share the windows equally or as
             `SPEC*0.3` says (see texts.mix); also a path, strings, a datasets.Dataset, or token ids (rows, tokens) whose
@@ -73,23 +74,23 @@ def compress(
         special_tokens: begin every calibration window with the tokenizer's default special tokens (BOS).
         chat: the text's rows are chat messages, rendered by the tokenizer's template.
         device, dtype: where and in what to compute; the checkpoint is written in the stored dtype.
-        out: write the checkpoint to this folder, a block at a time, the model not being in memory as a whole; what is
-            finished is kept in `.NAME.progress` beside it, from which the same call goes on after a kill.
-        overwrite: replace what `out` holds, once the new checkpoint is whole.
-        resume: False throws such progress away.
-        memory: bytes of host memory to stay within, by default what is free.
-        announce: who is told the estimate of memory, disk and time, before the work begins.
-        track: who shows progress.
-        world: the processes that share the work, from `distributed.joined`; needs `out`, which the first one writes.
+        out: write the checkpoint to this folder, with one block of the model in memory at a time; finished work is kept
+            in `.NAME.progress` beside it, and the same call resumes from there after a kill.
+        overwrite: replace an existing `out`, once the new checkpoint is complete.
+        resume: False discards such progress.
+        memory: limit of host memory in bytes, by default what is free.
+        announce: called with the estimate of memory, disk and time before the work begins.
+        track: wraps the loops to show progress.
+        world: the processes that share the work, from `runtime.world.joined`; needs `out`.
 
     Raises:
-        UsageError: for options that cannot be meant.
-        SlimrankError: if the run cannot go on.
+        UsageError: for invalid options.
+        SlimrankError: if the run fails.
     """
     require_share(keep)
     out, device = None if out is None else Path(out), world.place(device)
     if world.size > 1 and out is None:
-        raise UsageError("Several processes hand over their work in the folder beside out: name one.")
+        raise UsageError("Several processes exchange their work in a folder beside `out`: give --out.")
     reading = Reading(calibration, samples, window, seed, special_tokens, chat)
     chosen, keep = (plan.recipe, plan.keep) if plan else (load_recipe(recipe, settings), keep)
     limits = limits_of(memory, device, world)
@@ -107,28 +108,28 @@ def compress(
             job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run)
             identify(pieces, identity_of(compressible, job.windows) | choices(chosen, plan, keep))
             if out is not None and not plan_only:
-                done = finished(pieces, out, loaded, overwrite=overwrite, device=device)
-                if done is not None:
-                    return done
+                result = finished(pieces, out, loaded, overwrite=overwrite, device=device)
+                if result is not None:
+                    return result
             if out is not None:
                 progress = size_of(progress_folder(beside(out, plan_only)))
                 announce_estimate(job, out, limits, announce, progress, asked=memory is not None)
-        spectra, made = compressed(job, plan_only=plan_only)
+        spectra, applied = compressed(job, plan_only=plan_only)
         curves = {unit.leader: curve for unit, curve in spectra.curves.items()}
         parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
         with run.clock("judge"):
             quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
         describe(loaded.model)
-        result = Result(loaded, made, curves, parameters, run.clock.seconds, tokens, quality)
+        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality)
         if out is not None and plan_only:
-            write_text(out, made.to_json())
+            write_text(out, applied.to_json())
         elif out is not None:
             write(result, out, job, overwrite, limits.weights)
         return result
 
 
 def limits_of(memory: int | None, device: str, world: World) -> Limits:
-    """What this process may take of the machine's memory; memory: bytes in all, by default what is free."""
+    """The memory limits of this process; memory: bytes of all processes on this machine, by default what is free."""
     limits = Limits.of((memory or free_memory()) // world.local if world.local > 1 else memory, device)
     if memory is not None:
         give_memory_back()
@@ -137,7 +138,7 @@ def limits_of(memory: int | None, device: str, world: World) -> Limits:
 
 @contextmanager
 def pieces_of(out: Path | None, plan_only: bool, overwrite: bool, resume: bool, world: World) -> Iterator[Pieces]:
-    """Where finished work is kept: in memory, or on disk beside `out` until the result is written."""
+    """The store of finished work: in memory, or on disk beside `out` until the result is written."""
     if out is None:
         yield MemoryPieces()
         return
@@ -146,14 +147,14 @@ def pieces_of(out: Path | None, plan_only: bool, overwrite: bool, resume: bool, 
 
 
 def beside(out: Path, plan_only: bool) -> Path:
-    """What the progress folder is named after: the checkpoint's folder or, for a plan's file, a name of its own."""
+    """The path that names the progress folder: the checkpoint's folder, or FILE.run for a plan's file."""
     return out.with_name(f"{out.name}.run") if plan_only else out
 
 
 def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, progress: int, *, asked: bool) -> None:
-    """Tell what the run takes; an error where that is more than there is.
+    """Announce the estimate of memory, disk and time; raises an error if there is less memory or disk.
 
-    progress: bytes that the run has on the disk already; asked: the limit was given as --memory.
+    progress: bytes of progress already on the disk; asked: the limit was given as --memory.
     """
     expected = estimate(job.model, job.model.decoder.world.share(job.windows.calibration), job.recipe)
     announce(expected)

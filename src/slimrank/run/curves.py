@@ -1,16 +1,16 @@
-"""The curves of a run at the few ranks that its account keeps."""
+"""Curves reduced to a few ranks, for the account that is saved with the checkpoint."""
 
 from collections.abc import Mapping
 
 from slimrank.checkpoint.account import CurvePoints
 from slimrank.spectrum.curve import Curve
 
-POINTS = 40  # of a curve
-TOTAL = 9000  # points of all curves, for models of any depth
+POINTS = 40  # the most points of a curve
+TOTAL = 9000  # points of all curves, so that the account stays small in deep models
 
 
 def curves_of(curves: Mapping[str, Curve], ranks: Mapping[str, int | None]) -> dict[str, CurvePoints]:
-    """Every linear's curve, the rank it was cut to among the points."""
+    """Every linear's curve as points, its planned rank among them."""
     points = max(12, min(POINTS, TOTAL // max(1, len(curves))))
     return {name: points_of(curve, ranks.get(name), points) for name, curve in curves.items()}
 

@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: memory, disk and time, from the model's shapes and this machine's speed."""
+"""Estimates of a run's memory, disk and time, from the model's shapes and this machine's speed."""
 
 import shutil
 import time
@@ -22,17 +22,17 @@ from slimrank.runtime.memory import Limits
 from slimrank.store.weights import Part
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
-LOGITS = 6 * 4 * CPU_LOGITS  # bytes, with their gradients
-TRAINED = 3 * 4  # bytes of a parameter's numbers in training beside itself, in float32 in any dtype
-EIGEN = 9  # n^3 of a symmetric eigenproblem, in multiplications and additions
+LOGITS = 6 * 4 * CPU_LOGITS  # bytes of logits with their gradients
+TRAINED = 3 * 4  # bytes that training adds for each parameter, float32 in any dtype
+EIGEN = 9  # a symmetric eigenproblem takes about 9 n^3 operations
 PASSES = 3, 6, 9  # forward passes over the windows: calibration, gradients, refiners a block at a time
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of host memory and of disk beside the output, and seconds; what it takes, within a factor of about two.
+    """Bytes of host memory, bytes of disk beside the output, and seconds, each within a factor of about two.
 
-    largest: what takes the memory, for a sentence.
+    largest: what needs the most memory, as the subject of a sentence.
     """
 
     memory: int
@@ -41,16 +41,16 @@ class Estimate:
     largest: str = "the largest block and its moments"
 
     def check(self, limits: Limits, folder: Path, asked: bool, kept: int = 0) -> None:
-        """Compare with what there is; asked: the limit was given as --memory; kept: bytes of progress on the disk.
+        """Compare with the limits; asked: the limit was given as --memory; kept: bytes of progress already on disk.
 
         Raises:
             UsageError: if --memory is too little.
-            SlimrankError: if the disk, or the memory that is free, is.
+            SlimrankError: if the free disk or memory is too little.
         """
         free = shutil.disk_usage(next(path for path in (folder, *folder.resolve().parents) if path.is_dir())).free
         if self.disk - kept > free:
             raise SlimrankError(
-                f"The run would keep about {gib(self.disk - kept)} more beside {folder}, whose disk has {gib(free)} "
+                f"The run needs about {gib(self.disk - kept)} of disk for progress in {folder}, which has {gib(free)} "
                 "free: free some or name an --out on another disk."
             )
         if self.memory > limits.host:
@@ -63,17 +63,16 @@ class Estimate:
 
 
 def gib(size: float) -> str:
-    """Bytes for people."""
+    """Bytes as text in GiB."""
     return f"{size / 2**30:.1f} GiB"
 
 
 def estimate(model: Compressible, windows: torch.Tensor, recipe: Recipe) -> Estimate:
-    """What compressing these linears takes with windows (samples, tokens).
+    """The estimate for compressing these linears with windows (samples, tokens).
 
-    Memory beside the libraries: of what is outside the blocks with some logits, or of one block with its Grams' sums
-    and a batch's activations, or of one block, dense and compressed, with what its largest linear's factors take, or of
-    the whole model where a refiner or the allocator runs it, whichever is most. Disk: half of each Gram in float32, and
-    the held-out ones or what the finished blocks hold and what they are cut from.
+    Memory: the libraries plus the largest step, see `_memory`, or the whole model where a refiner or the allocator runs
+    it. Disk: half of each Gram in float32, and the larger of the held-out Grams and the finished blocks with their
+    bases.
     """
     decoder, dtype = model.decoder, next(model.decoder.model.parameters()).dtype
     sizes = _part_bytes(decoder)
@@ -88,7 +87,7 @@ def estimate(model: Compressible, windows: torch.Tensor, recipe: Recipe) -> Esti
 def _memory(
     model: Compressible, windows: torch.Tensor, recipe: Recipe, sizes: dict[Part, int], dtype: torch.dtype
 ) -> int:
-    """The most that one step holds: the outside with logits, a block with its sums, or a block with its factors."""
+    """Bytes of the largest step: embeddings and head with logits, a block with its Grams, or one with its factors."""
     gradients, decoder = recipe.needs.gradients, model.decoder
     shapes = [[shape_of(module) for module in block.values()] for block in model.blocks if block]
     stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
@@ -99,7 +98,8 @@ def _memory(
     flat = {shape for block in shapes for shape in block}
     solving = {shape: 8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat}
     solving |= {
-        stacked(one): 8 * (max(m * m for m, _ in one) + 2 * m_n(stacked(one)) + 2 * one[0][1] ** 2) for one in stacks
+        stacked(unit): 8 * (max(m * m for m, _ in unit) + 2 * m_n(stacked(unit)) + 2 * unit[0][1] ** 2)
+        for unit in stacks
     }
     most = max(at_once(shape, decoder.device) * size for shape, size in solving.items())
     copies = 2 if _in_blocks(recipe) else 1
@@ -107,17 +107,17 @@ def _memory(
 
 
 def _disk(model: Compressible, recipe: Recipe, sizes: dict[Part, int]) -> int:
-    """Of the Grams, and of the finished blocks with what they are cut from."""
+    """Bytes of the Grams, and of the finished blocks with the bases they are cut from."""
     flat = [shape_of(module) for module in model.linears.values()]
     inputs = 2 * sum(n * n for _, n in flat)
     outputs = sum(2 * m * m for m, _ in flat) if recipe.needs.gradients else 0
     bases = recipe.cuts_later and recipe.route == "projector"
-    kept = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
-    return outputs + inputs + max(inputs, sum(sizes.values()) + kept)
+    basis_bytes = sum(8 * min(shape) ** 2 for shape in flat) if bases else 0
+    return outputs + inputs + max(inputs, sum(sizes.values()) + basis_bytes)
 
 
 def _seconds(model: Compressible, windows: torch.Tensor, recipe: Recipe, dtype: torch.dtype) -> float:
-    """Of the passes over the windows, the Grams' sums and the decompositions."""
+    """Seconds of the passes over the windows, the Gram sums and the decompositions."""
     gradients, tokens, device = recipe.needs.gradients, windows.numel(), model.decoder.device
     flat = [shape_of(module) for module in model.linears.values()]
     stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
@@ -125,17 +125,17 @@ def _seconds(model: Compressible, windows: torch.Tensor, recipe: Recipe, dtype: 
     work = 2 * tokens * sum(m * n for m, n in flat) * passes
     work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
     rounds = 1 + sum(refiner.work for refiner in recipe.refine)
-    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(one)) for one in stacks)
+    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(unit)) for unit in stacks)
     return work / speed(device, dtype) + 2 * solved / speed(device, torch.float64)
 
 
 def _in_blocks(recipe: Recipe) -> bool:
-    """Whether a refiner goes through the blocks."""
+    """Whether a refiner works block by block."""
     return any(not refiner.whole_model for refiner in recipe.refine)
 
 
 def evaluation(decoder: Decoder, window: int) -> Estimate:
-    """What it takes to read texts in windows of so many tokens a block at a time, whose time is not counted."""
+    """The estimate of evaluating texts in windows of `window` tokens, a block at a time; seconds are not counted."""
     sizes, vocabulary = _part_bytes(decoder), decoder.model.config.get_text_config().vocab_size
     block = max(size for part, size in sizes.items() if part is not None)
     memory = LIBRARIES + max(block, sizes[None] + logits_bytes(window, vocabulary))
@@ -143,26 +143,26 @@ def evaluation(decoder: Decoder, window: int) -> Estimate:
 
 
 def stacks_of(block: dict[str, nn.Module]) -> list[list[tuple[int, int]]]:
-    """The shapes of a block's linears by module and width: where there are several, they may share their input."""
-    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    """Shapes of a block's linears that have one parent module and input width, and so may share their input."""
+    groups: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for name, module in block.items():
         shape = shape_of(module)
-        found.setdefault((name.rpartition(".")[0], shape[1]), []).append(shape)
-    return [shapes for shapes in found.values() if len(shapes) > 1]
+        groups.setdefault((name.rpartition(".")[0], shape[1]), []).append(shape)
+    return [shapes for shapes in groups.values() if len(shapes) > 1]
 
 
 def stacked(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Of matrices on each other."""
+    """The shape of the stacked matrices."""
     return sum(rows for rows, _ in shapes), shapes[0][1]
 
 
 def solution(shape: tuple[int, int]) -> int:
-    """Multiplications and additions of a matrix's decomposition."""
+    """Floating-point operations of a matrix's decomposition."""
     return EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape)
 
 
 def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bool) -> int:
-    """Of the whole model in memory, with what training adds; 0 where nothing needs it."""
+    """Bytes of the whole model in memory, with what training adds; 0 if no step needs it."""
     needing = [refiner for refiner in refine if refiner.whole_model]
     if not needing and not whole:
         return 0
@@ -170,12 +170,12 @@ def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bo
 
 
 def m_n(shape: tuple[int, int]) -> int:
-    """The numbers of a matrix."""
+    """Elements of a matrix."""
     return shape[0] * shape[1]
 
 
 def speed(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations a second of a matrix product, measured."""
+    """Measured floating-point operations per second of a matrix product."""
     a = torch.randn(size, size, device=device).to(dtype)
 
     def once() -> float:
@@ -197,4 +197,4 @@ Announce = Callable[[Estimate], None]
 
 
 def silent(estimate: Estimate) -> None:
-    """Tell nobody."""
+    """Announce nothing."""

@@ -1,4 +1,4 @@
-"""A run that has ended: noted before its result appears, and found where the same command is given again."""
+"""Recognising a finished run: it is recorded before its result is written, and found when the command is repeated."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +16,17 @@ from slimrank.store.pieces import Pieces
 
 
 def note(pieces: Pieces, result: Result, account: Account) -> None:
-    """Say which folder is this run's result, by its account, which tells it from any other run's by its seconds."""
+    """Record the digest of this run's account, which no other run has, since the account holds the run's timings."""
     values = {name: curve.values for name, curve in result.curves.items()}
     facts = {"account": sha256_of_text(account.to_json()), "parameters": result.parameters, "seconds": result.seconds}
     pieces.save(WRITTEN, values, facts)
 
 
 def finished(pieces: Pieces, out: Path, dense: Loaded, *, overwrite: bool, device: str) -> Result | None:
-    """The result that an earlier process of this run wrote to `out` before it was killed, loaded; None if it did not.
+    """The result in `out`, loaded, if an earlier process of this run wrote it and was then killed; None otherwise.
 
     Raises:
-        UsageError: if `out` holds something else and is not to be overwritten.
+        UsageError: if `out` holds something else and `overwrite` is False.
     """
     if WRITTEN not in pieces:
         return None

@@ -1,4 +1,4 @@
-"""One compression as plain values: what it works on, and its steps in order."""
+"""One compression: its inputs as a Job, and its steps in order."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from slimrank.texts.windows import Windows
 
 @dataclass(frozen=True)
 class Job:
-    """plan: applied instead of allocating, where there is one."""
+    """The inputs of a compression; plan: applied instead of allocating, unless it is None."""
 
     loaded: Loaded
     model: Compressible
@@ -43,10 +43,10 @@ class Job:
 def opened(
     model: str | Path | Loaded, *, device: str, dtype: str, limits: Limits, from_disk: bool, world: World = ALONE
 ) -> tuple[Loaded, Decoder]:
-    """The dense model, in memory or, with `from_disk`, read a block at a time within the limits.
+    """The dense model, in memory or, with `from_disk`, loaded a block at a time within the limits.
 
     Raises:
-        SlimrankError: if it is compressed already, or a weight is not finite.
+        SlimrankError: if the model is already compressed, or a weight is not finite.
     """
     room = limits.weights if from_disk else None
     loaded = model if isinstance(model, Loaded) else load(str(model), dtype=dtype, device=device, room=room)
@@ -69,13 +69,13 @@ def chosen_linears(
     """The linears to compress, and the plan checked against them.
 
     Raises:
-        UsageError: if the plan does not fit the model, or `keep` is too little for any rank.
+        UsageError: if the plan does not fit the model, or `keep` is too little for rank 1 everywhere.
     """
     model = Compressible.of(decoder, filter)
     if isinstance(filter, Globs):
         filter.require_matches()
     if plan is None:
-        require_room(keep, recipe.form, [shape_of(one) for one in model.linears.values()])
+        require_room(keep, recipe.form, [shape_of(linear) for linear in model.linears.values()])
         return model, None
     plan = check_plan(plan, model)
     named = [{k: v for k, v in block.items() if k in plan.linears} for block in model.blocks]
@@ -83,7 +83,7 @@ def chosen_linears(
 
 
 def windows_of(loaded: Loaded, reading: Reading, plan: Plan | None) -> Windows:
-    """The calibration windows; those of the plan, where there is one, whose texts may be named anew."""
+    """The calibration windows; with a plan those it was made from, whose texts `reading` may name again."""
     if plan is None:
         return read_windows(loaded, reading)
     return read_windows(loaded, Reading.again(plan.calibration, reading.spec), plan.calibration)
@@ -96,7 +96,7 @@ def require_share(keep: float) -> None:
 
 
 def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
-    """Run the pipeline; the model's linears become factors unless only the plan is asked for."""
+    """Run the pipeline; returns the spectra and the plan. With plan_only the model stays dense."""
     model, recipe, run = job.model, job.recipe, job.run
     with run.clock("calibrate"):
         evidence = calibrate(model, job.windows, recipe.needs, run, blocks_with_curves(model, run.pieces))
@@ -113,7 +113,7 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
 
 
 def allocated(spectra: Spectra, recipe: Recipe, keep: float, run: Run) -> Plan:
-    """The plan, kept among the finished pieces."""
+    """The allocated plan, saved among the pieces and loaded from there if it exists."""
     if "plan" not in run.pieces:
         run.pieces.save("plan", {}, allocate(spectra, recipe, keep, run).model_dump(mode="json"))
     return Plan.model_validate(run.pieces.load("plan")[1])

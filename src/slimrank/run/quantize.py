@@ -1,4 +1,4 @@
-"""Weight-only quantization of the factors, rounded by torchao and stored in the same checkpoint."""
+"""Weight-only quantization of the factors by torchao, stored in the same checkpoint format."""
 
 import copy
 from pathlib import Path
@@ -23,7 +23,7 @@ def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = Fals
 
     Raises:
         UsageError: for other bits, a model without compressed layers, or one that is quantized already.
-        SlimrankError: naming a layer whose form can't have so many bits.
+        SlimrankError: naming a layer whose form does not support these bits.
     """
     layers = compressed_layers(loaded.model)
     if bits not in BITS:
@@ -44,13 +44,13 @@ def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = Fals
 
 
 def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
-    """What compress left beside the weights, by path: the plan with the layers as they are now, account and card."""
+    """Files of a compressed checkpoint by path: the plan with the quantized layers, the account and the model card."""
     folder, layers = loaded.directory, compressed_layers(loaded.model)
     if folder is None or not (folder / PLAN).is_file():
         return {}
     plan, account = Plan.load(folder / PLAN), Account.load(folder)
     linears = {path: linear.built(layers.get(path)) for path, linear in plan.linears.items()}
-    notes = [*plan.notes, f"The factors were then rounded to {bits} bits (slimrank quantize)."]
+    notes = [*plan.notes, f"The factors are quantized to {bits} bits (slimrank quantize)."]
     plan = plan.model_copy(update={"linears": linears, "notes": notes})
     parameters = account.parameters["dense"], account.parameters["compressed"]
     return {
@@ -62,19 +62,19 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
 
 @torch.no_grad()
 def quantized(form: Form, bits: int) -> Form:
-    """A copy of the form with its factors rounded."""
-    made = copy.deepcopy(form)
-    made.use_bits(bits)
-    stored = made.present_factors()
+    """A copy of the form with quantized factors."""
+    copied = copy.deepcopy(form)
+    copied.use_bits(bits)
+    stored = copied.present_factors()
     for name, linear in form.present_factors().items():
         weight, scale = rounded(linear.weight, bits)
         stored[name].weight.copy_(weight)
         stored[name].scale.copy_(scale)
-    return made
+    return copied
 
 
 def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """torchao's symmetric rounding of weight (out, in), as QuantizedLinear stores it: numbers and scales."""
+    """torchao's symmetric quantization of weight (out, in): integers and scales as QuantizedLinear stores them."""
     try:
         from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What compress gives: the model, its plan and the account, and how they are saved."""
+"""The result of compress: the model, its plan and its account, and how they are saved."""
 
 import resource
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slimrank.calibrate.follow import fixed_windows
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account, HeldOut
@@ -28,7 +29,7 @@ PLAN = "slimrank/plan.json"
 
 @dataclass
 class Result:
-    """A compressed model in memory and the account of it.
+    """A compressed model in memory with its plan and measurements.
 
     curves: of every linear by name; parameters: of the whole model, before and after; tokens: of each calibration
     text's windows; held_out: the models' quality, None of a plan alone.
@@ -56,7 +57,7 @@ class Result:
         account: Account | None = None,
         trial: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write the Hugging Face directory, in the dtype the model was stored in.
+        """Write a Hugging Face directory, in the dtype that the dense model is stored in.
 
         tensors, trial: see write_checkpoint, by default those of the model in memory; account: by default what is
         measured now.
@@ -84,7 +85,7 @@ class Result:
         )
 
     def account(self) -> Account:
-        """What the run measured beside the plan; the bytes of a hub model are what its stored dtype takes."""
+        """Sizes, seconds, memory, versions and curves of the run; a hub model's bytes follow from its stored dtype."""
         loaded, (before, after) = self.loaded, self.parameters
         size, directory = loaded.dtype.itemsize, loaded.directory
         return Account(
@@ -99,7 +100,7 @@ class Result:
             versions=versions(),
             held_out=self.held_out,
             calibration=self.tokens,
-            curves=curves_of(self.curves, {name: one.own_rank for name, one in self.plan.linears.items()}),
+            curves=curves_of(self.curves, {name: linear.own_rank for name, linear in self.plan.linears.items()}),
         )
 
     def card(self, name: str) -> str:
@@ -107,7 +108,7 @@ class Result:
         return card(name, self.plan, self.parameters, self.loaded.hub, self.held_out)
 
     def summary(self) -> dict[str, str]:
-        """The totals, for people."""
+        """Recipe, parameters and calibration as text by label."""
         budget, (before, after) = self.plan.budget, self.parameters
         quality = {"quality": self.held_out.sentence()} if self.held_out else {}
         return quality | {
@@ -144,12 +145,12 @@ def peak_memory() -> int:
 
 
 def memory_for_people(size: int) -> str:
-    """Of `peak_memory`; resident pages of mapped files, which the system takes back at need, are in it."""
+    """Bytes of `peak_memory` as text; on a CPU they include reclaimable pages of mapped files."""
     return f"{size / 2**20:,.0f} MiB" + ("" if torch.cuda.is_available() else ", mapped files included")
 
 
 def _short(value: object) -> str:
-    """A hash by its first twelve digits, a path by its file's name, one among several paths too."""
+    """Text of a value: hashes cut to twelve digits, absolute paths to the file's name."""
     text = str(value)
     if len(text) == 64 and text.isalnum():
         return text[:12]

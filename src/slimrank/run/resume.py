@@ -1,4 +1,4 @@
-"""Whether what an earlier process left belongs to this run."""
+"""The progress folder of a run, and the check that it belongs to the same run."""
 
 import json
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ WRITTEN = "written"
 
 
 def progress_folder(out: Path) -> Path:
-    """Where a run that writes `out` keeps what it has finished."""
+    """The folder beside `out` for finished work: `.NAME.progress`."""
     return out.resolve().with_name(f".{out.resolve().name}.progress")
 
 
 @contextmanager
 def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces]:
-    """The pieces of the run that writes `out`; removed when the block ends well. Without an identity they are nobody's.
+    """The pieces of the run that writes `out`, removed on success; progress without an identity is discarded.
 
     Raises:
-        UsageError: if `out` is taken, unless perhaps by this run itself, or another process is at work on it.
+        UsageError: if `out` exists and may not be this run's own result, or another process is writing it.
     """
     folder = progress_folder(out)
     pieces = DiskPieces(folder)
@@ -43,7 +43,7 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
         if not (resume and IDENTITY in pieces and WRITTEN in pieces):
             check_free(out, overwrite)
     with locked(folder / "lock", out):
-        for stale in folder.glob("*.lock"):  # of a killed process's study
+        for stale in folder.glob("*.lock"):  # left by a killed Optuna study
             stale.unlink()
         if not resume:
             pieces.drop(IDENTITY)
@@ -59,7 +59,7 @@ def progress_of(out: Path, overwrite: bool, resume: bool) -> Iterator[DiskPieces
 
 @contextmanager
 def shared_progress_of(out: Path, overwrite: bool, resume: bool, world: World) -> Iterator[Pieces]:
-    """As progress_of, the first of several processes holding the folder for all.
+    """As progress_of for several processes, the first of which owns the folder.
 
     Raises:
         UsageError: if another process does not see the folder.
@@ -79,10 +79,10 @@ def shared_progress_of(out: Path, overwrite: bool, resume: bool, world: World) -
 
 
 def identity_of(model: Compressible, windows: Windows) -> dict[str, Any]:
-    """What a calibration depends on."""
+    """The model, calibration and versions that a run's results depend on, by name."""
     decoder = model.decoder
     return {
-        "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose sample is in it
+        "dtype": str(next(decoder.model.parameters()).dtype),  # before the model, whose fingerprint depends on it
         "model": fingerprint(decoder)["sha256"],
         "device": decoder.device.type,
         "number of processes": decoder.world.size,
@@ -93,7 +93,7 @@ def identity_of(model: Compressible, windows: Windows) -> dict[str, Any]:
 
 
 def choices(recipe: Recipe, plan: Plan | None, keep: float) -> dict[str, Any]:
-    """What else a compression depends on."""
+    """The keep, recipe and plan that a compression also depends on, by name."""
     return {
         "keep": keep,
         **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
@@ -102,10 +102,10 @@ def choices(recipe: Recipe, plan: Plan | None, keep: float) -> dict[str, Any]:
 
 
 def identify(pieces: Pieces, identity: dict[str, Any]) -> None:
-    """Note what the run is, or compare it with what was noted.
+    """Record the run's identity, or compare it with the recorded one.
 
     Raises:
-        UsageError: naming what differs.
+        UsageError: naming the first difference.
     """
     identity = json.loads(json.dumps(identity))
     if IDENTITY not in pieces:

@@ -1,4 +1,4 @@
-"""What a comparison says of one recipe at one keep, and its JSON."""
+"""The row of a comparison, one recipe at one keep, and the JSON of all rows."""
 
 import json
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ JSON_VERSION = 1
 class Row:
     """One recipe at one keep, or the dense model (plan None, keep 1).
 
-    parameters: of the linears and of the whole model; bytes: of the weights in the stored dtype; seconds: what this
-    row would have taken alone, loading and evaluating left out.
+    linears, parameters: parameters of the compressed linears and of the whole model; bytes: of the weights in the
+    stored dtype; seconds: of this row alone, without loading and evaluating.
     """
 
     recipe: str
@@ -30,25 +30,25 @@ class Row:
     plan: Plan | None = None
 
     def facts(self) -> dict[str, Any]:
-        """The row as JSON, with everything that it holds."""
+        """The whole row as a JSON value."""
         return asdict(replace(self, plan=None)) | {"plan": self.plan and self.plan.model_dump(mode="json")}
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Row":
         """The inverse of facts."""
-        texts = {text: Perplexity.of(found) for text, found in facts["texts"].items()}
+        texts = {text: Perplexity.of(measured) for text, measured in facts["texts"].items()}
         return cls(**facts | {"texts": texts, "plan": facts["plan"] and Plan.model_validate(facts["plan"])})
 
 
 def to_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:
     """{"version", "settings", "rows": [{"recipe", "keep", "texts", "nats_lost", "linears", ..., "plan"}]}.
 
-    texts: as in the JSON of evaluate, the dense model being the first one.
+    texts: as in the JSON of evaluate, compared with the first row, the dense model.
     """
     dense, plain = rows[0].texts, []
     for row in rows:
-        texts = {text: text_json(found, dense[text]) for text, found in row.texts.items()}
-        lost = {text: found["nats_lost"] for text, found in texts.items()}
+        texts = {text: text_json(measured, dense[text]) for text, measured in row.texts.items()}
+        lost = {text: entry["nats_lost"] for text, entry in texts.items()}
         facts = replace(row, texts={}).facts()
         plain.append(facts | {"texts": texts, "nats_lost": lost, "plan": facts["plan"]})
     require_finite(plain, "The comparison")

@@ -1,4 +1,4 @@
-"""The steps of the pipeline after calibration, each a function from plain values to the next.
+"""The steps of the pipeline after calibration, as functions of values.
 
 windows -> calibrate -> Evidence -> decompose -> Spectra -> allocate -> Plan -> factorise, refine -> Plan
 """
@@ -33,7 +33,7 @@ def decompose(
     held: Decompositions | None = None,
     run: Run | None = None,
 ) -> Spectra:
-    """Evidence -> what every rank of every unit costs in the recipe's metric; keep, held: see spectrum.decompose."""
+    """Evidence -> Spectra in the recipe's metric; keep, held: see spectrum.decompose."""
     return decompose_units(
         model,
         evidence,
@@ -53,8 +53,10 @@ def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = No
     problem, weights = Problem(keep, recipe.form, spectra, run or Run()), spectra.model.decoder.weights
     with weights.whole() if recipe.allocate.measures else nullcontext():
         allocation = recipe.allocate.allocate(problem)
-    made = {name: one for unit, rank in allocation.ranks.items() for name, one in planned(problem, unit, rank).items()}
-    linears = {name: made[name] for name in spectra.model.linears if name in made}
+    plans: dict[str, LinearPlan] = {}
+    for unit, rank in allocation.ranks.items():
+        plans |= planned(problem, unit, rank)
+    linears = {name: plans[name] for name in spectra.model.linears if name in plans}
     return Plan(
         keep=keep,
         model=fingerprint(spectra.model.decoder),
@@ -71,32 +73,32 @@ def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearP
     singles = [problem.spectra.model.units[name] for name in unit.names]
     if rank is None:
         return {
-            one.leader: LinearPlan(
-                block=one.block, role=one.role, form="dense", shape=one.shape, parameters=one.parameters
+            single.leader: LinearPlan(
+                block=single.block, role=single.role, form="dense", shape=single.shape, parameters=single.parameters
             )
-            for one in singles
+            for single in singles
         }
     curve = problem.spectra.curve(unit)
     costs, entries = problem.form.costs(unit.shapes, rank), problem.form.entries(unit.shapes, rank)
     named = problem.form.name if len(singles) == 1 else None
     return {
-        one.leader: LinearPlan(
-            block=one.block,
-            role=one.role,
+        single.leader: LinearPlan(
+            block=single.block,
+            role=single.role,
             form=named or entry["form"],
             rank=rank,
             unit=None if len(singles) == 1 else unit.leader,
-            shape=one.shape,
+            shape=single.shape,
             parameters=cost,
-            loss=curve.loss(rank) if one.leader == unit.leader else 0.0,
+            loss=curve.loss(rank) if single.leader == unit.leader else 0.0,
             relative=curve.relative(rank),
         )
-        for one, cost, entry in zip(singles, costs, entries, strict=True)
+        for single, cost, entry in zip(singles, costs, entries, strict=True)
     }
 
 
 def warnings(spectra: Spectra) -> list[str]:
-    """What the user should know of the calibration, a sentence each."""
+    """Notes for the user on the calibration, a sentence each."""
     model, evidence = spectra.model, spectra.evidence
     short = [model.units[name] for name in evidence.moments.short_of_tokens()]
     damped = [unit for unit, curve in spectra.curves.items() if curve.damping]
@@ -106,25 +108,27 @@ def warnings(spectra: Spectra) -> list[str]:
     notes = []
     if outside:
         notes.append(
-            f"{sum(outside.values()):,} parameters are in no linear (fused?) and stay dense: {', '.join(outside)}."
+            f"{sum(outside.values()):,} parameters stay dense, in no linear (fused experts?): {', '.join(outside)}."
         )
     if unreached:
-        notes.append(f"No calibration token reached {described(unreached)}, which stay dense.")
+        notes.append(f"Dense, since no calibration token reached them: {described(unreached)}.")
     if short:
         notes.append(f"Fewer calibration tokens than input channels at {described(short)}: use more --samples.")
     if damped:
         worst = max(spectra.curves[unit].damping for unit in damped)
-        notes.append(f"The Gram needed damping, at most {worst:.0e} of its mean diagonal, at {described(damped)}.")
+        notes.append(
+            f"Singular input Grams, damped by at most {worst:.0e} of their mean diagonal: {described(damped)}."
+        )
     if choices:
         chosen = ", ".join(f"{value:.3g} for {count}" for value, count in Counter(choices).most_common())
-        notes.append(f"The metric's own choice on held-out windows was {chosen} of {len(choices)} linears.")
+        notes.append(f"Metric option chosen on held-out windows: {chosen} of {len(choices)} linears.")
     return notes
 
 
 def factorize(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:
-    """Plan -> factors in the places of the dense linears; returns the plan with what was built and measured.
+    """Replace the planned linears by their layers; returns the plan with the built layers and their errors.
 
-    Where the first refiner builds every factor itself, nothing is built yet.
+    Nothing is built if the first refiner builds all factors itself.
     """
     run = run or Run()
     stages, cuts = stages_of(spectra, plan, run), cuts_of(plan, spectra)
@@ -135,7 +139,7 @@ def factorize(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:
 
 
 def refine(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:
-    """Run the recipe's refiners, in order, over the factors; returns the plan with what they noted and built."""
+    """Run the recipe's refiners in order; returns the plan with their notes and layers."""
     run = run or Run()
     stages, cuts = stages_of(spectra, plan, run), cuts_of(plan, spectra)
     decoder, notes = spectra.model.decoder, list[str]()
@@ -157,11 +161,11 @@ def refine(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:
 
 
 def stages_of(spectra: Spectra, plan: Plan, run: Run) -> Stages:
-    """The stages that change the model."""
+    """The stages that change the model: factorise, then each refiner."""
     decoder = spectra.model.decoder
     return Stages(["factorise", *(name for name, _ in refiners(plan))], decoder.weights, run.pieces, decoder.world)
 
 
 def refiners(plan: Plan) -> Sequence[tuple[str, Refiner]]:
-    """The refiners with the names of their stages."""
+    """The stage name and the refiner, in order."""
     return [(f"refine-{number}", refiner) for number, refiner in enumerate(plan.recipe.refine)]

@@ -1,1 +1,1 @@
-"""What runs the machine: processes, threads, memory, progress."""
+"""Processes, memory limits, progress and timing; nothing here knows the method."""

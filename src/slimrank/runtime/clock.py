@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds by stage; those of a stage inside another one count as its own alone."""
+    """Seconds by stage; a nested stage's time counts for that stage alone."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the block's time as this stage's."""
+        """Add the time spent inside to this stage."""
         before, started = sum(self.seconds.values()), time.perf_counter()
         yield
         inside = sum(self.seconds.values()) - before

@@ -1,4 +1,4 @@
-"""Numbers that are not finite are refused before they are written, since JSON has none."""
+"""The check for NaN and Inf before JSON is written, which cannot hold them."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from slimrank.errors import SlimrankError
 
 
 def require_finite(value: Any, what: str) -> None:
-    """Raise a SlimrankError that names the first number in `value`, as JSON has it, that is NaN or infinite."""
+    """Raise a SlimrankError that names the first NaN or Inf in the JSON value `value`."""
     for place, number in _numbers(value, ""):
         if not math.isfinite(number):
             raise SlimrankError(

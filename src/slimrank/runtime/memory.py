@@ -1,4 +1,4 @@
-"""How much memory a run may take, and how it is shared out."""
+"""Memory limits of a run, and how they are divided."""
 
 import ctypes
 import re
@@ -12,7 +12,7 @@ import torch
 
 from slimrank.errors import UsageError
 
-MMAP_THRESHOLD = -3  # of glibc's malloc.h
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
 
 UNITS = {
     "": 1,
@@ -31,7 +31,7 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes. host: of memory in all; weights: for the parts of the model that are not in use; states: see Room."""
+    """Bytes. host: of host memory in all; weights: of cached parts of the model; states: of hidden states, see Room."""
 
     host: int
     weights: int
@@ -39,7 +39,7 @@ class Limits:
 
     @classmethod
     def of(cls, memory: int | None, device: str) -> "Limits":
-        """Shares of `memory`, by default what is free, and of the device's."""
+        """Limits as shares of `memory` (bytes, by default what is free) and of the device's free memory."""
         host = memory or free_memory()
         if not device.startswith("cuda") or not torch.cuda.is_available():
             return cls(host, host // 8, Room(host=host // 8))
@@ -48,11 +48,11 @@ class Limits:
 
 
 def give_memory_back() -> None:
-    """Let glibc give freed blocks of a megabyte and more back to the system at once, rather than keep them in its heap.
+    """Make glibc return freed blocks of 1 MiB and more to the system at once.
 
-    It does so of itself up to a size that grows with what is freed; at size that kept half a gigabyte.
+    By default its threshold grows with the blocks freed, which kept half a gigabyte in large runs.
     """
-    with suppress(OSError, AttributeError):  # no glibc, no mallopt
+    with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 
@@ -62,19 +62,19 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: for anything else.
     """
-    found = SIZE.fullmatch(text)
-    size = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    match = SIZE.fullmatch(text)
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if size < 1:
         raise UsageError(f"--memory {text!r} is not a size: give one such as 8GiB.")
     return size
 
 
 def free_memory() -> int:
-    """What this process could take now, in bytes: the machine's free memory, or its control group's share of it."""
-    found = [psutil.virtual_memory().available]
+    """Bytes of memory available to this process: the machine's, or its control group's if that is less."""
+    available = [psutil.virtual_memory().available]
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
         cache = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
         used = int((group / "memory.current").read_text()) - (int(cache[1]) if cache else 0)
-        found.append(int(limit) - used)
-    return max(min(found), 2**28)
+        available.append(int(limit) - used)
+    return max(min(available), 2**28)

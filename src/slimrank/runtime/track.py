@@ -1,4 +1,4 @@
-"""How long loops report progress without knowing who shows it."""
+"""The interface by which long loops report progress."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -8,16 +8,16 @@ Description = str | Callable[[], str]
 
 
 class Track(Protocol):
-    """Wraps an iterable so that somebody can watch it: `for x in track(items, "Calibrating", len(items))`."""
+    """Wraps an iterable to show progress: `for x in track(items, "calibrating", len(items))`."""
 
     def __call__(self, iterable: Iterable[T], description: Description, total: int) -> Iterable[T]:
-        """The same items in the same order; `total` is how many there will be.
+        """The same items in the same order; total: their number.
 
-        A description that changes, such as the best so far, is a function that is asked before each item.
+        description: a text, or a function called before each item for one that changes, such as the best result so far.
         """
         ...
 
 
 def no_track(iterable: Iterable[T], description: Description, total: int) -> Iterable[T]:
-    """The items, unwatched."""
+    """The items, without showing progress."""
     return iterable

@@ -1,4 +1,4 @@
-"""The versions that a result or a bug report depends on."""
+"""Versions of Python and the libraries, for results and bug reports."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,16 +11,16 @@ OPTIONAL = (
 
 
 def versions() -> dict[str, str]:
-    """Python, the platform, the libraries always used, and the optional ones that are installed, by name."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    found |= {name: _version(name) or "none: run from source" for name in REQUIRED}
-    return found | {name: number for name in OPTIONAL if (number := _version(name))}
+    """Versions by name: Python, the platform, the required libraries, and the optional ones that are installed."""
+    known = {"python": platform.python_version(), "platform": platform.platform()}
+    known |= {name: _version(name) or "none: run from source" for name in REQUIRED}
+    return known | {name: number for name in OPTIONAL if (number := _version(name))}
 
 
 def needed_versions() -> dict[str, str]:
-    """Those that a computation's outcome depends on, with the kind of machine."""
-    found = versions()
-    return {name: found[name] for name in ("python", *REQUIRED)} | {"machine": platform.machine()}
+    """The versions that results depend on, and the machine type."""
+    known = versions()
+    return {name: known[name] for name in ("python", *REQUIRED)} | {"machine": platform.machine()}
 
 
 def _version(name: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Several processes at work on one compression, as torchrun starts them; one process alone pays nothing for it.
+"""Several processes, started by torchrun, that work on one compression.
 
-All processes take the same steps. Each sums over its share of the windows and the sums are added up; what would be the
-same work everywhere is dealt out (`World.apart`) and handed over as finished pieces; the first process alone writes.
+All processes take the same steps. Each sums over its share of the windows, and the sums are added up. Other work is
+divided (`World.apart`) and exchanged as pieces on disk. Only the first process writes the result.
 """
 
 import os
@@ -20,17 +20,17 @@ from torch.distributed.rendezvous import rendezvous
 from slimrank.errors import SlimrankError, UsageError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=2)  # a process that ends is noticed at once; this is for one that hangs
+TIMEOUT = timedelta(hours=2)  # for processes that hang; one that ends is noticed at once
 
 
 @dataclass
 class World:
-    """The processes of a run. rank: this one's number; size: how many there are; local: how many on this machine.
+    """The processes of a run. rank: this one's index; size: their number; local: the number on this machine.
 
-    Every method that speaks to the others must be called by all of them, in the same order.
+    together: False inside `apart`. Methods that communicate must be called by all processes in the same order.
 
     Raises:
-        SlimrankError: where another process has ended or does not answer.
+        SlimrankError: if another process has ended or does not answer.
     """
 
     rank: int = 0
@@ -40,16 +40,16 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the first process, which writes and prints."""
         return self.rank == 0
 
     @property
     def follows(self) -> bool:
-        """Whether what the first process makes counts, and not what this one does."""
+        """Whether this process must take over the first one's results."""
         return self.together and not self.main
 
     def part(self, count: int) -> slice:
-        """This process's share of `count` windows, neighbours staying together.
+        """This process's contiguous share of `count` windows.
 
         Raises:
             UsageError: if there are fewer windows than processes.
@@ -68,27 +68,27 @@ class World:
         return windows[self.part(len(windows))]
 
     def dealt(self, items: Sequence[T], costs: Sequence[float]) -> list[T]:
-        """This process's run of `items`, so that all have about the same cost; every item is some process's."""
+        """This process's contiguous share of `items`, of about equal cost for all processes."""
         mine, before, whole = [], 0.0, sum(costs)
         for item, cost in zip(items, costs, strict=True):
             place = int((before + cost / 2) / whole * self.size) if whole else 0
-            if min(place, self.size - 1) == self.rank:  # what costs nothing may come after all that costs something
+            if min(place, self.size - 1) == self.rank:  # items of cost 0 at the end would be beyond it
                 mine.append(item)
             before += cost
         return mine
 
     def add_up(self, *sums: Tensor) -> None:
-        """Turn each process's sums into the sums of all, in place.
+        """Add up the tensors over all processes, in place.
 
-        The same bits everywhere; they differ from those of one process by the order of the summands.
+        The result has the same bits in all processes, and differs from one process's by the order of summation.
         """
         if self.size > 1:
-            for one in sums:
-                if one.numel():
-                    self._reduce(one)
+            for tensor in sums:
+                if tensor.numel():
+                    self._reduce(tensor)
 
     def total(self, value: float) -> float:
-        """The sum of every process's number."""
+        """The sum of `value` over all processes."""
         if self.size == 1:
             return value
         number = torch.tensor([value], dtype=torch.float64)
@@ -96,7 +96,7 @@ class World:
         return number.item()
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the first process, where alone it is called."""
+        """The result of `make`, called in the first process only."""
         if self.size == 1:
             return make()
         given = [make() if self.main else None]
@@ -105,23 +105,23 @@ class World:
         return given[0]  # type: ignore[return-value]
 
     def gathered(self, mine: dict[str, T]) -> dict[str, T]:
-        """Every process's entries."""
+        """The union of all processes' dicts."""
         if self.size == 1:
             return mine
-        found: list[Any] = [None] * self.size
+        parts: list[Any] = [None] * self.size
         with _answered():
-            dist.all_gather_object(found, mine)
-        return {key: value for one in found for key, value in one.items()}
+            dist.all_gather_object(parts, mine)
+        return {key: value for part in parts for key, value in part.items()}
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         self.total(0)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Each process for itself: inside, what it saves is its own, and nothing is summed; ends when all have ended.
+        """Inside, each process works and saves pieces alone, and nothing is summed.
 
-        It begins when all have begun, so that what one finishes is not yet seen by one that still looks what is there.
+        There are barriers at both ends, so that no process sees a piece of this step before it has divided the work.
         """
         self.barrier()
         before, self.together = self.together, False
@@ -133,7 +133,7 @@ class World:
 
     @contextmanager
     def turn(self) -> Iterator[bool]:
-        """Whether this process is the one to act, all others waiting; each for itself while they work apart."""
+        """Whether this process acts: the first one, between two barriers; apart, every one, without barriers."""
         if self.size == 1 or not self.together:
             yield True
             return
@@ -142,7 +142,7 @@ class World:
         self.barrier()
 
     def place(self, device: str) -> str:
-        """The device of this process, where `device` is what the command was given.
+        """The device of this process; device: the command's option.
 
         Raises:
             UsageError: if it names one CUDA device for several processes, or there are fewer than processes.
@@ -170,9 +170,9 @@ ALONE = World()
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """This process among those that torchrun has started; alone where it has started none. device: as --device has it.
+    """Join the processes that torchrun has started, or run alone; device: the command's option.
 
-    Of several processes that fail together, the first one alone raises; the others end quietly, with its status.
+    If several processes fail, only the first to fail raises its error; the others exit with their error's status.
     """
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
@@ -187,15 +187,15 @@ def joined(device: str) -> Iterator[World]:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         yield world
     except Exception as error:
-        if _told(store):
-            time.sleep(1)  # torchrun ends all when one has ended: the first is to have told why
+        if _failed_before(store):
+            time.sleep(1)  # torchrun ends all processes when one ends: let the first report its error
             raise SystemExit(getattr(error, "status", 1)) from error
         raise
     dist.destroy_process_group()
 
 
-def _told(store: Any) -> bool:
-    """Whether another process has failed before."""
+def _failed_before(store: Any) -> bool:
+    """Record that this process has failed; whether another one had before."""
     with suppress(RuntimeError):
         return store.add("slimrank/failed", 1) > 1
     return False
@@ -203,11 +203,11 @@ def _told(store: Any) -> bool:
 
 @contextmanager
 def _answered() -> Iterator[None]:
-    """Turn what the backends raise into a sentence."""
+    """Turn a RuntimeError of torch.distributed into a SlimrankError."""
     try:
         yield
     except RuntimeError as error:
         raise SlimrankError(
-            "Another process of this run has ended or does not answer: see what it or the system's log says; "
-            "the same command goes on where this one stopped."
+            "Another process of this run has ended or does not answer: see its output or the system's log; "
+            "the same command resumes where this one stopped."
         ) from error

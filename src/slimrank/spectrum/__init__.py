@@ -1,1 +1,1 @@
-"""From moments to what every rank costs."""
+"""Spectra: the singular values of every unit in a metric, and the loss at every rank."""

@@ -1,4 +1,4 @@
-"""Curves: what every rank of a unit costs."""
+"""Curves: the loss of a unit at every rank, on the calibration and on the held-out windows."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,16 +14,16 @@ from slimrank.spectrum.decomposition import Decomposition, Route, decompose_weig
 
 Timer = Callable[[], AbstractContextManager[None]]
 
-LEAST = 1e-300  # a divisor at least, so that the error of a weight that maps all to 0 is no share of it
+LEAST = 1e-300  # the least divisor, for weights whose output is 0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What every rank 0..q costs, by the singular values (q,) of L^T W R in descending order.
+    """The loss at every rank 0..q, given by values (q,), the singular values of L^T W R in descending order.
 
-    measured: (q + 1,) |L^T (W - W'_r) R~|_F / |L^T W R~|_F with R~ of held-out windows, None where there are none;
-    damping: as Decomposition's; basis: what spares `projector_route` its eigenproblem; choice: what the metric settled
-    by measuring.
+    measured: |L^T (W - W'_r) R~|_F / |L^T W R~|_F at every rank (q + 1,), R~ of the held-out windows, None without
+    them; damping: see Decomposition; basis: eigenvectors (q, q) that projector_route reuses, None if they were not
+    kept; choice: the result of Metric.choose.
     """
 
     values: Tensor
@@ -33,7 +33,7 @@ class Curve:
     choice: float | None = None
 
     def losses(self) -> Tensor:
-        """The squared error at every rank 0..q (q + 1,): the sum of the squared values that the cut drops."""
+        """The squared error at every rank 0..q (q + 1,), float64: the sum of the squared singular values beyond it."""
         squares = self.values.double().square().flip(0).cumsum(0).flip(0)
         return torch.cat([squares, squares.new_zeros(1)])
 
@@ -42,13 +42,13 @@ class Curve:
         return self.losses()[rank].item()
 
     def relative(self, rank: int) -> float:
-        """The error's share of the output's norm in the metric."""
+        """|L^T (W - W'_r) R|_F / |L^T W R|_F at a rank."""
         losses = self.losses()
         return share(losses[rank].item(), losses[0].item())
 
 
 def share(loss: float, whole: float) -> float:
-    """The error's share of the output's norm, from their squares."""
+    """The error's norm over the output's, from their squares."""
     return (loss / max(whole, LEAST)) ** 0.5
 
 
@@ -61,11 +61,11 @@ def curve(
     bases: bool = True,
     timer: Timer = nullcontext,
 ) -> Curve:
-    """The curve of W (m, n) under `grams`, measured under the right one of `held_out`, the left one being the same.
+    """The curve of W (m, n) under `grams`, measured under the left Gram of `grams` and the right one of `held_out`.
 
-    The projector route needs no more than the small eigenproblem: without `bases` its values alone, whose squares' sums
-    are good to 5e-5 (see Small), and for the measure vectors in float32, unless m > n (see Small.left_out).
-    timer: around the measuring.
+    The projector route solves the eigenproblem of the smaller side. Without `bases` only its eigenvalues are computed
+    (losses good to 5e-5, see Small), and the eigenvectors for the measurement in float32, unless m > n (see
+    Small.left_out). timer: a context around the measurement.
     """
     with one_thread(weight):
         return _curve(weight.double(), grams, held_out, route, bases, timer)
@@ -85,18 +85,18 @@ def _curve(weight: Tensor, grams: Grams, held_out: Grams | None, route: Route, b
         return Curve(values, (left / left[0].clamp_min(LEAST)).sqrt(), basis=basis)
 
 
-def curve_of(weight: Tensor, found: Decomposition, held_out: Grams | None) -> Curve:
-    """The curve that a decomposition of W (m, n) gives, by whatever route it was found, measured under `held_out`."""
-    measured = None if held_out is None else _expansion_shares(weight.double(), found, held_out)
-    return Curve(found.values, measured, found.damping)
+def curve_of(weight: Tensor, decomposition: Decomposition, held_out: Grams | None) -> Curve:
+    """The curve of a decomposition of W (m, n) by any route, measured under `held_out`."""
+    measured = None if held_out is None else _expansion_shares(weight.double(), decomposition, held_out)
+    return Curve(decomposition.values, measured, decomposition.damping)
 
 
-def _expansion_shares(weight: Tensor, found: Decomposition, grams: Grams) -> Tensor:
-    """The share for W - sum_{i < r} l_i r_i at every r, of vectors that need not be orthogonal in these Grams."""
-    left, right = grams.left, grams.right
-    weighted = times(left, found.left)
-    overlaps = (found.left.T @ weighted) * (found.right @ times(right, found.right.T))
-    alone = (times(right, weight.T) @ weighted * found.right.T).sum(0)
+def _expansion_shares(weight: Tensor, decomposition: Decomposition, grams: Grams) -> Tensor:
+    """|W - sum_{i < r} l_i r_i| / |W| at every r (q + 1,), for vectors that need not be orthogonal in these Grams."""
+    left, right, factors = grams.left, grams.right, decomposition
+    weighted = times(left, factors.left)
+    overlaps = (factors.left.T @ weighted) * (factors.right @ times(right, factors.right.T))
+    alone = (times(right, weight.T) @ weighted * factors.right.T).sum(0)
     total = (times(left, weight) * times(right, weight.T).T).sum()
     both = overlaps.cumsum(0).cumsum(1).diagonal()
     losses = total - torch.cat([both.new_zeros(1), 2 * alone.cumsum(0) - both])

@@ -1,4 +1,4 @@
-"""The step from moments to spectra: every unit's curve, found once and kept among the finished pieces."""
+"""The decompose step: the curve of every unit, saved among the run's pieces."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -32,11 +32,11 @@ def decompose(
     held: Decompositions | None = None,
     run: Run | None = None,
 ) -> Spectra:
-    """Evidence -> Spectra, the work dealt out to the processes.
+    """Evidence -> Spectra, the units distributed over the processes.
 
-    keep: the share of parameters that is to stay, for metrics that choose by it; stacks: whether also of linears that
-    share an input, as one unit; bases: whether decompositions will be asked for, and not the curves alone;
-    measured_later: whether the held-out moments will be needed after this; held: decompositions that are known.
+    keep: the share of parameters that stays, for metrics that depend on it; stacks: also decompose linears that share
+    an input as one unit; bases: keep what later decompositions need, not the curves alone; measured_later: keep the
+    held-out moments; held: known decompositions.
     """
     run = run or Run()
     held = Decompositions(run.bytes_held) if held is None else held
@@ -47,9 +47,9 @@ def decompose(
     missing = [unit for unit in units if not have_curves(run.pieces, [unit])]
     with world.apart():
         mine, done = world.dealt(missing, [unit.work for unit in missing]), set[Unit]()
-        found = in_threads(curve_job(empty, unit, keep, bases, run) for unit in mine)
-        for unit, one in zip(run.track(mine, "decomposing", len(mine)), found, strict=True):
-            save_curve(run.pieces, unit, one)
+        computed = in_threads(curve_job(empty, unit, keep, bases, run) for unit in mine)
+        for unit, unit_curve in zip(run.track(mine, "decomposing", len(mine)), computed, strict=True):
+            save_curve(run.pieces, unit, unit_curve)
             done.add(unit)
             if done.issuperset(blocks[unit.block]):
                 release(evidence, run.pieces, unit.block, bases, measured_later)
@@ -62,11 +62,11 @@ def decompose(
 
 
 def curve_job(spectra: Spectra, unit: Unit, keep: float, bases: bool, run: Run) -> tuple[bool, Job[Curve]]:
-    """What finds a unit's curve, and whether that is a small problem (see threads)."""
+    """The job that computes a unit's curve, and whether it is small (see numerics.threads)."""
     choice = spectra.choice(unit, keep)
     held_out, route = spectra.held_out_grams(unit, choice), spectra.route
     if held_out is not None and held_out.right is not None and route == "projector" and not (bases or unit.tall):
-        held_out = Grams(right=held_out.right.float())  # before the other Gram takes memory; see Small.left_out
+        held_out = Grams(right=held_out.right.float())  # float32 before the other Gram is allocated; see Small.left_out
     weight, grams = spectra.weight(unit), spectra.grams(unit, choice)
     small = is_small(weight.shape, weight.device)
 
@@ -75,21 +75,21 @@ def curve_job(spectra: Spectra, unit: Unit, keep: float, bases: bool, run: Run) 
         return replace(curve(weight, grams, held_out, route, bases=bases, timer=timer), choice=choice)
 
     def by_whole_decomposition() -> Curve:
-        found = decompose_weight(weight, grams, route)
-        spectra.held.hold(unit, found)
-        return replace(curve_of(weight, found, held_out and Grams(grams.left, held_out.right)), choice=choice)
+        decomposition = decompose_weight(weight, grams, route)
+        spectra.held.hold(unit, decomposition)
+        return replace(curve_of(weight, decomposition, held_out and Grams(grams.left, held_out.right)), choice=choice)
 
     single = len(unit.names) == 1
     return small, by_whole_decomposition if route != "projector" and single else by_projector
 
 
 def have_curves(pieces: Pieces, units: Iterable[Unit]) -> bool:
-    """Whether the curves of all these units are among the pieces."""
+    """Whether the curves of all units are among the pieces."""
     return all(_key(unit) in pieces for unit in units)
 
 
 def blocks_with_curves(model: Compressible, pieces: Pieces) -> list[int]:
-    """The blocks whose linears all have their curves among the pieces, as an earlier process left them."""
+    """Indices of the blocks whose linears all have their curves among the pieces."""
     units = list(model.units.values())
     return [
         index
@@ -102,24 +102,23 @@ def _key(unit: Unit) -> str:
     return f"curves/{unit.key}"
 
 
-def save_curve(pieces: Pieces, unit: Unit, one: Curve) -> None:
-    """Keep a unit's curve."""
-    tensors = {"values": one.values, "measured": one.measured, "basis": one.basis}
-    given = {key: tensor.cpu() for key, tensor in tensors.items() if tensor is not None}
-    pieces.save(_key(unit), given, {"damping": one.damping, "choice": one.choice})
+def save_curve(pieces: Pieces, unit: Unit, curve: Curve) -> None:
+    """Save a unit's curve as a piece."""
+    tensors = {"values": curve.values, "measured": curve.measured, "basis": curve.basis}
+    present = {key: tensor.cpu() for key, tensor in tensors.items() if tensor is not None}
+    pieces.save(_key(unit), present, {"damping": curve.damping, "choice": curve.choice})
 
 
 def load_curve(pieces: Pieces, unit: Unit) -> Curve:
-    """A unit's curve."""
+    """Load a unit's curve."""
     tensors, facts = pieces.load(_key(unit))
     return Curve(tensors["values"], tensors.get("measured"), facts["damping"], tensors.get("basis"), facts["choice"])
 
 
 def release(evidence: Evidence, pieces: Pieces, index: int, bases: bool, measured_later: bool) -> None:
-    """Drop what a block's curves were the last to need.
+    """Drop a block's moments that no later step needs, where pieces are on disk.
 
-    That is the held-out moments, unless something is measured on them later, and the inputs' Grams, where no
-    decomposition will be asked for.
+    These are the held-out moments, unless `measured_later`, and the inputs' Grams, unless `bases`.
     """
     if pieces.lasting and not measured_later:
         pieces.drop(f"held-out/{index}")

@@ -1,4 +1,4 @@
-"""The decomposition of a weight in a metric, by three routes."""
+"""The singular value decomposition of a weight in a metric, by three algorithms (routes)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Route = Literal["projector", "cholesky", "eigen"]
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The optimum at every rank: left[:, :r] @ right[:r] minimises |L^T (W - W') R|_F over rank r.
+    """The optimum at every rank: left[:, :r] @ right[:r] minimises |L^T (W - W') R|_F over W' of rank r.
 
-    values (q,) singular values of L^T W R, descending; left (m, k) and right (k, n), k the largest rank that was asked
-    for, q by default; float64. damping: the share of H's mean diagonal that had to be added to factor it.
+    values (q,), the singular values of L^T W R, descending; left (m, k) and right (k, n) for ranks up to k, q by
+    default; float64. damping: the share of H's mean diagonal added to H to make it positive definite.
     """
 
     values: Tensor
@@ -31,7 +31,7 @@ class Decomposition:
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory."""
+        """Bytes of the tensors."""
         return self.values.nbytes + self.left.nbytes + self.right.nbytes
 
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -39,19 +39,19 @@ class Decomposition:
         return self.left[:, :rank], self.right[:rank]
 
     def loss(self, rank: int) -> float:
-        """The squared error of the cut, the sum of the squared values that it drops."""
+        """The squared error at a rank: the sum of the squared singular values beyond it."""
         return self.values[rank:].square().sum().item()
 
 
-def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, found: Pair | None = None) -> Decomposition:
-    """By the eigenproblem of the smaller side (see numerics.projector); found: its outcome, if known."""
+def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, known: Pair | None = None) -> Decomposition:
+    """From the eigenproblem of the smaller side (see numerics.projector); known: its `eigenvectors`, if computed."""
     small = Small(weight, grams)
-    values, basis = found or eigenvectors(small.square())
+    values, basis = known or eigenvectors(small.square())
     return Decomposition(values, *small.factors(values[:rank], basis[:, :rank]))
 
 
 def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomposition:
-    """SVD-LLM as printed: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps H by its mean diagonal if it must."""
+    """SVD-LLM as published: R = cholesky(H), W' = U_r S_r V_r^T R^-1; damps a singular H by its mean diagonal."""
     factor, damping = _damped_cholesky(_full(grams.right, weight.shape[1], weight))
     root = Root.of(grams.left)
     u, values, v = torch.linalg.svd(root.whiten(weight) @ factor, full_matrices=False)
@@ -60,7 +60,7 @@ def cholesky_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Dec
 
 
 def _damped_cholesky(gram: Tensor) -> tuple[Tensor, float]:
-    """The lower factor of H and the share of its mean diagonal, of 1 for H = 0, that had to be added to it."""
+    """The lower Cholesky factor of H + damping mean(diag H) I, and damping: the least of 0, 1e-10, 1e-9, ... for it."""
     mean, damping = gram.diagonal().mean(), 0.0
     factor, failed = torch.linalg.cholesky_ex(gram)
     while failed:
@@ -82,7 +82,7 @@ def eigen_route(weight: Tensor, grams: Grams, rank: int | None = None) -> Decomp
     root = Root.of(grams.left)
     u, values, v = torch.linalg.svd(root.whiten(weight) @ (vectors * scale), full_matrices=False)
     left, right = root.unwhiten(u), values[:, None] * (v @ (vectors / scale).T)
-    missing = min(weight.shape) - len(values)  # ranks outside the support carry nothing
+    missing = min(weight.shape) - len(values)  # singular values outside the support are 0
     return Decomposition(pad(values, (0, missing)), pad(left, (0, missing)), pad(right, (0, 0, 0, missing)))
 
 
@@ -96,9 +96,9 @@ ROUTES: dict[Route, Callable[[Tensor, Grams, int | None], Decomposition]] = {
 def decompose_weight(
     weight: Tensor, grams: Grams, route: Route = "projector", rank: int | None = None
 ) -> Decomposition:
-    """Decompose W (m, n) in the metric of `grams`; computed and returned in float64.
+    """Decompose W (m, n) in the metric of `grams`, in float64.
 
-    rank: the largest that `cut` will be asked for, all by default.
+    rank: the largest rank that the result is cut to, all by default.
     """
     with one_thread(weight):
         return ROUTES[route](weight.double(), grams, rank)
@@ -107,7 +107,7 @@ def decompose_weight(
 def decompose_weight_again(
     weight: Tensor, grams: Grams, route: Route, known: Pair | None, rank: int | None = None
 ) -> Decomposition:
-    """As decompose_weight, with the projector route's `eigenvectors` where they are known."""
+    """As decompose_weight; known: the projector route's `eigenvectors`, which are then not computed again."""
     if known is not None and route == "projector":
         with one_thread(weight):
             return projector_route(weight.double(), grams, rank, known)
@@ -115,6 +115,7 @@ def decompose_weight_again(
 
 
 def _full(gram: Tensor | None, width: int, like: Tensor) -> Tensor:
+    """A Gram as a matrix (width, width)."""
     if gram is None:
         return torch.eye(width, dtype=like.dtype, device=like.device)
     return gram.diag() if gram.ndim == 1 else gram

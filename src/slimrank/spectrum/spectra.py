@@ -1,4 +1,4 @@
-"""Spectra: what every rank of every unit costs in a metric, and the best cut at any rank."""
+"""Spectra: every unit's loss at every rank in a metric, and its optimal factors at any rank."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class Decompositions(dict[Unit, Decomposition]):
-    """Decompositions that are held, as many as fit into `room` bytes."""
+    """A cache of decompositions by unit, as many as fit into `room` bytes."""
 
     def __init__(self, room: int = UNLIMITED) -> None:
         self.room = room
 
-    def hold(self, unit: Unit, made: Decomposition) -> None:
-        """Keep a unit's decomposition, if there is room for it."""
-        if made.nbytes <= self.room - sum(one.nbytes for one in self.values()):
-            self[unit] = made
+    def hold(self, unit: Unit, decomposition: Decomposition) -> None:
+        """Cache a unit's decomposition if there is room for it."""
+        if decomposition.nbytes <= self.room - sum(held.nbytes for held in self.values()):
+            self[unit] = decomposition
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Spectra:
     """The curves of all units of a model in one metric.
 
     curves: of every linear that calibration reached, in the model's order; stacks: of the units of several linears that
-    may be factorised as one; held: decompositions that need not be computed again.
+    may be factorised together; held: cached decompositions.
     """
 
     model: Compressible
@@ -50,25 +50,25 @@ class Spectra:
     held: Decompositions = field(default_factory=Decompositions)
 
     def curve(self, unit: Unit) -> Curve:
-        """What every rank of a unit costs."""
+        """The curve of a unit of one linear or of several."""
         return self.curves[unit] if unit in self.curves else self.stacks[unit]
 
     def cut(self, unit: Unit, rank: int) -> tuple[Tensor, Tensor]:
-        """The factors (m, rank) and (rank, n) of a unit's best approximation at this rank, float64."""
+        """The factors (m, rank) and (rank, n) of a unit's optimal approximation at a rank, float64."""
         return self.decomposition(unit, rank).cut(rank)
 
     def decomposition(self, unit: Unit, rank: int | None = None) -> Decomposition:
-        """A unit's decomposition, to be cut to that rank at most; without a rank whole, and held where it fits."""
+        """A unit's decomposition up to a rank; without a rank all of it, cached if it fits."""
         if unit in self.held:
             return self.held[unit]
         known, weight = self.curve(unit), self.weight(unit)
         pair = None
         if known.basis is not None:
             pair = known.values.to(weight.device), known.basis.to(weight.device)
-        made = decompose_weight_again(weight, self.grams(unit, known.choice), self.route, pair, rank)
+        decomposition = decompose_weight_again(weight, self.grams(unit, known.choice), self.route, pair, rank)
         if rank is None:
-            self.held.hold(unit, made)
-        return made
+            self.held.hold(unit, decomposition)
+        return decomposition
 
     def weight(self, unit: Unit) -> Tensor:
         """The dense weights of a unit, stacked (m, n)."""
@@ -78,13 +78,13 @@ class Spectra:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def grams(self, unit: Unit, choice: float | None = None) -> Grams:
-        """The Grams by which a unit's error counts."""
+        """The Grams that weigh a unit's error; choice: see Metric.chosen."""
         inputs = self.evidence.input_of(unit.leader)
         left = self.left(unit)
         return Grams(left, self._named(unit, lambda: self.metric.chosen(choice).right(inputs)))
 
     def held_out_grams(self, unit: Unit, choice: float | None = None) -> Grams | None:
-        """The right one by which its error is measured on the held-out windows; None where no held-out token came."""
+        """The right Gram of the held-out windows; None if no held-out token reached the unit."""
         held_out = self.evidence.held_out_of(unit.leader)
         if held_out is None:
             return None
@@ -92,7 +92,7 @@ class Spectra:
         return Grams(right=self.metric.chosen(choice).held_out_right(inputs, held_out))
 
     def left(self, unit: Unit) -> Left:
-        """The left Gram of a unit: of several linears one block each, made when it is asked for."""
+        """The left Gram of a unit, block-diagonal for several linears; None for metrics without gradients."""
         if not self.metric.needs.gradients:
             return None
 
@@ -105,13 +105,13 @@ class Spectra:
         return make(0) if len(unit.names) == 1 else Blocks(tuple(rows for rows, _ in unit.shapes), make)
 
     def choice(self, unit: Unit, keep: float) -> float | None:
-        """What the metric settles for one linear by measuring; keep: the share of parameters that is to stay."""
+        """Metric.choose for a unit; keep: the share of parameters that stays."""
         inputs, held_out = self.evidence.input_of(unit.leader), self.evidence.held_out_of(unit.leader)
         return self._named(unit, lambda: self.metric.choose(self.weight(unit), inputs, held_out, keep))
 
     @staticmethod
     def _named(unit: Unit, make: Callable[[], T]) -> T:
-        """What `make` gives; its error names the unit."""
+        """The result of `make`; a SlimrankError from it gets the unit's name."""
         try:
             return make()
         except SlimrankError as error:
@@ -119,14 +119,14 @@ class Spectra:
 
 
 def stacks_of(model: Compressible, leader: Mapping[str, str]) -> list[Unit]:
-    """The linears of one module that share an input, as one unit, where that is taller than wide.
+    """Units of the linears of one module that share an input, if the stacked weight is taller than wide.
 
-    leader: of every linear, in the order in which they ran, the first linear that saw the same input.
+    leader: by linear, in the order in which they ran, the first linear that read the same input.
     """
-    found: dict[tuple[str, str], list[Unit]] = {}
+    groups: dict[tuple[str, str], list[Unit]] = {}
     for name, first in leader.items():
-        found.setdefault((name.rpartition(".")[0], first), []).append(model.units[name])
-    return [unit for units in found.values() if len(units) > 1 and (unit := stacked(units)).tall]
+        groups.setdefault((name.rpartition(".")[0], first), []).append(model.units[name])
+    return [unit for units in groups.values() if len(units) > 1 and (unit := stacked(units)).tall]
 
 
 def reached(model: Compressible, leader: Iterable[str]) -> list[Unit]:

@@ -1,1 +1,1 @@
-"""Where a run's weights, moments and finished pieces live: in memory, or on disk a block at a time."""
+"""Storage of a run's weights, moments and finished work: in memory, or on disk a block at a time."""

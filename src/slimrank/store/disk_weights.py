@@ -1,4 +1,4 @@
-"""Weights that stay in the checkpoint's files and come to memory a part at a time."""
+"""Weights that stay in the checkpoint's files and are loaded a part (a block) at a time."""
 
 import math
 from collections import Counter
@@ -17,12 +17,12 @@ from slimrank.store.source import Source
 from slimrank.store.stored import as_stored
 from slimrank.store.weights import Part, Weights, place, sample
 
-PIECE = 2**22  # numbers to look at at a time, which takes some of them again
+PIECE = 2**22  # elements to check at a time, since isfinite allocates
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter of the dense model: the modules that hold it (several where it is tied) and its key in the source."""
+    """A parameter of the dense model: its modules and names (several if it is tied) and its key in the source."""
 
     places: tuple[tuple[nn.Module, str], ...]
     names: tuple[str, ...]
@@ -31,22 +31,22 @@ class Slot:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a step made of a part: the piece it is in, and by name the modules that its tensors belong to."""
+    """A part as a step left it: its piece, and by tensor name the module and attribute it belongs to."""
 
     pieces: Pieces
     key: str
     places: dict[str, tuple[nn.Module, str]]
 
     def load(self) -> dict[str, Tensor]:
-        """The tensors by name."""
+        """Load the tensors by name."""
         return self.pieces.load(self.key)[0]
 
 
 class DiskWeights(Weights):
-    """The parts that were used last are in memory, as many as fit into `room` bytes, at least the one in use.
+    """Holds the most recently used parts in memory, within `room` bytes but at least the one in use.
 
-    The next part is read while one is used, where there is room for it. What a step makes of a part has to be kept
-    (`keep`) to outlive the part's return to disk.
+    The next part is read ahead if there is room for it. Changes to a part are lost when it is released, unless they are
+    saved by `keep`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DiskWeights(Weights):
         for slot in slots:
             self._slots[self.part_of(slot.names[0])].append(slot)
         self._kept: dict[Part, Kept] = {}
-        self._here: dict[Part, list[tuple[nn.Module, str, int]]] = {}  # oldest first
+        self._here: dict[Part, list[tuple[nn.Module, str, int]]] = {}  # least recently used first
         self._held: Counter[Part] = Counter()
         self._swapped: dict[Part, list[tuple[nn.Module, str, nn.Parameter | None]]] | None = None
         self._checked: set[Part] = set()
@@ -78,25 +78,25 @@ class DiskWeights(Weights):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return self._device
 
     @contextmanager
     def hold(self, part: Part) -> Iterator[None]:
-        """The part is in memory inside, and after it until the room is needed."""
+        """Inside, the part is in memory; afterwards until its room is needed."""
         self._held[part] += 1
         try:
             self._fetch(part)
             yield
         finally:
             self._held[part] -= 1
-            # what is outside the blocks is large and seldom used, and changes only while it is held
+            # embeddings and head are large and rarely used
             if part is None and not self._held[None] and len(self._here) > 1 and self._bytes() > self.room:
                 self._release(None)
 
     @contextmanager
     def dense_vectors(self) -> Iterator[None]:
-        """Norms and biases are the dense model's inside, whatever refiners made of them."""
+        """Inside, norms and biases are the dense model's, without the refiners' changes."""
         if self._swapped is not None:
             yield
             return
@@ -112,20 +112,20 @@ class DiskWeights(Weights):
             self._swapped = None
 
     def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
-        """Read from the files, whatever is in memory."""
+        """As Weights.dense_samples, read from the files."""
         for slots in self._slots.values():
             for slot in slots:
                 tensor = self.source.get(slot.key)
                 yield slot.names[0], tensor.shape, self._cast(sample(tensor, count)).float()
 
     def keep(self, part: Part, pieces: Pieces, key: str, facts: dict[str, Any] | None = None) -> None:
-        """Save what the part is now; from then on that is what comes to memory."""
+        """Save the part as it is now; from then on the saved one is loaded."""
         super().keep(part, pieces, key, facts)
         self._note(part, pieces, key)
         self._release(part)
 
     def restore(self, part: Part, pieces: Pieces, key: str) -> dict[str, Any]:
-        """Make the part what was kept."""
+        """Load the part as it was saved under `key`; returns its facts."""
         self._release(part)
         facts = super().restore(part, pieces, key)
         self._note(part, pieces, key)
@@ -133,13 +133,13 @@ class DiskWeights(Weights):
         return facts
 
     def forget(self) -> None:
-        """Every part is the checkpoint's own again when it next comes to memory, whatever was kept of it."""
+        """Release all parts and discard what was kept, so that the dense weights are loaded next."""
         for part in list(self._here):
             self._release(part)
         self._kept.clear()
 
     def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The model's tensors in `dtype`, file-backed: what has to be cast becomes pieces of its own."""
+        """The model's tensors in `dtype`, backed by files; tensors of another dtype are cast and saved as pieces."""
         keys = {name: slot.key for slots in self._slots.values() for slot in slots for name in slot.names}
         names: dict[Part, list[str]] = {part: [] for part in self.parts}
         live = self.model.state_dict()
@@ -201,7 +201,7 @@ class DiskWeights(Weights):
         self._read_ahead(part, wanted)
 
     def _swap_vectors(self, part: Part) -> None:
-        """Put the source's vectors in the places of those in memory, which come back later."""
+        """Replace the part's vectors in memory by the source's, until dense_vectors ends."""
         assert self._swapped is not None
         ours = self._swapped[part] = []
         for slot in self._slots[part]:
@@ -214,7 +214,7 @@ class DiskWeights(Weights):
                 module._parameters[leaf] = dense
 
     def _note(self, part: Part, pieces: Pieces, key: str) -> None:
-        """Remember where the piece's tensors belong, which are all in memory now."""
+        """Record the modules of the tensors in a part's piece, which are all in memory."""
         places = {}
         for name, tensor in pieces.load(key)[0].items():
             owner, _, leaf = name.rpartition(".")
@@ -225,7 +225,7 @@ class DiskWeights(Weights):
     def _release(self, part: Part) -> None:
         if self._swapped is not None:
             self._swapped.pop(part, None)
-        away: dict[nn.Parameter, nn.Parameter] = {}  # one for all places of a tied one
+        away: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
         for module, leaf, _ in self._here.pop(part, ()):
             held = module._parameters.get(leaf)
             if held is not None:
@@ -241,7 +241,7 @@ class DiskWeights(Weights):
 
     def _read(self, part: Part) -> list[Tensor]:
         tensors = [self._cast(self.source.get(slot.key)) for slot in self._slots[part]]
-        # refiners change vectors in place, and what the file maps to is the dense model's too
+        # refiners change vectors in place, which must not change the mapped file
         tensors = [tensor.clone() if tensor.ndim == 1 else tensor for tensor in tensors]
         return [t.pin_memory() for t in tensors] if self._device.type == "cuda" else tensors
 
@@ -265,7 +265,7 @@ class DiskWeights(Weights):
         if part in self._checked:
             return
         for slot, tensor in zip(slots, tensors, strict=True):
-            if not all(torch.isfinite(some).all() for some in tensor.flatten().split(PIECE)):
+            if not all(torch.isfinite(chunk).all() for chunk in tensor.flatten().split(PIECE)):
                 raise SlimrankError(
                     f"{slot.names[0]} holds NaN or Inf: the model cannot be compressed, get intact weights."
                 )

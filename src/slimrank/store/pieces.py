@@ -1,4 +1,4 @@
-"""The finished pieces of a run: tensors and facts by key, kept in memory or in files that survive a kill."""
+"""Finished work of a run (pieces): tensors and JSON facts by key, in memory or in files that survive a kill."""
 
 import glob
 import json
@@ -21,38 +21,39 @@ from slimrank.store.disk import disk_errors
 
 Facts = dict[str, Any]
 FACTS = "facts"
-NAME_BYTES = 120  # of a key in a file's name, which holds a SHA-256 too and may have 255
+NAME_BYTES = 120  # the most of a key in a file's name, whose limit is 255 with the SHA-256
 
 
 class Pieces(Protocol):
-    """What a step finished, by a key such as `inputs/3`; a step asks `key in pieces` before it works.
+    """Finished work by a key such as `inputs/3`; a step checks `key in pieces` before it computes.
 
-    A refiner that trains can keep its state here: `run.pieces.save("distill/state", tensors, {"step": 120})`,
-    and after a kill `tensors, facts = run.pieces.load("distill/state")`, where `in` says that there is one.
+    A refiner that trains can save its state by `run.pieces.save("distill/state", tensors, {"step": 120})`, and load it
+    after a kill by `tensors, facts = run.pieces.load("distill/state")`. lasting: whether pieces survive the process.
     """
 
     lasting: bool
 
     def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
-        """Keep tensors and JSON facts under `key`, in the place of what was there.
+        """Save tensors and JSON facts under `key`, replacing what was there.
 
-        later: the caller goes on meanwhile, and changes no tensor; an error is raised at the next call.
+        later: may write in the background; the caller must not change the tensors, and errors are raised at the next
+        call.
         """
 
     def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
-        """What was kept; the tensors are on the CPU where the pieces are on disk."""
+        """The tensors and facts of a key; from disk the tensors are on the CPU."""
 
     def __contains__(self, key: object) -> bool: ...
 
     def drop(self, key: str) -> None:
-        """Forget it, if it is there."""
+        """Remove a key, if it exists."""
 
     def file(self, name: str) -> Path | None:
-        """A file of that name among the pieces, for what brings a format of its own; None where they do not last."""
+        """The path for a file of another format beside the pieces; None if they are in memory."""
 
 
 class MemoryPieces:
-    """Pieces that end with the process."""
+    """Pieces in memory, lost when the process ends."""
 
     lasting = False
 
@@ -60,34 +61,34 @@ class MemoryPieces:
         self._held: dict[str, tuple[dict[str, Tensor], Facts]] = {}
 
     def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
-        """Holds the tensors themselves."""
+        """Hold the tensors without copying them."""
         self._held[key] = dict(tensors), dict(facts or {})
 
     def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
-        """The same tensors."""
+        """The same tensors as were saved."""
         return self._held[key]
 
     def __contains__(self, key: object) -> bool:
         return key in self._held
 
     def drop(self, key: str) -> None:
-        """Lets go of the tensors."""
+        """Remove a key and release its tensors."""
         self._held.pop(key, None)
 
     def clear(self, folder: str = "") -> None:
-        """Drop every piece whose key begins with this folder, by default all."""
+        """Drop the pieces whose keys are in this folder, by default all."""
         for key in [key for key in self._held if key.startswith(folder and f"{folder}/")]:
             self.drop(key)
 
     def file(self, name: str) -> Path | None:
-        """There are no files."""
+        """None, since nothing is on disk."""
         return None
 
 
 class DiskPieces:
-    """Pieces as safetensors files, written aside and renamed, the SHA-256 of each in its name.
+    """Pieces as safetensors files `folder/inputs/3.<sha256>.safetensors`, written to a temporary file and renamed.
 
-    `folder/inputs/3.<sha256>.safetensors`. What an earlier process left is verified when it is first loaded.
+    A file from an earlier process is verified against its SHA-256 when it is first loaded.
     """
 
     lasting = True
@@ -99,7 +100,7 @@ class DiskPieces:
         self._writing: Future[None] | None = None
 
     def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
-        """Raises a SlimrankError where the disk is full, what was there staying as it was."""
+        """Save atomically; raises a SlimrankError if the disk is full, leaving the old piece in place."""
         self.settle()
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         if later:
@@ -108,7 +109,7 @@ class DiskPieces:
             self._write(key, plain, facts)
 
     def settle(self) -> None:
-        """Wait for what is being written; raises its error."""
+        """Wait for a background write; raises its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -116,7 +117,7 @@ class DiskPieces:
     def _write(self, key: str, plain: dict[str, Tensor], facts: Facts | None) -> None:
         path = self._path(key)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        before = self._found(key)
+        before = self._files(key)
         with disk_errors(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -131,13 +132,13 @@ class DiskPieces:
                 old.unlink()
 
     def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
-        """Tensors that are mapped to the file, read when they are used.
+        """The facts, and tensors mapped to the file.
 
         Raises:
-            SlimrankError: if the file is not what was written.
+            SlimrankError: if the file's SHA-256 is wrong.
         """
         self.settle()
-        path = self._found(key)[0]
+        path = self._files(key)[0]
         self._verify(path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -145,51 +146,51 @@ class DiskPieces:
 
     def __contains__(self, key: object) -> bool:
         self.settle()
-        return bool(self._found(str(key)))
+        return bool(self._files(str(key)))
 
     def drop(self, key: str) -> None:
-        """Removes the file."""
+        """Remove the file of a key."""
         self.settle()
-        for path in self._found(key):
+        for path in self._files(key):
             path.unlink()
 
     def clear(self, folder: str = "") -> None:
-        """Drop every piece and file, or those in this folder alone."""
+        """Remove all files in this folder, by default all but the lock."""
         self.settle()
         for path in list((self.folder / folder).rglob("*")):
             if not path.is_dir() and path.name != "lock":
                 path.unlink()
 
     def remove(self) -> None:
-        """Drop every piece, and the folder."""
+        """Remove the folder with all pieces."""
         with suppress(SlimrankError):
             self.settle()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def drop_empty(self, but: str) -> None:
-        """Remove the folder if nothing was finished but that; an error of the last writing is told by nobody."""
+        """Remove the folder if it has no piece but that key; an error of a background write is ignored."""
         with suppress(SlimrankError):
             self.settle()
-        if set(self.folder.rglob("*.safetensors")) <= set(self._found(but)):
+        if set(self.folder.rglob("*.safetensors")) <= set(self._files(but)):
             self.remove()
 
     def file(self, name: str) -> Path | None:
-        """A file of that name among the pieces, for what brings a format of its own; None where they do not last."""
+        """The path for a file of another format beside the pieces; None if they are in memory."""
         return self.folder / name
 
     def _path(self, key: str) -> Path:
-        """Where a key's file is, but for its digest; of a long key the beginning and a digest stand for it."""
+        """The path of a key's file without the SHA-256; a long key is shortened to its beginning and a digest."""
         folder, _, name = key.rpartition("/")
         if len(os.fsencode(name)) > NAME_BYTES:
             name = f"{os.fsencode(name)[:48].decode(errors='ignore')}-{sha256_of_text(name)}"
         return self.folder / folder / name
 
-    def _found(self, key: str) -> list[Path]:
-        """The files of a key, the newest first: two where a process was killed between writing and removing."""
+    def _files(self, key: str) -> list[Path]:
+        """The files of a key, newest first; there are two if a process was killed while replacing one."""
         path = self._path(key)
         name = f"{glob.escape(path.name)}.*.safetensors"
-        found = path.parent.glob(name) if path.parent.is_dir() else ()
-        return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        files = path.parent.glob(name) if path.parent.is_dir() else ()
+        return sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
 
     def _verify(self, path: Path) -> None:
         if path in self._verified:

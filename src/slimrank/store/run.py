@@ -1,4 +1,4 @@
-"""What a run works with, whatever it computes."""
+"""Run: the storage, progress and clock that every step of a run uses."""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,10 +13,10 @@ UNLIMITED = 2**62  # bytes
 
 @dataclass(frozen=True)
 class Run:
-    """pieces: where finished work is kept; track: shows progress; clock: seconds by stage.
+    """pieces: storage of finished work; track: shows progress; clock: seconds by stage.
 
-    room: the bytes of decompositions that may be held in memory; by default all, where the pieces end with the process,
-    and none where they are on disk. stage: of the steps that change the model, the present one, if they are counted.
+    room: bytes of decompositions that may be held in memory, by default unlimited with pieces in memory and 0 with
+    pieces on disk. stage: the current one of the steps that change the model, None outside them.
     """
 
     pieces: Pieces = field(default_factory=MemoryPieces)
@@ -27,20 +27,20 @@ class Run:
 
     @property
     def bytes_held(self) -> int:
-        """The bytes of decompositions that may be held."""
+        """Bytes of decompositions that may be held in memory."""
         if self.room is not None:
             return self.room
         return 0 if self.pieces.lasting else UNLIMITED
 
     def at(self, stage: Stage) -> "Run":
-        """The run in one of its stages."""
+        """The same run at a stage."""
         return replace(self, stage=stage)
 
     def finished(self, part: Part) -> Facts | None:
-        """What an earlier process noted when it finished a part in this stage, now put in its place, else None."""
+        """Restore a part that an earlier process finished in this stage and return its facts; None if it did not."""
         return self.stage.finished(part) if self.stage else None
 
     def finish(self, part: Part, facts: Facts | None = None) -> None:
-        """Keep a part as it is now: this stage is done with it, also after a kill."""
+        """Save a part as finished in this stage."""
         if self.stage:
             self.stage.finish(part, facts)

@@ -71,11 +71,11 @@ class Source:
         return iter(self._places)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The tensor's shape, from the header alone."""
+        """The tensor's shape, read from the file's header."""
         return tuple(self._open(self._places[key]).get_slice(key).get_shape())
 
     def get(self, key: str) -> Tensor:
-        """The tensor, on the CPU and in the file's dtype; file-backed memory until it is changed or cast."""
+        """The tensor on the CPU in the file's dtype, memory-mapped."""
         tensor: Tensor = self._open(self._places[key]).get_tensor(key)
         return tensor
 

@@ -1,4 +1,4 @@
-"""What the steps after the plan make of the model, stage by stage and block by block, and how far they came."""
+"""Progress of the steps that change the model, saved by stage and part so that a killed run resumes."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from slimrank.runtime.world import ALONE, World
 from slimrank.store.pieces import Facts, Pieces
 from slimrank.store.weights import Part, Weights
 
-NOTED = "noted"  # facts by stage: those of earlier ones are still asked for after a kill
+NOTED = "noted"  # facts by stage, those of earlier stages included
 
 
 class Stages:
-    """The stages of a run in their order, `names`; each goes through the blocks or changes the model as a whole.
+    """The stages of a run in order; each finishes part by part, or the model as a whole.
 
-    Of a block only what the last stage made of it is kept. Nothing is kept where the pieces do not last. Of several
-    processes that made the same, all go on with what the first one made, to the bit.
+    Of each part only the state after its last finished stage is saved, and nothing if pieces are in memory. Several
+    processes all continue with the first one's state, bit for bit.
     """
 
     def __init__(self, names: Sequence[str], weights: Weights, pieces: Pieces, world: World = ALONE) -> None:
@@ -21,11 +21,11 @@ class Stages:
         self.restored: dict[Part, str] = {}
 
     def at(self, name: str) -> "Stage":
-        """One stage."""
+        """The stage of that name."""
         return Stage(self, self.names.index(name))
 
     def forget_unfinished(self, whole: Sequence[str]) -> None:
-        """Drop what a killed process left of stages that count as a whole."""
+        """Drop the parts that a killed process saved of these stages, unless the whole stage was finished."""
         for name in whole:
             if f"{name}/done" not in self.pieces:
                 for part in self.weights.parts:
@@ -33,7 +33,7 @@ class Stages:
 
 
 class Stage:
-    """One stage of a run: which parts it has finished, and what it noted of them."""
+    """One stage of a run: saves the parts it finishes with their facts, and restores them after a kill."""
 
     def __init__(self, stages: Stages, place: int) -> None:
         self._all, self._earlier = stages, stages.names[:place]
@@ -41,7 +41,7 @@ class Stage:
         self._pieces, self._weights = stages.pieces, stages.weights
 
     def finished(self, part: Part) -> Facts | None:
-        """The facts of a part that an earlier process brought through this stage, now put in its place, else None."""
+        """Restore a part that an earlier process finished in this stage and return its facts; None if it did not."""
         if not self._pieces.lasting:
             return None
         for name in reversed([self.name, *self._later]):
@@ -55,13 +55,13 @@ class Stage:
         return None
 
     def finish(self, part: Part, facts: Facts | None = None) -> None:
-        """Keep the part as it is now, in the place of what earlier stages made of it."""
+        """Save the part as it is now, replacing its state after earlier stages."""
         if self._pieces.lasting:
             self._keep(part, facts)
             self._drop_earlier(part)
 
     def finish_whole(self, facts: Facts) -> None:
-        """Keep the model as it is now: all of its parts count, or none."""
+        """Save the whole model as it is now; it counts once all parts are saved."""
         if not self._pieces.lasting:
             return
         for part in self._weights.parts:
@@ -71,7 +71,7 @@ class Stage:
             self._drop_earlier(part)
 
     def finished_whole(self) -> Facts | None:
-        """The facts of a whole stage that an earlier process finished."""
+        """Restore a whole stage that an earlier process finished and return its facts; None if it did not."""
         if f"{self.name}/done" not in self._pieces:
             return None
         for part in self._weights.parts:
@@ -93,5 +93,5 @@ class Stage:
 
 
 def key_of(stage: str, part: Part) -> str:
-    """Under which a part is kept in a stage; part None is what is outside the blocks."""
+    """The key of a part's piece in a stage; part None is everything outside the blocks."""
     return f"{stage}/{'outside' if part is None else part}"

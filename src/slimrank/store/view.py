@@ -1,4 +1,4 @@
-"""One run's view of pieces that several runs share."""
+"""Pieces of several runs in one store, some of them shared."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,9 @@ from slimrank.store.pieces import Facts, Pieces
 
 
 class View:
-    """Pieces under other names: what a key begins with says whether runs share it.
+    """One run's view of a store: keys are in the run's folder `own`, but for shared ones.
 
-    shared: the folder that the first part of a key stands for. Such a piece is what was saved first, and stays when it
-    is dropped, since other runs need it. All other keys are in the folder `own`.
+    shared: maps the first part of a key to a shared folder. A shared piece is saved once and never dropped by a run.
     """
 
     def __init__(self, pieces: Pieces, own: str, shared: Mapping[str, str]) -> None:
@@ -27,24 +26,24 @@ class View:
         return key.partition("/")[0] in self._shared
 
     def save(self, key: str, tensors: Mapping[str, Tensor], facts: Facts | None = None, *, later: bool = False) -> None:
-        """Nothing changes where the piece is shared and there."""
+        """Save a piece, unless it is shared and exists."""
         if not (self._is_shared(key) and key in self):
             self._pieces.save(self._key(key), tensors, facts, later=later)
 
     def load(self, key: str) -> tuple[dict[str, Tensor], Facts]:
-        """What was kept."""
+        """The tensors and facts of a key."""
         return self._pieces.load(self._key(key))
 
     def __contains__(self, key: object) -> bool:
         return self._key(str(key)) in self._pieces
 
     def drop(self, key: str) -> None:
-        """Forget it, unless it is shared."""
+        """Remove a key, unless it is shared."""
         if not self._is_shared(key):
             self._pieces.drop(self._key(key))
 
     def file(self, name: str) -> Path | None:
-        """A file of the run's own."""
+        """The path for a file of another format in the run's own folder; None if pieces are in memory."""
         file = self._pieces.file(self._key(name))
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)

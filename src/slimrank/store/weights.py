@@ -1,4 +1,4 @@
-"""A model's weights by part, a part being a decoder block's index or None for what is outside the blocks."""
+"""A model's weights by part: a decoder block's index, or None for everything outside the blocks."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ class Weights:
     """All weights in memory."""
 
     def __init__(self, model: nn.Module, prefix: str, count: int) -> None:
-        """prefix: the name of the list of blocks; count: how many there are."""
+        """prefix: the name of the list of blocks; count: the number of blocks."""
         self.model, self.prefix = model, prefix
         self.parts: tuple[Part, ...] = (None, *range(count))
         self._matrices = {
@@ -35,17 +35,17 @@ class Weights:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return next(self.model.parameters()).device
 
     @contextmanager
     def hold(self, part: Part) -> Iterator[None]:
-        """The part is in memory inside."""
+        """Inside, the part is in memory."""
         yield
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Every part is in memory inside."""
+        """Inside, all parts are in memory."""
         with ExitStack() as stack:
             for part in self.parts:
                 stack.enter_context(self.hold(part))
@@ -53,7 +53,7 @@ class Weights:
 
     @contextmanager
     def dense_vectors(self) -> Iterator[None]:
-        """Norms and biases are the dense model's inside, whatever refiners made of them."""
+        """Inside, norms and biases are the dense model's, without the refiners' changes."""
         ours = [(module, leaf, module._parameters[leaf]) for module, leaf, _ in self._vectors]
         for module, leaf, vector in self._vectors:
             module._parameters[leaf] = vector
@@ -64,7 +64,7 @@ class Weights:
                 module._parameters[leaf] = parameter
 
     def dense_samples(self, count: int) -> Iterator[tuple[str, torch.Size, Tensor]]:
-        """Every parameter's name, shape, and about `count` of its values (float32, on the CPU)."""
+        """Yield every dense parameter's name, shape, and about `count` of its values (float32, CPU)."""
         for name, parameter in self.model.named_parameters():
             yield name, parameter.shape, sample(parameter.detach(), count).float().cpu()
 
@@ -73,7 +73,7 @@ class Weights:
         return part_of(self.prefix, name)
 
     def keep(self, part: Part, pieces: Pieces, key: str, facts: dict[str, Any] | None = None) -> None:
-        """Save what the part is now, without the matrices that are still the dense model's own."""
+        """Save the part as it is now, without the matrices that are still dense."""
         with self.hold(part):
             state = {
                 name: tensor
@@ -88,7 +88,7 @@ class Weights:
         pieces.save(key, state, {**(facts or {}), "forms": forms})
 
     def restore(self, part: Part, pieces: Pieces, key: str) -> dict[str, Any]:
-        """Make the part what was kept; returns the facts."""
+        """Load the part as it was saved under `key`; returns its facts."""
         tensors, facts = pieces.load(key)
         for name, entry in facts["forms"].items():
             form = form_of(name, entry)
@@ -99,11 +99,11 @@ class Weights:
         return facts
 
     def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """The model's tensors as they are to be written, in `dtype`; None where the model itself has them."""
+        """The model's tensors in `dtype` for writing a checkpoint; None if they are in the model itself."""
         return None
 
     def _still_dense(self, name: str, tensor: Tensor) -> bool:
-        if self.part_of(name) is None:  # no refiner changes embeddings and head, which may be one tensor
+        if self.part_of(name) is None:  # no refiner changes embeddings and head
             return tensor.ndim > 1
         module = self._matrices.get(name)
         return module is not None and self.model.get_submodule(name.rpartition(".")[0]) is module
@@ -116,13 +116,13 @@ def part_of(prefix: str, name: str) -> Part:
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of the parameter or buffer of that name."""
+    """Replace the parameter or buffer with that full name by a tensor."""
     owner, _, leaf = name.rpartition(".")
     place(model.get_submodule(owner), leaf, tensor)
 
 
 def place(module: nn.Module, leaf: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of the module's own parameter or buffer."""
+    """Replace a module's own parameter or buffer by a tensor."""
     old = module._parameters.get(leaf)
     if leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
@@ -131,5 +131,5 @@ def place(module: nn.Module, leaf: str, tensor: Tensor) -> None:
 
 
 def sample(tensor: Tensor, count: int) -> Tensor:
-    """About `count` values, evenly spaced; by an odd step, which meets all columns of a matrix that is a power wide."""
+    """About `count` values, evenly spaced by an odd step, so that a width of 2^k does not repeat the same columns."""
     return tensor.flatten()[:: tensor.numel() // count | 1]
