@@ -1,12 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# without compiling every module: only what runs is compiled, when it is first imported
+# Installed modules are compiled when they are first imported, and kept so: most of torch's never are.
 INSTALL := python -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo real docs test test-all test-vllm test-torchao test-oldest lint clean
 
+# What the demo needs, which on a machine without a GPU is smallest with torch's CPU build:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 # A stamp is written last, so that an install that failed or was stopped is taken up again by the next make.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +17,7 @@ export TOKENIZERS_PARALLELISM = false
 	$(BIN)/$(INSTALL) -e . -c constraints.txt
 	touch $@
 
+# what everything else here needs
 .venv/dev-installed: .venv/installed
 	$(BIN)/$(INSTALL) -e '.[dev]' -c constraints.txt
 	touch $@

@@ -46,11 +46,12 @@ def readers_files(tiny_llama, tiny_tokenizer, make_text, tmp_path, monkeypatch):
     from tiny_gguf import write_gguf
 
     monkeypatch.chdir(tmp_path)
-    model = tiny_llama(hidden_size=64, intermediate_size=96, vocab_size=len(tiny_tokenizer)).to(torch.bfloat16)
+    config = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 96}  # 96 is the default window then
+    model = tiny_llama(**config, vocab_size=len(tiny_tokenizer)).to(torch.bfloat16)
     model.save_pretrained("my-model")
     tiny_tokenizer.save_pretrained("my-model")
     write_gguf(tmp_path / "my-model.gguf", model, tiny_tokenizer)
-    Path("mine.txt").write_text(make_text(20_000, seed=1))
+    Path("mine.txt").write_text(make_text(30_000, seed=1))
     Path("held-out.txt").write_text(make_text(4_000, seed=2))
     Path("chat.jsonl").write_text("".join(json.dumps({"text": make_text(40, seed=n)}) + "\n" for n in range(500)))
 
