@@ -46,7 +46,7 @@ def readers_files(tiny_llama, tiny_tokenizer, make_text, tmp_path, monkeypatch):
     from tiny_gguf import write_gguf
 
     monkeypatch.chdir(tmp_path)
-    config = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 96}  # 96 is the default window then
+    config = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 96}  # so is the default window
     model = tiny_llama(**config, vocab_size=len(tiny_tokenizer)).to(torch.bfloat16)
     model.save_pretrained("my-model")
     tiny_tokenizer.save_pretrained("my-model")
