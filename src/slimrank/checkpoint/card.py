@@ -51,15 +51,17 @@ def model_card(
     """The card's Markdown: YAML header, how to load, table of results and the recipe's YAML.
 
     `results` maps a row's name ("dense", "compressed") to its columns ({"perplexity": 6.59, ...}); `base_model` is the
-    dense model's hub id, None for one that isn't on the hub.
+    dense model's hub id, None for one that isn't on the hub. The hub lists compressed models with the quantized ones,
+    the only relation that it has for them.
     """
     data = ModelCardData(
         base_model=base_model,
+        base_model_relation="quantized" if base_model else None,
         license=license,
         language=language,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["slimrank", "low-rank", "svd"],
+        tags=["slimrank", "compression", "low-rank", "svd"],
     )
     origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "A causal language model"
     card = ModelCard.from_template(
