@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from slimrank.calibrate.needs import Needs
+from slimrank.calibrate.needs import Needs, Work
 from slimrank.factorize.base import Factorizer
 from slimrank.model.units import Unit
 from slimrank.spectrum.curve import Curve
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 Ranks = dict[Unit, int | None]
 """Rank by unit, None for dense; every linear is in exactly one unit."""
@@ -94,6 +95,10 @@ class Allocator(BaseModel):
     def measures(self) -> bool:
         """Whether it runs the model repeatedly, so that all blocks are held in memory."""
         return False
+
+    def work(self, windows: Windows, linears: int) -> Work:
+        """What it takes on these windows with so many linears, for the estimate before a run."""
+        return Work()
 
     def allocate(self, problem: Problem) -> Allocation:
         """Choose ranks within the problem's budget."""

@@ -11,9 +11,11 @@ from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage
 from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
+from slimrank.calibrate.needs import Work
 from slimrank.model.decoder import fingerprint
 from slimrank.model.units import Unit
 from slimrank.store.disk import disk_errors
+from slimrank.texts.windows import Windows
 
 RESUMABLE = {"trials", "storage"}  # options that may change when a study is resumed
 
@@ -39,6 +41,11 @@ class Bayes(Allocator):
     def measures(self) -> bool:
         """True: it measures perplexities."""
         return True
+
+    def work(self, windows: Windows, linears: int) -> Work:
+        """A model run whole for each trial."""
+        models = self.trials
+        return Work(models * windows.calibration[: self.windows].numel(), head=1)
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of the best trial, with a note of its perplexity."""

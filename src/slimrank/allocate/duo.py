@@ -11,7 +11,9 @@ from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.budget import rank_at, same_share
 from slimrank.allocate.knapsack import knapsack
 from slimrank.allocate.measure import Damage
+from slimrank.calibrate.needs import Work
 from slimrank.model.units import Unit
+from slimrank.texts.windows import Windows
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -70,6 +72,11 @@ class MeasuredModules(Allocator):
     def measures(self) -> bool:
         """True: it measures KL divergences."""
         return True
+
+    def work(self, windows: Windows, linears: int) -> Work:
+        """About a third of the options, each from its block on: the others are left out or shared."""
+        models = linears * len(self.grid) / 3
+        return Work(models * windows.calibration[: self.windows].numel(), head=1)
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of the knapsack's optimum, with a note on what the measurements took."""

@@ -10,8 +10,10 @@ from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.choices import Choices, sums
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.prices import agreement, corrected_losses, measure
+from slimrank.calibrate.needs import Work
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit, described
+from slimrank.texts.windows import Windows
 
 Losses = dict[Unit, Floats]  # (q + 1,), at every rank 0..q
 
@@ -42,6 +44,11 @@ class Nats(Allocator):
     def measures(self) -> bool:
         """Whether predictions are corrected by measured KL."""
         return self.calibrate > 0
+
+    def work(self, windows: Windows, linears: int) -> Work:
+        """Every linear at a few ranks, from its block on, where predictions are corrected."""
+        models = linears * self.calibrate
+        return Work(models * windows.calibration[: self.windows].numel(), blocks=0.5, head=1)
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""

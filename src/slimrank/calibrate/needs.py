@@ -40,3 +40,17 @@ class Needs:
     def gradient_windows(self, windows: Tensor) -> Tensor:
         """The calibration windows (count, tokens) that the gradient pass reads, from the first on."""
         return windows if self.tokens is None else windows[: -(-self.tokens // windows.shape[1])]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step takes, for the estimate before a run.
+
+    tokens: that it reads; blocks, head: by token, the forward passes of every block and of the head, a backward pass
+    counting as two; decompositions: of every linear.
+    """
+
+    tokens: float = 0
+    blocks: float = 1.0
+    head: float = 0.0
+    decompositions: float = 0.0

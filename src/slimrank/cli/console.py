@@ -130,7 +130,8 @@ def show_estimate(estimate: Estimate) -> None:
     minutes = estimate.seconds / 60
     time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
     err.print(
-        f"Expected: {gib(estimate.memory)} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
+        f"The linears to compress hold {estimate.touched:.0%} of the model's parameters. Expected: "
+        f"{gib(estimate.memory)} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from slimrank.calibrate.needs import Work
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
@@ -22,6 +23,7 @@ from slimrank.refine.pair import Pair
 from slimrank.spectrum.decomposition import decompose_weight
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -47,10 +49,9 @@ class Anchored(Refiner):
     residual: bool = True
     windows: Annotated[int, Field(ge=1)] | None = None
 
-    @property
-    def work(self) -> float:
-        """1: every linear is decomposed once more."""
-        return 1.0
+    def work(self, windows: Windows) -> Work:
+        """Both models, and about three partial passes a block; every linear is decomposed once more."""
+        return Work(windows.calibration[: self.windows].numel(), blocks=5, decompositions=1)
 
     @property
     def rebuilds(self) -> bool:

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slimrank.calibrate.needs import Needs
+from slimrank.calibrate.needs import Needs, Work
 from slimrank.factorize import Factorizer
 from slimrank.model.units import Unit
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ class Refiner(BaseModel):
         """The calibration statistics it reads."""
         return Needs()
 
-    @property
-    def work(self) -> float:
-        """Estimated time, in units of decomposing every linear once; for the estimate before a run."""
-        return 0.0
+    def work(self, windows: Windows) -> Work:
+        """What it takes on these windows, for the estimate before a run."""
+        return Work()
 
     @property
     def rebuilds(self) -> bool:

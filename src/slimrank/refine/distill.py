@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slimrank.calibrate.needs import Work
 from slimrank.numerics.losses import divergence
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.restart import resume_training, save_training
@@ -15,6 +16,7 @@ from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainabl
 from slimrank.runtime.world import ALONE, World
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 STATE = "distill/state"
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # logits in a forward pass; several copies of them are held
@@ -41,6 +43,10 @@ class Distill(Refiner):
     softened: Annotated[float, Field(ge=0, le=1)] = 0.5
     states: Annotated[float, Field(ge=0)] = 3.0
     checks: Annotated[int, Field(ge=1)] = 10
+
+    def work(self, windows: Windows) -> Work:
+        """The teacher, and the student's pass forward and back; both on the held-out windows at every check."""
+        return Work(self.tokens + self.checks * windows.held_out.numel() / 2, blocks=4, head=5)
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Train the factors, norms and biases; returns a note with the held-out KL before and after."""

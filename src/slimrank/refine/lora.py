@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slimrank.calibrate.needs import Work
 from slimrank.errors import MissingLibrary, SlimrankError
 from slimrank.model.decoder import Decoder
 from slimrank.numerics.losses import next_token_losses
@@ -18,6 +19,7 @@ from slimrank.refine.factors import low_rank_layers
 from slimrank.runtime.world import ALONE, World
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -38,6 +40,10 @@ class Lora(Refiner):
     rank: Count = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     lr: Annotated[float, Field(gt=0)] = 1e-4
+
+    def work(self, windows: Windows) -> Work:
+        """Passes forward and back, for two adapters."""
+        return Work(2 * self.steps * self.batch * windows.calibration[0, : self.tokens].numel(), blocks=3, head=3)
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Train and merge both adapters; returns a note with the held-out loss before, between and after."""

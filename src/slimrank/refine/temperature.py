@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from slimrank.calibrate.needs import Work
 from slimrank.calibrate.stream import Part, Stream, final_states
 from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.losses import scaled_divergences
@@ -12,6 +13,7 @@ from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.divergences import logits_of, mean_divergences
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 # a factor above 1 would fit the dense model's overconfidence on text that it has memorised
 FACTORS = tuple(step / 10 for step in range(1, 11))
@@ -25,6 +27,10 @@ class Temperature(Refiner):
 
     name: Literal["temperature"] = "temperature"
     whole_model: ClassVar[bool] = False
+
+    def work(self, windows: Windows) -> Work:
+        """Both models once on the held-out windows."""
+        return Work(windows.held_out.numel(), blocks=2, head=3)
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Scale the last norm; returns a note with the factor, or that there is no norm before the head."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
+from slimrank.calibrate.needs import Work
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.forms import LowRank
 from slimrank.forms.linear import weight_of
@@ -16,6 +17,7 @@ from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import low_rank_layers
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
 
 
 class Update(Refiner):
@@ -26,6 +28,10 @@ class Update(Refiner):
 
     name: Literal["update"] = "update"
     whole_model: ClassVar[bool] = False
+
+    def work(self, windows: Windows) -> Work:
+        """Each block twice."""
+        return Work(windows.calibration.numel(), blocks=2)
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Refit every U on all calibration windows; returns a note of the linears that no token reached."""

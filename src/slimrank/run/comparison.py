@@ -60,7 +60,7 @@ class Comparison:
     def expected(self) -> Estimate:
         """The estimate of the comparison: memory of the largest step, disk and seconds of all rows."""
         each = {
-            sha256_of_json(recipe.model_dump(mode="json")): estimate(self.model, self.windows.calibration, recipe)
+            sha256_of_json(recipe.model_dump(mode="json")): estimate(self.model, self.windows, recipe)
             for recipe, _ in self.rows
         }
         judged = evaluation(self.model.decoder, self.judging["window"])

@@ -156,7 +156,7 @@ def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, p
 
     progress: bytes of progress already on the disk; asked: the limit was given as --memory.
     """
-    expected = estimate(job.model, job.model.decoder.world.share(job.windows.calibration), job.recipe)
+    expected = estimate(job.model, job.windows, job.recipe)
     announce(expected)
     expected.check(limits, out.resolve().parent, asked, progress)
 

@@ -1,7 +1,6 @@
 """Estimates of a run's memory, disk and time, from the model's shapes and this machine's speed."""
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from slimrank.calibrate.needs import Work
 from slimrank.calibrate.stream import CPU_LOGITS, default_batch
 from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate import count_parameters
 from slimrank.evaluate.predictions import logits_bytes
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
@@ -18,27 +19,29 @@ from slimrank.model.decoder import Decoder
 from slimrank.numerics.threads import at_once
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
+from slimrank.run.pace import Pace
 from slimrank.runtime.memory import Limits
 from slimrank.store.weights import Part
+from slimrank.texts.windows import Windows
 
 LIBRARIES = 310 * 2**20  # bytes of an idle process that has read the model's config
 LOGITS = 6 * 4 * CPU_LOGITS  # bytes of logits with their gradients
 TRAINED = 3 * 4  # bytes that training adds for each parameter, float32 in any dtype
-EIGEN = 9  # a symmetric eigenproblem takes about 9 n^3 operations
-PASSES = 3, 6, 9  # forward passes over the windows: calibration, gradients, refiners a block at a time
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Bytes of host memory, bytes of disk beside the output, and seconds, each within a factor of about two.
 
-    largest: what needs the most memory, as the subject of a sentence.
+    largest: what needs the most memory, as the subject of a sentence; touched: the share of the whole model's
+    parameters that is in the linears to compress.
     """
 
     memory: int
     disk: int
     seconds: float
     largest: str = "the largest block and its moments"
+    touched: float = 0.0
 
     def check(self, limits: Limits, folder: Path, asked: bool, kept: int = 0) -> None:
         """Compare with the limits; asked: the limit was given as --memory; kept: bytes of progress already on disk.
@@ -67,8 +70,8 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def estimate(model: Compressible, windows: torch.Tensor, recipe: Recipe) -> Estimate:
-    """The estimate for compressing these linears with windows (samples, tokens).
+def estimate(model: Compressible, windows: Windows, recipe: Recipe) -> Estimate:
+    """The estimate for compressing these linears with these windows, some operations being timed for it.
 
     Memory: the libraries plus the largest step, see `_memory`, or the whole model where a refiner or the allocator runs
     it. Disk: half of each Gram in float32, and the larger of the held-out Grams and the finished blocks with their
@@ -76,12 +79,15 @@ def estimate(model: Compressible, windows: torch.Tensor, recipe: Recipe) -> Esti
     """
     decoder, dtype = model.decoder, next(model.decoder.model.parameters()).dtype
     sizes = _part_bytes(decoder)
-    memory = LIBRARIES + _memory(model, windows, recipe, sizes, dtype)
-    disk, seconds = _disk(model, recipe, sizes), _seconds(model, windows, recipe, dtype)
+    memory = LIBRARIES + _memory(model, decoder.world.share(windows.calibration), recipe, sizes, dtype)
+    pace = Pace.of(model, windows.calibration)
+    disk, seconds = _disk(model, recipe, sizes), _seconds(model, windows, recipe, pace)
     total = _whole_bytes(sum(sizes.values()), dtype.itemsize, recipe.refine, recipe.allocate.measures)
+    touched = sum(unit.parameters for unit in model.units.values()) / count_parameters(decoder.model)
     if total > memory:
-        return Estimate(total, disk, seconds, "the allocator or the refiners that run the whole model")
-    return Estimate(memory, disk, seconds)
+        largest = "the allocator or the refiners that run the whole model"
+        return Estimate(total, disk, seconds, largest, touched=touched)
+    return Estimate(memory, disk, seconds, touched=touched)
 
 
 def _memory(
@@ -116,17 +122,24 @@ def _disk(model: Compressible, recipe: Recipe, sizes: dict[Part, int]) -> int:
     return outputs + inputs + max(inputs, sum(sizes.values()) + basis_bytes)
 
 
-def _seconds(model: Compressible, windows: torch.Tensor, recipe: Recipe, dtype: torch.dtype) -> float:
+def _seconds(model: Compressible, windows: Windows, recipe: Recipe, pace: Pace) -> float:
     """Seconds of the passes over the windows, the Gram sums and the decompositions."""
-    gradients, tokens, device = recipe.needs.gradients, windows.numel(), model.decoder.device
+    world, needs = model.decoder.world, recipe.needs
     flat = [shape_of(module) for module in model.linears.values()]
     stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
-    passes = PASSES[0] + (PASSES[1] if gradients else 0) + (PASSES[2] if _in_blocks(recipe) else 0)
-    work = 2 * tokens * sum(m * n for m, n in flat) * passes
-    work += 2 * tokens * sum(n * n + (m * m if gradients else 0) for m, n in flat)
-    rounds = 1 + sum(refiner.work for refiner in recipe.refine)
-    solved = rounds * sum(map(solution, flat)) + sum(solution(stacked(unit)) for unit in stacks)
-    return work / speed(device, dtype) + 2 * solved / speed(device, torch.float64)
+    read, held_out = windows.calibration.numel(), windows.held_out.numel()
+    steps = [Work(read), Work(held_out), Work(held_out, blocks=2, head=2)]  # calibration, and the judge at the end
+    grams = (read + held_out) * sum(n * n for _, n in flat) / 2
+    if needs.gradients:
+        tokens = needs.gradient_windows(windows.calibration).numel()
+        steps.append(Work(tokens, blocks=4, head=3))
+        grams += tokens * sum(m * m for m, _ in flat) / 2
+    steps += [recipe.allocate.work(windows, len(flat)), *(refiner.work(windows) for refiner in recipe.refine)]
+    passes = sum(one.tokens * (one.blocks * len(model.blocks) * pace.block + one.head * pace.head) for one in steps)
+    once = sum(map(pace.decomposing, flat))
+    stacked_once = sum(pace.decomposing(stacked(shapes)) for shapes in stacks)
+    times = 1 + sum(one.decompositions for one in steps) + (not recipe.rebuilds)
+    return (passes + grams * pace.product + once * times + stacked_once) / world.size
 
 
 def _in_blocks(recipe: Recipe) -> bool:
@@ -156,11 +169,6 @@ def stacked(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return sum(rows for rows, _ in shapes), shapes[0][1]
 
 
-def solution(shape: tuple[int, int]) -> int:
-    """Floating-point operations of a matrix's decomposition."""
-    return EIGEN * min(shape) ** 3 + 4 * max(shape) * m_n(shape)
-
-
 def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bool) -> int:
     """Bytes of the whole model in memory, with what training adds; 0 if no step needs it."""
     needing = [refiner for refiner in refine if refiner.whole_model]
@@ -172,18 +180,6 @@ def _whole_bytes(model: int, itemsize: int, refine: Sequence[Refiner], whole: bo
 def m_n(shape: tuple[int, int]) -> int:
     """Elements of a matrix."""
     return shape[0] * shape[1]
-
-
-def speed(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Measured floating-point operations per second of a matrix product."""
-    a = torch.randn(size, size, device=device).to(dtype)
-
-    def once() -> float:
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()
-        return time.perf_counter() - started
-
-    return 2 * size**3 / min(once() for _ in range(3))
 
 
 def _part_bytes(decoder: Decoder) -> dict[Part, int]:

@@ -104,12 +104,7 @@ def warnings(spectra: Spectra) -> list[str]:
     damped = [unit for unit, curve in spectra.curves.items() if curve.damping]
     choices = [curve.choice for curve in spectra.curves.values() if curve.choice is not None]
     unreached = [unit for unit in model.units.values() if unit not in spectra.curves]
-    outside = model.decoder.outside_linears()
-    notes = []
-    if outside:
-        notes.append(
-            f"{sum(outside.values()):,} parameters stay dense, in no linear (fused experts?): {', '.join(outside)}."
-        )
+    notes = dense_notes(model)
     if unreached:
         notes.append(f"Dense, since no calibration token reached them: {described(unreached)}.")
     if short:
@@ -122,6 +117,25 @@ def warnings(spectra: Spectra) -> list[str]:
     if choices:
         chosen = ", ".join(f"{value:.3g} for {count}" for value, count in Counter(choices).most_common())
         notes.append(f"Metric option chosen on held-out windows: {chosen} of {len(choices)} linears.")
+    return notes
+
+
+def dense_notes(model: Compressible) -> list[str]:
+    """A sentence for each reason why matrices of the blocks stay dense, with their numbers and names."""
+    decoder, by_reason = model.decoder, dict[str, dict[str, int]]()
+    for name, count in decoder.outside_linears().items():
+        reason = decoder.stays.get(name.rpartition(".")[0], "are in no linear layer (fused experts?)")
+        by_reason.setdefault(reason, {})[name] = count
+    whole = sum(count for names in by_reason.values() for count in names.values())
+    whole += sum(unit.parameters for unit in model.units.values())
+    notes = []
+    for reason, counts in by_reason.items():
+        number, first = sum(counts.values()), list(counts)[:3]
+        more = f" and {len(counts) - 3} more" if len(counts) > 3 else ""
+        notes.append(
+            f"{number:,} parameters ({number / whole:.0%} of the blocks' matrices) stay dense, since they {reason}: "
+            f"{', '.join(first)}{more}."
+        )
     return notes
 
 
