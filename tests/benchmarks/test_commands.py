@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
-SPAN = re.compile(r"(?<!`)`([^`]*benchmarks/\w+\.py [^`]*)`(?!`)")
+SPAN = re.compile(r"(?<!`)`([^`]{0,200}benchmarks/\w+\.py [^`]{0,600})`(?!`)")
 LINE = re.compile(r"^\s*(?:python )?(benchmarks/\w+\.py .*)$", re.MULTILINE)
 
 

@@ -86,4 +86,4 @@ def test_a_truncated_weight_file_is_one_sentence(place):
     path = place / "dense" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     code, _, err = shell("evaluate", "dense", "--text", "text.txt")
-    assert code == 1 and "MODEL dense cannot be loaded" in err and "Traceback" not in err
+    assert code == 1 and "model.safetensors is truncated or damaged" in err and "Traceback" not in err

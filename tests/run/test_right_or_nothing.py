@@ -28,7 +28,7 @@ def change(path, **settings):
 def test_a_config_that_transformers_refuses_to_save_is_found_before_the_work(place, monkeypatch):
     change(place / "dense" / "config.json", output_attentions=True)
     read = []
-    monkeypatch.setattr("slimrank.run.compress.read_windows", lambda *args: read.append(args))
+    monkeypatch.setattr("slimrank.run.job.read_windows", lambda *args: read.append(args))
     with pytest.raises(SlimrankError, match=r"transformers cannot save this model: .*output_attentions"):
         compress("dense", "svd-llm", **QUICK)
     assert read == []

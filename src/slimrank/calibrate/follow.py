@@ -15,6 +15,7 @@ from slimrank.forms.base import Form
 from slimrank.forms.linear import shape_of, weight_of
 from slimrank.model.decoder import Decoder, set_module
 from slimrank.model.renames import lost_names
+from slimrank.texts.tokens import encode
 
 TEXT = "The first window of a text says whether the blocks, one after the other, are the model: 3, 1, 4 and 15. "
 TOKENS, LOGITS = 32, 2**22  # of a window, and numbers of all logits
@@ -46,7 +47,7 @@ class StandIn(Form):
 
 def fixed_windows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """Two windows (2, tokens) of a fixed text's ids, of as many tokens as the logits have room for."""
-    known = [token for token in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if token < vocabulary]
+    known = [token for token in encode(tokenizer, [TEXT], special_tokens=False)[0] if token < vocabulary]
     tokens = max(4, min(TOKENS, LOGITS // vocabulary // 2))
     ids = (known or [0, 1]) * tokens
     return torch.tensor([ids[:tokens], ids[1 : tokens + 1][::-1]])
@@ -95,6 +96,8 @@ def attempt(
         with replaced(decoder.model, stand_ins, linears), seeded():
             why = difference(walked(decoder, ids), expected)
     except Exception as error:  # a model's own code raises anything
+        if isinstance(error, SlimrankError) and error.__cause__ is not None:
+            raise  # of a disk, not of the model
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         asked = asked[-1:]
     return why, asked

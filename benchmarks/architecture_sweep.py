@@ -4,7 +4,7 @@ Each in a process of its own: the walk block by block against the model, every l
 `svd-llm` at keep 0.6, the checkpoint against the model in memory, and a few generated tokens. Rows go to a JSON file
 as they are done; the page docs/architectures.md is made from it.
 
-    python benchmarks/architectures.py --out benchmarks/results/architectures.json --page docs/architectures.md
+    python benchmarks/architecture_sweep.py --out benchmarks/results/architectures.json --page docs/architectures.md
 """
 
 import argparse
@@ -230,7 +230,7 @@ def page(rows: list[Row], version: str) -> str:
         "# Architectures",
         "",
         "Every causal language model class of transformers "
-        f"{version}, made tiny and random, taken through slimrank by `benchmarks/architectures.py`:",
+        f"{version}, made tiny and random, taken through slimrank by `benchmarks/architecture_sweep.py`:",
         "the walk block by block equals the model, full rank is the identity to 1e-4 of the logits' spread, and",
         "`svd-llm` at keep 0.6 is saved, loaded to the bit and generates.",
         "*Partly*: that share of the blocks' matrices is compressed; the rest stays dense, which the reason names.",
