@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, LlamaConfig, RwkvConfig
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "architectures.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "architecture_sweep.py"
 ROWS = Path(__file__).parents[2] / "benchmarks" / "results" / "architectures.json"
 
 
 @pytest.fixture
 def sweep(monkeypatch):
-    """The benchmark, which has the name of a module of the tests."""
+    """The benchmark as a module."""
     monkeypatch.syspath_prepend(str(BENCHMARK.parent))
     spec = importlib.util.spec_from_file_location("sweep", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
