@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from slimrank.numerics.losses import divergence, divergences, next_token_losses, scaled_divergences
+from slimrank.numerics.losses import costs, divergence, divergences, next_token_losses, scaled_divergences
 
 
 def test_next_token_losses_are_those_of_the_definition():
@@ -36,3 +36,15 @@ def test_scaled_divergences_are_those_of_the_scaled_logits():
     expected = [divergence(factor * student.double(), teacher.double()).item() * 10 for factor in factors]
     assert scaled_divergences(student, teacher, factors).tolist() == pytest.approx(expected, rel=1e-5)
     assert scaled_divergences(teacher, teacher, [1.0]).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_costs_are_the_divergence_and_both_likelihoods():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, 5, 7, generator=generator) for _ in range(2))
+    labels = torch.randint(0, 7, (2, 5), generator=generator)
+    labels[:, -1] = -100
+    log_p, log_q = (one.double().log_softmax(-1) for one in (teacher, student))
+    expected = [(log_p.exp() * (log_p - log_q)).sum()]
+    for log in (log_p, log_q):
+        expected.append(-log[:, :-1].gather(-1, labels[:, :-1, None]).sum())
+    assert costs(student, teacher, labels) == pytest.approx([one.item() for one in expected], rel=1e-5)

@@ -34,4 +34,4 @@ def test_without_held_out_windows_there_is_none(tiny_llama):
 def test_a_model_that_was_not_changed_costs_nothing(tiny_llama):
     made = spectra(tiny_llama())
     found = held_out_cost(made.model, made.evidence.windows.held_out)
-    assert found.divergence == pytest.approx(0, abs=1e-7) and found.compressed == found.dense
+    assert found.divergence == pytest.approx(0, abs=1e-7) and found.compressed == pytest.approx(found.dense)

@@ -40,3 +40,19 @@ def scaled_divergences(student: Tensor, teacher: Tensor, factors: Sequence[float
     expected = torch.linalg.vecdot(p, student).double().sum()
     normed = [(factor * student).logsumexp(-1).double().sum() - factor * expected for factor in factors]
     return negentropy + torch.stack(normed)
+
+
+def costs(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Sums in nats over tokens: KL(teacher || student), and -log p of the labels by the teacher and by the student.
+
+    student, teacher: logits (windows, tokens, vocabulary); labels (windows, tokens) int64, -100 where there is none.
+    """
+    log_p, student = teacher.float().log_softmax(-1), student.float()
+    p, normed = log_p.exp(), student.logsumexp(-1)
+    divergence = torch.linalg.vecdot(p, log_p) - torch.linalg.vecdot(p, student) + normed
+    there, places = labels != -100, labels.clamp_min(0).unsqueeze(-1)
+    of_teacher = -log_p.gather(-1, places).squeeze(-1)[there]
+    of_student = (normed - student.gather(-1, places).squeeze(-1))[there]
+    sums = torch.stack([one.double().sum() for one in (divergence, of_teacher, of_student)])
+    found: tuple[float, float, float] = tuple(sums.tolist())
+    return found

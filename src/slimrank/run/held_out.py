@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from slimrank.calibrate.stream import Part, final_states
 from slimrank.checkpoint.account import HeldOut
 from slimrank.model.compressible import Compressible
-from slimrank.numerics.losses import scaled_divergences
+from slimrank.numerics.losses import costs
 from slimrank.refine.divergences import logits_of, mean_divergences
 
 
@@ -30,9 +30,7 @@ def held_out_cost(model: Compressible, held_out: Tensor) -> HeldOut | None:
         following = [pad(ids[:, 1:], (0, 1), value=-100) for ids in dense.ids]
 
         def sums(batch: int, part: Part, target: Tensor) -> Sequence[float]:
-            logits, labels = logits_of(ours, batch, part), following[batch][part]
-            divergence = scaled_divergences(logits, target, [1.0]).item()
-            return divergence, nats(target, labels), nats(logits, labels)
+            return costs(logits_of(ours, batch, part), target, following[batch][part])
 
         divergence, of_dense, of_ours = mean_divergences(dense, sums)
     predicted = held_out.shape[1] / (held_out.shape[1] - 1)  # the last token of a window predicts none
@@ -42,9 +40,3 @@ def held_out_cost(model: Compressible, held_out: Tensor) -> HeldOut | None:
         compressed=math.exp(of_ours * predicted),
         divergence=max(divergence, 0.0),
     )
-
-
-def nats(logits: Tensor, labels: Tensor) -> float:
-    """The summed negative log-likelihood of labels (windows, tokens), -100 being none, by logits (.., vocabulary)."""
-    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
-    return losses.double().sum().item()
