@@ -30,8 +30,9 @@ def export_dense(loaded: Loaded, folder: Path) -> Runner:
 def multiplied_out(model: PreTrainedModel) -> PreTrainedModel:
     """A copy whose compressed layers are dense ones of the class that the architecture has in their place."""
     config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for name in ("quantization_config", "_pre_quantization_dtype"):  # the latter is transformers' own, no JSON value
+        if hasattr(config, name):
+            delattr(config, name)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     plain = copy.deepcopy(model)
