@@ -13,7 +13,8 @@ from slimrank.calibrate.stream import Stream
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.linear import shape_of, weight_of
-from slimrank.model.decoder import Decoder, set_module
+from slimrank.model.compressible import replaced
+from slimrank.model.decoder import Decoder
 from slimrank.model.renames import lost_names
 from slimrank.texts.tokens import encode
 
@@ -93,7 +94,7 @@ def attempt(
     stand_ins = {name: StandIn(dense, partial(asked.append, name)) for name, dense in linears.items()}
     why = None
     try:
-        with replaced(decoder.model, stand_ins, linears), seeded():
+        with replaced(decoder.model, stand_ins), seeded():
             why = difference(walked(decoder, ids), expected)
     except Exception as error:  # a model's own code raises anything
         if isinstance(error, SlimrankError) and error.__cause__ is not None:
@@ -125,18 +126,6 @@ def difference(found: Tensor, expected: Tensor) -> str | None:
     if apart <= APART.get(expected.dtype, 1e-3) * spread:
         return None
     return f"its blocks one by one give other logits, by {apart / spread:.2g} of their spread (looped, or with states?)"
-
-
-@contextmanager
-def replaced(model: nn.Module, modules: dict[str, Any], before: dict[str, nn.Module]) -> Iterator[None]:
-    """Others in the places of the modules `before`, which come back."""
-    for name, module in modules.items():
-        set_module(model, name, module)
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            set_module(model, name, module)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A model as compression sees it: blocks, and the dense linears in them that factors will replace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -44,18 +44,24 @@ class Compressible:
     @contextmanager
     def replaced(self, modules: dict[str, nn.Module]) -> Iterator[None]:
         """Inside, other modules are in the places of linears."""
-        model = self.decoder.model
-        before = {name: model.get_submodule(name) for name in modules}
-        for name, module in modules.items():
-            set_module(model, name, module)
-        try:
+        with replaced(self.decoder.model, modules):
             yield
-        finally:
-            for name, module in before.items():
-                set_module(model, name, module)
 
     @contextmanager
     def as_dense(self, linears: dict[str, nn.Module] | None = None) -> Iterator[None]:
         """Inside it is the dense model again, norms and biases too; linears: only these, all by default."""
         with self.replaced(self.linears if linears is None else linears), self.decoder.weights.dense_vectors():
             yield
+
+
+@contextmanager
+def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, other modules are in the places of those of the same names, which come back."""
+    before = {name: model.get_submodule(name) for name in modules}
+    for name, module in modules.items():
+        set_module(model, name, module)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            set_module(model, name, module)
