@@ -18,10 +18,10 @@ from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
 from slimrank.run.held_out import held_out_cost
-from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, short_windows, windows_of
+from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, windows_of
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
-from slimrank.run.trial import trial_of
+from slimrank.run.trial import short_windows, trial_of
 from slimrank.runtime.clock import Clock
 from slimrank.runtime.memory import Limits, free_memory, give_memory_back
 from slimrank.runtime.track import Track, no_track

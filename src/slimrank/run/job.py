@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from slimrank.allocate.budget import require_room
 from slimrank.calibrate.evidence import calibrate
-from slimrank.calibrate.follow import fixed_windows, follow
+from slimrank.calibrate.follow import follow
 from slimrank.errors import UsageError
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
@@ -18,6 +16,7 @@ from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.run.check_plan import check_plan
 from slimrank.run.steps import allocate, decompose, factorize, refine
+from slimrank.run.trial import short_windows
 from slimrank.runtime.memory import Limits
 from slimrank.runtime.world import ALONE, World
 from slimrank.spectrum.decompose import blocks_with_curves
@@ -56,11 +55,6 @@ def opened(
     decoder = Decoder(loaded.model, loaded.weights, world=world, states_room=limits.states)
     follow(decoder, short_windows(loaded))
     return loaded, decoder
-
-
-def short_windows(loaded: Loaded) -> Tensor:
-    """The windows on which the walk, and what was written, are tried."""
-    return fixed_windows(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size)
 
 
 def chosen_linears(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slimrank.calibrate.follow import fixed_windows
 from slimrank.checkpoint import model_card, write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account, HeldOut
@@ -20,7 +19,7 @@ from slimrank.model.load import Loaded
 from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.run.curves import curves_of
-from slimrank.run.trial import trial_of
+from slimrank.run.trial import short_windows, trial_of
 from slimrank.runtime.versions import versions
 from slimrank.spectrum.curve import Curve
 
@@ -64,9 +63,7 @@ class Result:
         """
         out = Path(out)
         if tensors is None and trial is None:
-            vocabulary = self.model.config.get_text_config().vocab_size
-            short = fixed_windows(self.loaded.tokenizer, vocabulary)
-            trial = trial_of(Decoder(self.model), short, self.loaded.dtype, None)
+            trial = trial_of(Decoder(self.model), short_windows(self.loaded), self.loaded.dtype, None)
         write_checkpoint(
             self.model,
             out,

@@ -6,13 +6,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slimrank.calibrate.follow import seeded
+from slimrank.calibrate.follow import fixed_windows, seeded
 from slimrank.errors import SlimrankError
 from slimrank.model.decoder import Decoder
-from slimrank.model.load import load
+from slimrank.model.load import Loaded, load
 
 # of the logits' spread, root mean square, by the dtype that the weights were rounded to
 ROUNDED = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}
+
+
+def short_windows(loaded: Loaded) -> Tensor:
+    """The windows on which the walk, and what was written, are tried."""
+    return fixed_windows(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size)
 
 
 def trial_of(decoder: Decoder, ids: Tensor, stored: torch.dtype, room: int | None) -> Callable[[Path], None]:
