@@ -59,3 +59,28 @@ def test_a_forward_that_was_set_on_the_module_itself_comes_back():
     with replay([module], 0):
         module(torch.zeros(1))
     assert module.forward is own
+
+
+def test_a_module_with_cached_outputs_takes_the_place_of_those_inside_it():
+    inner, x = Counted(), torch.zeros(4)
+    outer = nn.Sequential(inner)
+    replay = Replay(16)
+    for _ in range(2):
+        with replay([inner], 0):
+            outer(x)
+    for _ in range(2):
+        with replay([outer, inner], 0):
+            assert outer(x)[0].tolist() == [1] * 4
+    assert inner.calls == 1
+    with replay([inner], 0):
+        outer(x)
+    assert inner.calls == 2
+
+
+def test_what_does_not_fit_together_is_not_kept_in_part():
+    modules, x = [Counted(), Counted()], torch.zeros(4)
+    replay = Replay(24)
+    for _ in range(2):
+        with replay(modules, 0):
+            [module(x) for module in modules]
+    assert [module.calls for module in modules] == [2, 2]

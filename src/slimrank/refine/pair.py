@@ -1,6 +1,7 @@
 """The dense and the compressed model side by side on the same windows."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from slimrank.forms.linear import bias_of, shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.refine.replay import Replay
 
-HELD = 2**30  # bytes of cached outputs of a block: dense ones, and a quarter of it for compressed ones
+HELD = 2**30  # bytes of cached outputs of a block: dense ones, and half of it for compressed ones
 
 
 class Pair:
@@ -25,7 +26,7 @@ class Pair:
         ids, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
-        self._replay = Replay(min(HELD, decoder.states_room.host) // 4)
+        self._replay = Replay(min(HELD, decoder.states_room.host) // 2)
         self._seen: set[str] = set()  # the block's linears that have been fitted
 
     @property
@@ -35,31 +36,33 @@ class Pair:
 
     def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
         """The moments of the linears in `group`, which share an input; linears of earlier groups must be final."""
-        final = self._final_children()
+        final = self._final()
         moments, dense = PairMoments(), {name: self.block[name] for name in group}
         compressed = {name: self.model.decoder.model.get_submodule(name) for name in group}
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
+        rows: dict[nn.Module, int] = {}  # after the first batch, whose pass goes on behind the group
         summed: list[str] | None = None  # linears whose outputs are added to the residual, known after the first batch
         for batch in range(len(self.dense.hidden)):
             before = self._dense_seen(batch, dense, summed)
-            with self._replay(final, batch), watch_sums(compressed, summed) as after:
+            with self._replay(final, batch), zeros_from(rows), watch_sums(compressed, summed) as after:
                 self.compressed.output(batch)
             moments.add(before, after, biases, residual)
+            rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
         self._seen |= dense.keys()
         moments.add_up(self.model.decoder.world)
         return moments
 
-    def _final_children(self) -> list[nn.Module]:
-        """The block's children whose linears have all been fitted, so that their outputs can be replayed."""
-        index, decoder = self.compressed.depth, self.model.decoder
+    def _final(self) -> list[nn.Module]:
+        """The modules whose outputs can be replayed: the block's children that are fitted, and all fitted linears."""
+        index, model = self.compressed.depth, self.model.decoder.model
         final = []
-        for child, module in decoder.blocks[index].named_children():
-            inside = f"{decoder.prefix}.{index}.{child}"
+        for child, module in model.get_submodule(f"{self.model.decoder.prefix}.{index}").named_children():
+            inside = f"{self.model.decoder.prefix}.{index}.{child}"
             linears = {name for name in self.model.blocks[index] if name == inside or name.startswith(f"{inside}.")}
             if linears and linears <= self._seen:
                 final.append(module)
-        return final
+        return final + [linear for name in self._seen if (linear := model.get_submodule(name)) not in final]
 
     def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
         """Inputs and outputs of the dense linears for a batch, cached for the whole block if they fit."""
@@ -92,8 +95,23 @@ class Pair:
         self._replay.clear()
 
     def _compressed_outputs(self) -> Iterator[Tensor]:
-        final = self._final_children()
+        final = self._final()
         for batch in range(len(self.compressed.hidden)):
             with self._replay(final, batch, keep=False):
                 output = self.compressed.output(batch)
             yield output
+
+
+@contextmanager
+def zeros_from(rows: Mapping[nn.Module, int]) -> Iterator[None]:
+    """Inside, linears give zeros (..., m) at once, for a pass of which only their inputs and residuals matter.
+
+    rows: m by linear.
+    """
+    for module, count in rows.items():
+        module.forward = lambda x, count=count: x.new_zeros(*x.shape[:-1], count)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        for module in rows:
+            del module.forward

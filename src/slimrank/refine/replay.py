@@ -17,7 +17,10 @@ class Replay:
 
     @contextmanager
     def __call__(self, modules: Iterable[nn.Module], batch: int, *, keep: bool = True) -> Iterator[None]:
-        """Inside, modules return their cached outputs of this batch; keep: cache the outputs of the others."""
+        """Inside, modules return their cached outputs of this batch; keep: cache the others', all or none.
+
+        Modules may lie inside others, which come before them: what is inside a module with cached outputs is dropped.
+        """
         run, forwards = dict[nn.Module, list[Any]](), [(module, vars(module).get("forward")) for module in modules]
         for module, _ in forwards:
             known = self._given.get((module, batch))
@@ -30,15 +33,20 @@ class Replay:
                 del module.forward
                 if before is not None:
                     module.forward = before
-        for module, outputs in run.items() if keep else ():
-            if outputs and size(outputs) <= self._room:
-                self._room -= size(outputs)
-                self._given[module, batch] = outputs
+        found = {module: outputs for module, outputs in run.items() if keep and outputs}
+        inside = {inner for module in found for inner in module.modules() if inner is not module}
+        self._drop([(module, batch) for module in inside])
+        found = {module: outputs for module, outputs in found.items() if module not in inside}
+        if size(found) <= self._room:
+            self._room -= size(found)
+            self._given |= {(module, batch): outputs for module, outputs in found.items()}
+
+    def _drop(self, keys: Iterable[tuple[nn.Module, int]]) -> None:
+        self._room += sum(size(self._given.pop(key, [])) for key in keys)
 
     def clear(self) -> None:
         """Drop all cached outputs."""
-        self._room += sum(size(outputs) for outputs in self._given.values())
-        self._given.clear()
+        self._drop(list(self._given))
 
 
 def recorded(original: Callable[..., Any], outputs: list[Any]) -> Callable[..., Any]:
