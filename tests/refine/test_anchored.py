@@ -7,7 +7,7 @@ from slimrank.calibrate.evidence import calibrate
 from slimrank.errors import SlimrankError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.pivoted import PivotedFactorizer
-from slimrank.forms import Form
+from slimrank.forms import Form, LowRank
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 from slimrank.model.compressible import Compressible
@@ -130,3 +130,13 @@ def test_what_is_not_run_again_changes_nothing(name, monkeypatch):
     monkeypatch.setattr("slimrank.refine.pair.HELD", 0)
     for key, tensor in anchored().items():
         assert torch.equal(replaying[key], tensor)
+
+
+def test_every_compressed_linear_runs_once_for_each_batch(tiny_llama, monkeypatch):
+    calls, original = [], LowRank.forward
+    monkeypatch.setattr(LowRank, "forward", lambda self, x: (calls.append(self), original(self, x))[1])
+    made = spectra(tiny_llama())
+    monkeypatch.setattr("slimrank.refine.pair.default_batch", lambda *_: 2)
+    batches, linears = len(made.evidence.windows.calibration) // 2, len(made.model.linears)
+    refine(made, dict.fromkeys(made.model.linears, 5), LowRankFactorizer())
+    assert len(calls) == linears * batches
