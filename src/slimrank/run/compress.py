@@ -120,7 +120,8 @@ def compress(
         with run.clock("judge"):
             quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
         describe(loaded.model)
-        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality)
+        place = None if out is None or loaded.weights is None else loaded.name if plan_only else str(out.resolve())
+        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place)
         if out is not None and plan_only:
             write_text(out, applied.to_json())
         elif out is not None:
@@ -168,5 +169,5 @@ def write(result: Result, out: Path, job: Job, overwrite: bool, room: int) -> No
         if decoder.world.main:
             tensors, account = decoder.weights.stored(pieces, job.loaded.dtype), result.account()
             note(pieces, result, account)
-            tried = trial_of(decoder, short_windows(job.loaded), job.loaded.dtype, room)
+            tried = trial_of(decoder, short_windows(job.loaded), room)
             result.save(out, overwrite=overwrite, tensors=tensors, account=account, trial=tried)
