@@ -24,7 +24,8 @@ def failing_initializers(model: PreTrainedModel, linears: Collection[str]) -> se
     """
     with quiet(), init_empty_weights(include_buffers=True):
         empty = type(model)(copy.deepcopy(model.config))
-        dense, found = {name: empty.get_submodule(name) for name in linears}, set[str]()
+        modules, found = dict(empty.named_modules()), set[str]()
+        dense = {name: modules[name] for name in linears if name in modules}  # a model may be changed in memory
         known = failures(empty).keys()
         for name, linear in dense.items():
             set_module(empty, name, LowRank.shell(linear, {"form": LowRank.form, "rank": 1}))
@@ -32,7 +33,10 @@ def failing_initializers(model: PreTrainedModel, linears: Collection[str]) -> se
             read = {name for module in failed for name in concerned(module, dense.keys() - found)}
             if not read:
                 module, why = next(iter(failed.items()))
-                raise SlimrankError(f"transformers fails to initialise its {module} beside compressed layers ({why})")
+                raise SlimrankError(
+                    f"{type(model).__name__} cannot be compressed: transformers fails to initialise its "
+                    f"{module or 'weights'} beside compressed layers ({why})."
+                )
             for name in read:
                 set_module(empty, name, dense[name])
             found |= read
