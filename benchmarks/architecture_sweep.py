@@ -19,8 +19,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import provenance
 import torch
 import transformers
+from rows import one_sentence, require_commit
 from tiny_configs import VOCABULARY, tiny
 from tiny_tokenizer import make_tokenizer, words
 from torch import nn
@@ -57,9 +59,12 @@ def main() -> None:
     if options.only:
         chosen = {name: chosen[name] for name in options.only}
         rows = [row for row in rows if row["config"] not in chosen]
+    commit = provenance.commit()
+    with one_sentence():
+        require_commit(options.out, rows, commit)
     for name, kind in chosen.items():
         if name not in {row["config"] for row in rows}:
-            rows.append(apart(kind))
+            rows.append(apart(kind) | {"commit": commit})
             print(json.dumps(rows[-1]), flush=True)
             write(options.out, rows)
     print(dict(Counter(row["verdict"] for row in rows)))
@@ -70,6 +75,7 @@ def main() -> None:
 def write(path: Path, rows: list[Row]) -> None:
     """The JSON file."""
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    versions["machine"] = provenance.processor(torch.device("cpu"))
     lines = ",\n".join(json.dumps(row) for row in sorted(rows, key=lambda row: row["config"]))
     path.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 

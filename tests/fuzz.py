@@ -1,8 +1,10 @@
-"""Damaged inputs: mutations of JSON documents and of bytes, each from a seed."""
+"""Damaged inputs: mutations of JSON documents, bytes, folders and arguments, each from a seed."""
 
 import copy
+import gzip
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 NASTY: tuple[Any, ...] = (
@@ -72,3 +74,123 @@ def damaged_safetensors(content: bytes, rng: random.Random) -> bytes:
         size = rng.choice((0, size - 1, size + 1, 2**31, 2**63, rng.randrange(10**6)))
         return size.to_bytes(8, "little") + header + data
     return len(header).to_bytes(8, "little") + header + data
+
+
+KEYS: dict[str, tuple[Any, ...]] = {
+    "quantization_config": ({}, {"quant_method": "gptq"}, {"quant_method": "slimrank"}, "x", [1]),
+    "auto_map": ({"AutoModelForCausalLM": "own.Model"}, "x", {}),
+    "model_type": ("gpt2", "no_such", "bert", "t5", ""),
+    "architectures": (["GPT2LMHeadModel"], ["NoSuchModel"], [], "x"),
+    "dtype": ("float16", "float32", "float8_e4m3fn", "int8", "auto", "x"),
+    "tie_word_embeddings": (True, False),
+    "rope_scaling": ({"rope_type": "linear", "factor": 2.0}, {"rope_type": "x"}, {"type": "dynamic"}, 3),
+    "rope_parameters": ({"rope_type": "yarn", "factor": 4.0}, {"rope_theta": 7.0}, {}, "x"),
+    "layer_types": (["full_attention"], ["sliding_attention", "full_attention"], ["x", "y"]),
+    "output_attentions": (True,),
+    "use_cache": (False, None),
+    "_attn_implementation": ("eager", "flash_attention_2", "x"),
+    "is_encoder_decoder": (True,),
+    "text_config": ({}, {"hidden_size": 8}, {"model_type": "llama"}),
+}  # fmt: skip
+
+
+def damaged_config(content: bytes, rng: random.Random) -> bytes:
+    """A config with one to three known keys set to other values: of the same type, of another, or what they may be."""
+    config = json.loads(content)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        key = rng.choice([*config, *KEYS])
+        value = config.get(key)
+        near: list[Any] = [not value] if isinstance(value, bool) else []
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            near = [value + 1, value - 1, value * 2, 0, -value]
+        others = (*KEYS.get(key, ()), *near, rng.choice(NASTY))
+        config[key] = rng.choice(others)
+    return json.dumps(config).encode()
+
+
+def damage_files(folder: Path, rng: random.Random) -> None:
+    """One or two of a folder's files lost, cut off, replaced, swapped, or strangers beside them."""
+    for _ in range(rng.choice((1, 1, 2))):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if files:
+            rng.choice(FILES)(rng.choice(files), rng.choice(files), rng)
+
+
+def lose(path: Path, other: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def cut_off(path: Path, other: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size + 1)])
+
+
+def overwrite(path: Path, other: Path, rng: random.Random) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n".encode()
+    path.write_bytes(rng.choice((b"", pointer, other.read_bytes(), gzip.compress(path.read_bytes()), b"\x00" * 100)))
+
+
+def swap(path: Path, other: Path, rng: random.Random) -> None:
+    mine, theirs = path.read_bytes(), other.read_bytes()
+    path.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+def make_folder(path: Path, other: Path, rng: random.Random) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link(path: Path, other: Path, rng: random.Random) -> None:
+    path.unlink()
+    path.symlink_to(rng.choice((other, path, path.with_name("nowhere"))))
+
+
+def rename(path: Path, other: Path, rng: random.Random) -> None:
+    path.rename(path.with_name(rng.choice((f"{path.name}.bak", "pytorch_model.bin", "x", "model.safetensors"))))
+
+
+def add(path: Path, other: Path, rng: random.Random) -> None:
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": rng.choice((other.name, "../x", "y.safetensors"))}}
+    name, content = rng.choice(
+        (
+            ("model.safetensors.index.json", json.dumps(index).encode()),
+            ("adapter_config.json", b'{"peft_type": "LORA"}'),
+            ("pytorch_model.bin", b"x"),
+            ("model.safetensors", other.read_bytes()),
+            ("generation_config.json", b'{"max_new_tokens": -3, "do_sample": false, "temperature": 0.3}'),
+            ("chat_template.jinja", b"{{ {% }}"),
+            ("special_tokens_map.json", b'{"bos_token": 3}'),
+            ("added_tokens.json", b'{"<new>": 1}'),
+        )
+    )
+    (path.parent / name).write_bytes(content)
+
+
+FILES = (lose, lose, cut_off, cut_off, overwrite, overwrite, swap, make_folder, link, rename, add, add, add)
+
+
+def arguments(rng: random.Random, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of compress, one or two of them replaced."""
+    values: dict[str, tuple[Any, ...]] = {
+        "recipe": ("no-such", "svd-llm", "../x.yaml", Path("x.yaml"), ["svd"], {"metric": "identity"}),
+        "keep": (0.001, 1, 0.9999, "0.5", float("nan"), 2, -0.5),
+        "samples": (0, -1, 10**9, 1, 2.5, "3"),
+        "window": (0, 1, 2, -4, 10**6, 17.0, "16"),
+        "seed": (-1, 2**64, 1.5, "x"),
+        "settings": ("metric=x", ["metric"], ["a=b"], [3], [None], ["form.multiple=0"], {"a": 1}),
+        "device": ("cuda:9", "gpu", "meta", 0, "mps"),
+        "dtype": ("float64", "int8", "auto", "bf16"),
+        "memory": (0, -1, 1, 10**5, "8GB", 2.5),
+        "special_tokens": ("window", 3, None),
+        "chat": (True, "x"),
+        "calibration": (Path("x"), ["a b c"], [], [[1, 2, 3]], [[1, 2], [3]], {"a": 1}, b"abc", 7, "", "x" * 5000),
+        "out": ("", ".", "/", "/dev/null", "/proc/x", 7, "\x00", "a" * 300),
+        "filter": ("x", lambda name, module: False, lambda name, module: name, 3),
+        "plan": ("plan.json", {}, 3),
+        "overwrite": ("yes", None),
+        "resume": (None, False),
+    }
+    options = dict(options)
+    for key in rng.sample(sorted(values), rng.choice((1, 1, 2))):
+        options[key] = rng.choice((*values[key], rng.choice(NASTY)))
+    return options

@@ -39,4 +39,5 @@ def test_the_page_is_made_from_the_rows(sweep):
     rows = data["rows"]
     page = (ROWS.parents[2] / "docs" / "architectures.md").read_text()
     assert page == sweep.page(rows, data["versions"]["transformers"])
+    assert len({row["commit"] for row in rows}) == 1 and not rows[0]["commit"].endswith("+")
     assert {row["verdict"] for row in rows} <= {"right", "partly", "refused", "not built"}

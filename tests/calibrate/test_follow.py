@@ -11,7 +11,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from slimrank.calibrate.follow import READ, follow
 from slimrank.errors import SlimrankError
 from slimrank.forms.linear import is_linear
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
+from slimrank.run.steps import dense_notes
 
 IDS = torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
 
@@ -138,3 +140,22 @@ def test_linears_that_transformers_would_read_back_under_another_name_stay_dense
     decoder = Decoder(llama())
     follow(decoder, IDS)
     assert set(decoder.stays) == {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"}
+
+
+def test_a_larger_list_of_blocks_that_text_does_not_reach_is_refused():
+    model = llama()
+    model.model.tower = nn.ModuleList([nn.Linear(200, 200), nn.Linear(200, 200)])
+    with pytest.raises(SlimrankError, match=r"the 2 blocks of its largest list, model\.tower, ran 0 times in all on"):
+        follow(Decoder(model), IDS)
+
+
+def test_a_smaller_list_of_blocks_stays_dense_and_is_named():
+    model = llama()
+    model.model.tower = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4)])
+    decoder = Decoder(model)
+    follow(decoder, IDS)
+    (note,) = dense_notes(Compressible(decoder))
+    assert note == (
+        "48 parameters (0% of the model) stay dense, since they are linears outside the blocks model.layers: "
+        "model.tower.0, model.tower.1."
+    )

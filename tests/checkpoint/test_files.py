@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from slimrank.checkpoint.files import atomic_directory, check_free, discard, find, locked, recover, write_text
+from slimrank import compress
+from slimrank.checkpoint.files import (
+    atomic_directory,
+    check_free,
+    discard,
+    find,
+    locked,
+    place_of,
+    recover,
+    write_text,
+)
 from slimrank.errors import SlimrankError, UsageError
 
 
@@ -241,3 +251,16 @@ def test_a_name_that_leaves_no_room_for_the_files_beside_it_is_refused(tmp_path)
     with atomic_directory(tmp_path / ("n" * 227)) as folder:
         (folder / "a").write_text("a")
     assert (tmp_path / ("n" * 227) / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize(("out", "match"), [("/", "root of the file system"), ("a\x00b", "NUL character")])
+def test_a_place_that_no_folder_can_have_is_refused(out, match):
+    with pytest.raises(UsageError, match=match):
+        place_of(Path(out))
+    with pytest.raises(UsageError, match=match):
+        compress("demo", "svd", out=out)
+
+
+def test_a_plan_is_no_folder(tmp_path):
+    with pytest.raises(UsageError, match=r"plan's file .* is a folder: name a file"):
+        compress("demo", "svd", plan_only=True, out=tmp_path)

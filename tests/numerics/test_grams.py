@@ -42,3 +42,9 @@ def test_a_vector_is_a_diagonal_and_none_the_identity():
     assert times(None, x) is x
     root, inverse = square_root(v)
     assert root.tolist() == [2, 0, 3] and inverse.tolist() == [0.5, 0, torch.tensor(1 / 3).item()]
+
+
+def test_rounding_makes_no_error_negative():
+    gram = torch.diag(torch.tensor([1.0, -1e-18], dtype=torch.float64))  # as a sum of squares may come out
+    assert squared_error(torch.tensor([[0.0, 1.0]]), Grams(None, gram)) == 0.0
+    assert squared_error(torch.tensor([[2.0, 1.0]]), Grams(None, gram)) == 4.0

@@ -54,7 +54,9 @@ def test_every_block_is_refitted_to_the_inputs_its_compressed_predecessors_leave
         before = plain.model.layers[2].get_submodule(name)
         expected = torch.linalg.lstsq(x @ layer.down.weight.double().T, y).solution.T
         torch.testing.assert_close(layer.up.weight.double(), expected.detach(), rtol=1e-3, atol=1e-3)
-        assert torch.equal(layer.down.weight, before.down.weight)
+        scale = (layer.down.weight / before.down.weight)[:, :1]  # brought to the scale of the new U, a power of two
+        assert torch.equal(layer.down.weight, before.down.weight * scale)
+        assert torch.equal(scale.log2(), scale.log2().round())
 
 
 def test_the_first_block_stays_as_it_is(tiny_llama):

@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from slimrank import compress
 from slimrank.checkpoint.account import Account
-from slimrank.errors import UsageError
+from slimrank.errors import SlimrankError, UsageError
 from slimrank.run.curves import points_of
 from slimrank.spectrum.curve import Curve
 
@@ -49,3 +50,24 @@ def test_an_account_that_cannot_be_read_says_what_is_missing(tmp_path):
     (tmp_path / "slimrank" / "account.json").write_text(json.dumps({"version": 1}))
     with pytest.raises(UsageError, match=r"account\.json is damaged"):
         Account.load(tmp_path)
+
+
+@pytest.mark.parametrize("out", [None, "out"])
+def test_a_tied_head_is_counted_once_after_the_temperature(tiny_llama, tiny_tokenizer, place, out):
+    tiny_llama(tie_word_embeddings=True).save_pretrained("tied")
+    tiny_tokenizer.save_pretrained("tied")
+    options = {"keep": 0.8, "calibration": "text.txt", "samples": 8, "window": 32, "settings": ["refine=[temperature]"]}
+    result = compress("tied", "svd", **options, out=out)
+    if out is None:
+        result.save("out")
+    numbers = [sum(t.numel() for t in load_file(place / f / "model.safetensors").values()) for f in ("tied", "out")]
+    assert list(result.parameters) == numbers and numbers[1] < numbers[0]
+    assert f"({numbers[1] / numbers[0]:.1%})" in result.summary()["whole model"]
+
+
+def test_a_plan_holds_no_nan(place):
+    plan = compress("dense", "svd", keep=0.8, calibration="text.txt", samples=8, window=32, plan_only=True).plan
+    name = next(iter(plan.linears))
+    plan = plan.with_linears({**plan.linears, name: plan.linears[name].model_copy(update={"loss": float("nan")})})
+    with pytest.raises(SlimrankError, match=r"The plan has nan at linears\..*loss"):
+        plan.to_json()

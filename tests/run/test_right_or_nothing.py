@@ -76,18 +76,25 @@ def test_tensors_that_are_not_compressed_keep_their_bits_and_dtype(place, out):
 
 
 def test_what_is_changed_in_memory_is_what_is_saved(place):
-    change(place / "dense" / "config.json", pad_token_id=3, rms_norm_eps=1e-5)
+    change(place / "dense" / "config.json", pad_token_id=3)
     loaded = load("dense")
     loaded.model.config.pad_token_id = None
-    loaded.model.config.rms_norm_eps = 1e-6  # the class's default, which config.json leaves out
+    loaded.model.config.initializer_range = 0.02  # the class's default, which config.json leaves out
     loaded.model.generation_config.max_new_tokens = 7
     loaded.tokenizer.pad_token = "</s>"
     loaded.tokenizer.chat_template = "{{ messages }}"
     compress(loaded, "svd-llm", **QUICK).save("out")
     model, tokenizer = AutoModelForCausalLM.from_pretrained("out"), AutoTokenizer.from_pretrained("out")
-    assert model.config.pad_token_id is None and model.config.rms_norm_eps == 1e-6
+    assert model.config.pad_token_id is None and model.config.initializer_range == 0.02
     assert model.generation_config.max_new_tokens == 7
     assert (tokenizer.pad_token, tokenizer.chat_template) == ("</s>", "{{ messages }}")
+
+
+def test_a_config_in_memory_that_is_not_the_modules_is_found(place):
+    loaded = load("dense")
+    loaded.model.config.rms_norm_eps = 1e-4
+    with pytest.raises(SlimrankError, match=r"other logits than the run computed, by 0\.00.*its config was changed"):
+        compress(loaded, "svd-llm", **QUICK).save("out")
 
 
 def test_numbers_that_the_stored_dtype_cannot_hold_are_refused(place):

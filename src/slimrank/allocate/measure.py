@@ -12,6 +12,7 @@ from slimrank.errors import UsageError
 from slimrank.forms import LowRank
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.model.units import Unit
+from slimrank.numerics.balance import balanced
 from slimrank.numerics.losses import next_token_losses
 from slimrank.spectrum.spectra import Spectra
 
@@ -168,10 +169,11 @@ def cut(spectra: Spectra, unit: Unit, rank: int | None, known: dict[Unit, Factor
     else:
         if unit not in known:
             whole = spectra.decomposition(unit)
-            known[unit] = whole.left.to(dtype), whole.right.to(dtype)
+            left, right = balanced(whole.left, whole.right)
+            known[unit] = left.to(dtype), right.to(dtype)
         left, right = known[unit][0][:, :rank], known[unit][1][:rank]
     parts = left.split([rows for rows, _ in unit.shapes])
     return {
-        name: LowRank.from_low_rank(part.to(dtype), right.to(dtype), bias_of(linear))
+        name: LowRank.from_low_rank(part, right, bias_of(linear)).to(dtype)
         for (name, linear), part in zip(dense.items(), parts, strict=True)
     }

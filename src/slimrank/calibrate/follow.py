@@ -15,6 +15,7 @@ from slimrank.forms.base import Form
 from slimrank.forms.linear import shape_of, weight_of
 from slimrank.model.compressible import replaced
 from slimrank.model.decoder import Decoder
+from slimrank.model.initializers import failing_initializers
 from slimrank.model.renames import lost_names
 from slimrank.texts.tokens import encode
 
@@ -22,6 +23,7 @@ TEXT = "The first window of a text says whether the blocks, one after the other,
 TOKENS, LOGITS = 32, 2**22  # of a window, and numbers of all logits
 APART = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the logits' spread
 RENAMED = "have names that transformers does not read back as they were saved"
+INITIALISED = "are initialised by code that knows no compressed layers, which transformers runs on loading"
 READ = "are read elsewhere than in their own forward"
 
 
@@ -71,6 +73,8 @@ def follow(decoder: Decoder, ids: Tensor) -> Tensor:
         raise SlimrankError(f"{kind} gives NaN or Inf on a short text: get intact weights, or try --dtype float32.")
     linears = {name: module for block in decoder.linears() for name, module in block.items()}
     decoder.stays |= dict.fromkeys(lost_names(decoder.model, linears), RENAMED)
+    linears = {name: module for name, module in linears.items() if name not in decoder.stays}
+    decoder.stays |= dict.fromkeys(failing_initializers(decoder.model, linears), INITIALISED)
     linears = {name: module for name, module in linears.items() if name not in decoder.stays}
     why, asked = attempt(decoder, ids, expected, linears)
     while why is not None and asked:

@@ -1,7 +1,7 @@
 """The Hugging Face directory of a compressed model."""
 
 from slimrank.checkpoint.card import model_card
-from slimrank.checkpoint.files import check_free, discard, find, locked, recover, write_text
+from slimrank.checkpoint.files import check_free, discard, find, locked, place_of, recover, write_text
 from slimrank.checkpoint.manifest import verify
 from slimrank.checkpoint.write import write_checkpoint
 
@@ -11,6 +11,7 @@ __all__ = [
     "find",
     "locked",
     "model_card",
+    "place_of",
     "recover",
     "verify",
     "write_checkpoint",

@@ -40,8 +40,8 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
     something and `overwrite` is false, or another process is writing it, and SlimrankError when its disk has less than
     `needed_bytes` or fills.
     """
-    out = out.resolve()
     check_free(out, overwrite)
+    out = out.resolve()
     tag = uuid.uuid4().hex[:8]
     partial, old = (_beside(out, f"{role}-{tag}") for role in ("partial", "old"))
     with disk_errors(out, needed_bytes):
@@ -61,12 +61,22 @@ def atomic_directory(out: Path, *, overwrite: bool = False, needed_bytes: int = 
                     shutil.rmtree(old, ignore_errors=True)
 
 
+def place_of(out: Path) -> Path:
+    """`out` as an absolute path; raises a UsageError where nothing can have that name."""
+    if "\x00" in str(out):
+        raise UsageError("The output's name holds a NUL character: name another --out.")
+    place = out.resolve()
+    if not place.name:
+        raise UsageError(f"The output {out} is the root of the file system: name a folder inside it.")
+    return place
+
+
 def check_free(out: Path, overwrite: bool) -> None:
     """Raise a UsageError when `out` can't become a new folder: a file, a mount, a full folder not to be overwritten.
 
     Nor can a folder that holds the current one, or a name that leaves no room for the files beside it.
     """
-    place = out.resolve()
+    place = place_of(out)
     if len(os.fsencode(place.name)) > LONGEST_NAME:
         raise UsageError(
             f"The output's name {place.name[:40]}... has {len(os.fsencode(place.name))} bytes and may have "

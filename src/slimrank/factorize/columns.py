@@ -58,16 +58,17 @@ class ColumnsFactorizer(Factorizer):
 
     def build(self, target: Target, rank: int) -> Built:
         """The best split of the budget, or the plain truncation."""
-        weight, dtype, (bias,) = target.weight, target.weight.dtype, target.biases
+        weight, (bias,) = target.weight, target.biases
         trade = best_trade(weight, target.grams, target.decomposition, rank, self.gain, self.search)
         if trade.traded == 0:
-            left, right = (factor.to(dtype) for factor in target.decomposition.cut(rank))
-            return Built([LowRank.from_low_rank(left, right, bias)], trade.loss)
+            layer = LowRank.from_low_rank(*target.decomposition.cut(rank), bias)
+            return Built(target.in_their_dtypes([layer]), trade.loss)
         order = column_order(weight, target.grams, target.decomposition, rank)
         split = split_at(weight, target.grams, order, rank, trade.traded)
-        left, right = (factor.to(dtype) for factor in split.rest.cut(split.rank))
+        left, right = split.rest.cut(split.rank)
         kept = split.order[: split.columns]
-        return Built([KeptColumns.from_columns(weight[:, kept], left, right, kept, bias)], trade.loss)
+        columns = KeptColumns.from_columns(weight[:, kept].to(left), left, right, kept, bias)
+        return Built(target.in_their_dtypes([columns]), trade.loss)
 
 
 def best_trade(

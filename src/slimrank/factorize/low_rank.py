@@ -18,6 +18,6 @@ class LowRankFactorizer(Factorizer):
         return [{"form": LowRank.form, "rank": rank} for _ in shapes]
 
     def build(self, target: Target, rank: int) -> Built:
-        """The decomposition truncated at `rank`, in the dense weight's dtype."""
-        left, right = (factor.to(target.weight.dtype) for factor in target.decomposition.cut(rank))
-        return Built([LowRank.from_low_rank(left, right, *target.biases)], target.decomposition.loss(rank))
+        """The decomposition truncated at `rank`, balanced in float64, in the dense weight's dtype."""
+        layer = LowRank.from_low_rank(*target.decomposition.cut(rank), *target.biases)
+        return Built(target.in_their_dtypes([layer]), target.decomposition.loss(rank))

@@ -51,6 +51,14 @@ class Form(nn.Module):
     """The name, beside this layer, of the layer that stores the input factor which this one uses too."""
 
     weight: Tensor
+    bias: Tensor | None
+    """The dense layer's bias, for code that reads it; stored as `bias_name` says."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        owner, _, leaf = cls.bias_name.rpartition(".")
+        if owner:
+            cls.bias = property(lambda self: getattr(self.get_submodule(owner), leaf))  # type: ignore[assignment]
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
+from slimrank.numerics.balance import balanced
 
 
 class KeptColumns(Ordered):
@@ -71,11 +72,12 @@ class KeptColumns(Ordered):
     ) -> Self:
         """The module with columns (out, c) at the inputs `kept` (c,), ascending, and left @ right at the others.
 
-        left (out, r), right (r, in - c).
+        left (out, r), right (r, in - c), brought to like scale.
         """
         (out_features, count), (rank, rest) = columns.shape, right.shape
         module = cls.empty(count + rest, out_features, rank, bias is not None, left.dtype, columns=count)
         module = module.to_empty(device=left.device)
+        left, right = balanced(left, right)
         module.down.weight.copy_(right)
         module.up.weight.copy_(torch.cat([columns, left], dim=1))
         module.kept.copy_(kept)

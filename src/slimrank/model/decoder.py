@@ -134,6 +134,14 @@ class Decoder:
         named = self.blocks.named_parameters(prefix=self.prefix)
         return {name: p.numel() for name, p in named if p.ndim > 1 and id(p) not in inside}
 
+    def other_linears(self) -> dict[str, int]:
+        """The linears outside the blocks, by numbers held, without the one that gives the logits."""
+        head = self.model.get_output_embeddings()
+        found = {
+            name: module for name, module in self.model.named_modules() if is_linear(module) and module is not head
+        }
+        return {n: weight_of(m).numel() for n, m in found.items() if not n.startswith(f"{self.prefix}.")}
+
     @contextmanager
     def _replaced(self, forwards: list[Callable[..., Any]]) -> Iterator[None]:
         for block, forward in zip(self.blocks, forwards, strict=True):
@@ -183,7 +191,8 @@ class Decoder:
             self.model(input_ids=ids, use_cache=False)
         if len(calls) != len(self):
             raise SlimrankError(
-                f"{self.prefix}: {len(calls)} of its {len(self)} blocks ran once each; cannot follow it."
+                f"the {len(self)} blocks of its largest list, {self.prefix}, ran {len(calls)} times in all on a text "
+                "(another tower's, or looped?)"
             )
         return first[0], calls
 

@@ -127,7 +127,7 @@ def _device(device: str) -> torch.device:
         number.item()
         return number.device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device} cannot be used: {' '.join(str(error).split())[:200]}.") from error
+        raise UsageError(f"--device {device} cannot be used: {' '.join(str(error).split()).rstrip('.')}.") from error
 
 
 def require_dense(loaded: Loaded) -> None:

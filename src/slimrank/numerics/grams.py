@@ -48,9 +48,9 @@ def times(gram: Left, x: Tensor) -> Tensor:
 
 
 def squared_error(error: Tensor, grams: Grams) -> float:
-    """|L^T E R|_F^2 = tr(E^T (L L^T) E (R R^T)) for E (m, n)."""
+    """|L^T E R|_F^2 = tr(E^T (L L^T) E (R R^T)) for E (m, n); where rounding makes it negative, 0."""
     error = error.double()
-    return (times(grams.left, error) * times(grams.right, error.T).T).sum().item()
+    return max((times(grams.left, error) * times(grams.right, error.T).T).sum().item(), 0.0)
 
 
 def shrunk_(gram: Tensor, share: float) -> Tensor:

@@ -13,6 +13,7 @@ from slimrank.forms import LowRank
 from slimrank.forms.linear import weight_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.units import described
+from slimrank.numerics.balance import balanced
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import low_rank_layers
 from slimrank.spectrum.spectra import Spectra
@@ -66,7 +67,9 @@ class Update(Refiner):
             layer = model.decoder.model.get_submodule(name)
             assert isinstance(layer, LowRank)
             left = updated_left(weight_of(linears[name]), layer.down.weight, moments.input_of(name).gram())
+            left, right = balanced(left, layer.down.weight.double())
             layer.up.weight.data.copy_(left)
+            layer.down.weight.data.copy_(right)
         return missed
 
 

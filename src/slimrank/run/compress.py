@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slimrank.checkpoint import write_text
+from slimrank.checkpoint import place_of, write_text
 from slimrank.checkpoint.register import describe
 from slimrank.checkpoint.write import require_savable
 from slimrank.errors import UsageError
@@ -15,6 +15,7 @@ from slimrank.model.load import Loaded
 from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe
+from slimrank.run.arguments import require_types
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
 from slimrank.run.held_out import held_out_cost
@@ -87,6 +88,7 @@ def compress(
         UsageError: for invalid options.
         SlimrankError: if the run fails.
     """
+    require_types(locals())
     require_share(keep)
     out, device = None if out is None else Path(out), world.place(device)
     if world.size > 1 and out is None:
@@ -120,7 +122,8 @@ def compress(
         with run.clock("judge"):
             quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
         describe(loaded.model)
-        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality)
+        place = None if out is None or loaded.weights is None else loaded.name if plan_only else str(out.resolve())
+        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place)
         if out is not None and plan_only:
             write_text(out, applied.to_json())
         elif out is not None:
@@ -148,7 +151,10 @@ def pieces_of(out: Path | None, plan_only: bool, overwrite: bool, resume: bool, 
 
 def beside(out: Path, plan_only: bool) -> Path:
     """The path that names the progress folder: the checkpoint's folder, or FILE.run for a plan's file."""
-    return out.with_name(f"{out.name}.run") if plan_only else out
+    place = place_of(out)
+    if plan_only and place.is_dir():
+        raise UsageError(f"The plan's file {out} is a folder: name a file.")
+    return place.with_name(f"{place.name}.run") if plan_only else out
 
 
 def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, progress: int, *, asked: bool) -> None:
@@ -168,5 +174,5 @@ def write(result: Result, out: Path, job: Job, overwrite: bool, room: int) -> No
         if decoder.world.main:
             tensors, account = decoder.weights.stored(pieces, job.loaded.dtype), result.account()
             note(pieces, result, account)
-            tried = trial_of(decoder, short_windows(job.loaded), job.loaded.dtype, room)
+            tried = trial_of(decoder, short_windows(job.loaded), room)
             result.save(out, overwrite=overwrite, tensors=tensors, account=account, trial=tried)

@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from slimrank.checkpoint.account import Account, HeldOut
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
 from slimrank.model.decoder import Decoder
-from slimrank.model.load import Loaded
+from slimrank.model.load import Loaded, load
 from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.run.curves import curves_of
 from slimrank.run.trial import short_windows, trial_of
+from slimrank.runtime.memory import free_memory
 from slimrank.runtime.versions import versions
 from slimrank.spectrum.curve import Curve
 
@@ -31,7 +33,8 @@ class Result:
     """A compressed model in memory with its plan and measurements.
 
     curves: of every linear by name; parameters: of the whole model, before and after; tokens: of each calibration
-    text's windows; held_out: the models' quality, None of a plan alone.
+    text's windows; held_out: the models' quality, None of a plan alone; place: MODEL that `model` is loaded from, where
+    the run had it on disk.
     """
 
     loaded: Loaded
@@ -41,11 +44,16 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: list[Frequencies] = field(default_factory=list)
     held_out: HeldOut | None = None
+    place: str | None = None
 
-    @property
+    @cached_property
     def model(self) -> PreTrainedModel:
-        """The compressed model, in the dtype it was computed in."""
-        return self.loaded.model
+        """The compressed model, in the dtype it was computed in; after a run with `out` it is loaded from there."""
+        if self.place is None:
+            return self.loaded.model
+        dtype = str(self.loaded.model.dtype).removeprefix("torch.")
+        device = self.loaded.weights.device if self.loaded.weights else self.loaded.model.device
+        return load(self.place, dtype=dtype, device=str(device)).model
 
     def save(
         self,
@@ -62,12 +70,13 @@ class Result:
         measured now.
         """
         out = Path(out)
+        model = self.model if tensors is None else self.loaded.model
         if tensors is None and trial is None:
-            trial = trial_of(Decoder(self.model), short_windows(self.loaded), self.loaded.dtype, None)
+            trial = trial_of(Decoder(model), short_windows(self.loaded), free_memory())
         write_checkpoint(
-            self.model,
+            model,
             out,
-            layers=compressed_layers(self.model),
+            layers=compressed_layers(model),
             dtype=self.loaded.dtype,
             source=self.loaded.files,
             tokenizer=self.loaded.tokenizer,
@@ -87,8 +96,8 @@ class Result:
         size, directory = loaded.dtype.itemsize, loaded.directory
         return Account(
             model=loaded.name,
-            device=str(loaded.weights.device if loaded.weights else self.model.device),
-            computed=str(self.model.dtype).removeprefix("torch."),
+            device=str(loaded.weights.device if loaded.weights else loaded.model.device),
+            computed=str(loaded.model.dtype).removeprefix("torch."),
             stored=str(loaded.dtype).removeprefix("torch."),
             parameters={"dense": before, "compressed": after},
             dense_bytes=weight_bytes(directory) if directory else before * size,

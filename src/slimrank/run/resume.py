@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrank.calibrate import Windows
-from slimrank.checkpoint import check_free, discard, locked, recover
+from slimrank.checkpoint import check_free, discard, locked, place_of, recover
 from slimrank.errors import UsageError
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import fingerprint
@@ -26,7 +26,8 @@ WRITTEN = "written"
 
 def progress_folder(out: Path) -> Path:
     """The folder beside `out` for finished work: `.NAME.progress`."""
-    return out.resolve().with_name(f".{out.resolve().name}.progress")
+    place = place_of(out)
+    return place.with_name(f".{place.name}.progress")
 
 
 @contextmanager

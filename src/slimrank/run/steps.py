@@ -4,12 +4,13 @@ windows -> calibrate -> Evidence -> decompose -> Spectra -> allocate -> Plan -> 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 from slimrank.allocate import Problem
 from slimrank.calibrate.evidence import Evidence
+from slimrank.evaluate import count_parameters
 from slimrank.forms import compressed_layers
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import fingerprint
@@ -130,13 +131,20 @@ def dense_notes(model: Compressible) -> list[str]:
     whole += sum(unit.parameters for unit in model.units.values())
     notes = []
     for reason, counts in by_reason.items():
-        number, first = sum(counts.values()), list(counts)[:3]
-        more = f" and {len(counts) - 3} more" if len(counts) > 3 else ""
-        notes.append(
-            f"{number:,} parameters ({number / whole:.0%} of the blocks' matrices) stay dense, since they {reason}: "
-            f"{', '.join(first)}{more}."
-        )
+        share = f"{sum(counts.values()) / whole:.0%} of the blocks' matrices"
+        notes.append(dense_note(counts, share, f"since they {reason}"))
+    others = decoder.other_linears()
+    if others:
+        share = f"{sum(others.values()) / count_parameters(decoder.model):.0%} of the model"
+        notes.append(dense_note(others, share, f"since they are linears outside the blocks {decoder.prefix}"))
     return notes
+
+
+def dense_note(counts: Mapping[str, int], share: str, reason: str) -> str:
+    """A sentence on what stays dense, by name; counts: the numbers of each."""
+    more = f" and {len(counts) - 3} more" if len(counts) > 3 else ""
+    names = ", ".join(list(counts)[:3])
+    return f"{sum(counts.values()):,} parameters ({share}) stay dense, {reason}: {names}{more}."
 
 
 def factorize(spectra: Spectra, plan: Plan, run: Run | None = None) -> Plan:

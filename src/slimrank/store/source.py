@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from slimrank.errors import SlimrankError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LFS = b"version https://git-lfs"
 _OTHER = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt")
 
@@ -73,6 +75,11 @@ class Source:
     def shape(self, key: str) -> tuple[int, ...]:
         """The tensor's shape, read from the file's header."""
         return tuple(self._open(self._places[key]).get_slice(key).get_shape())
+
+    def dtypes(self) -> set[torch.dtype]:
+        """The floating dtypes of its tensors, read from the files' headers."""
+        named = {self._open(path).get_slice(key).get_dtype() for key, path in self._places.items()}
+        return {FLOATS[name] for name in named & FLOATS.keys()}
 
     def get(self, key: str) -> Tensor:
         """The tensor on the CPU in the file's dtype, memory-mapped."""
