@@ -21,7 +21,7 @@ class States:
         first = Stream(decoder, ids[:batch], batch)
         size = first.nbytes * len(ids) // len(ids[:batch])
         self._every = stride(depth, decoder.states_room.host // max(size, 1))
-        stream = Stream(decoder, ids, batch, copies=-(-depth // self._every) + self._every)
+        stream = Stream(decoder, ids, batch, copies=sets_held(decoder, size))
         self._held: dict[int, list[Tensor]] = {}
         while stream.depth < depth:
             if stream.depth % self._every == 0:
@@ -45,6 +45,12 @@ def stride(depth: int, sets: int) -> int:
     """The least k with depth / k + k <= sets, the sets of states that fit; sqrt(depth), the least sum, if none does."""
     fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
     return next(fitting, round(depth**0.5))
+
+
+def sets_held(decoder: Decoder, size: int) -> int:
+    """How many sets of hidden states, of `size` bytes each, `States` holds."""
+    every = stride(len(decoder), decoder.states_room.host // max(size, 1))
+    return -(-len(decoder) // every) + every
 
 
 def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> Tensor:

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate.needs import Work
-from slimrank.calibrate.stream import Part, Stream, final_states
+from slimrank.calibrate.needs import Holds, Work
+from slimrank.calibrate.stream import CPU_LOGITS, DEVICE_LOGITS, Part, Stream, final_states
 from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.losses import scaled_divergences
 from slimrank.refine.base import Cuts, Refiner
@@ -31,6 +31,10 @@ class Temperature(Refiner):
     def work(self, windows: Windows) -> Work:
         """Both models once on the held-out windows."""
         return Work(windows.held_out.numel(), blocks=2, head=3)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states of both models, with the logits of a part of them."""
+        return Holds(windows.held_out.numel(), states=2, logits=(6 * CPU_LOGITS, 6 * DEVICE_LOGITS))
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Scale the last norm; returns a note with the factor, or that there is no norm before the head."""
