@@ -25,7 +25,14 @@ def shot(chromium: str, page: Path, width: int, height: int, scheme: str, out: P
         frame.write_text(f'<body style="margin:0"><iframe src="{address}" style="{style}"></iframe>', encoding="utf-8")
         address = frame.resolve().as_uri()
     command = [
-        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"),
+        *(
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--allow-file-access-from-files",
+        ),
         *(f"--window-size={width},{height}", "--virtual-time-budget=15000", f"--screenshot={file}"),
         f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
         address,
