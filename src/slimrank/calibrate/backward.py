@@ -8,6 +8,7 @@ from torch import Tensor
 from slimrank.calibrate.collect import require_finite
 from slimrank.calibrate.stream import Part, Stream, default_batch, parts_at_once
 from slimrank.model.decoder import Decoder
+from slimrank.runtime.track import Track, no_track
 
 Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabulary) and their part of the batch
 
@@ -15,7 +16,7 @@ Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabular
 class States:
     """The hidden states before every block, read backwards: held for every k-th block, the others recomputed."""
 
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+    def __init__(self, decoder: Decoder, ids: Tensor, track: Track = no_track) -> None:
         self._decoder, depth = decoder, len(decoder)
         batch = default_batch(decoder, ids.shape[1])
         first = Stream(decoder, ids[:batch], batch)
@@ -23,7 +24,7 @@ class States:
         self._every = stride(depth, decoder.states_room.host // max(size, 1))
         stream = Stream(decoder, ids, batch, copies=sets_held(decoder, size))
         self._held: dict[int, list[Tensor]] = {}
-        while stream.depth < depth:
+        for _ in track(range(depth), "reading", depth):
             if stream.depth % self._every == 0:
                 self._held[stream.depth] = list(stream.hidden)
             stream.skip(1)

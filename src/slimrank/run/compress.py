@@ -119,7 +119,7 @@ def compress(
         parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
         trim()
         with run.clock("judge"):
-            quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
+            quality = None if plan_only else held_out_cost(compressible, job.windows.held_out, track)
         describe(loaded.model)
         result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality)
         if out is not None and plan_only:
