@@ -7,8 +7,8 @@ from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.budget import rank_at, used, within_budget
-from slimrank.allocate.measure import Damage
-from slimrank.calibrate.needs import Work
+from slimrank.allocate.measure import Damage, holds
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.model.units import Unit
 from slimrank.texts.windows import Windows
 
@@ -36,6 +36,10 @@ class PerplexityScan(Allocator):
         """Every linear at each share of the paper's grid, from its block on, which is half of the blocks on average."""
         models = linears * len(self.grid or default_grid(0.6))
         return Work(models * windows.calibration[: self.windows].numel(), blocks=0.5, head=1)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states before every block."""
+        return holds(windows.calibration[: self.windows], divergence=False)
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks at the lowest threshold within the budget, with a note on what the measurements took."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from slimrank.calibrate.needs import Needs, Work
+from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize.base import Factorizer
 from slimrank.model.units import Unit
 from slimrank.spectrum.curve import Curve
@@ -99,6 +99,10 @@ class Allocator(BaseModel):
     def work(self, windows: Windows, linears: int) -> Work:
         """What it takes on these windows with so many linears, for the estimate before a run."""
         return Work()
+
+    def holds(self, windows: Windows) -> Holds:
+        """What it holds in memory beside the model, for the estimate before a run."""
+        return Holds()
 
     def allocate(self, problem: Problem) -> Allocation:
         """Choose ranks within the problem's budget."""

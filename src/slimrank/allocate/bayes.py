@@ -9,9 +9,9 @@ from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem
 from slimrank.allocate.budget import fit_ranks
-from slimrank.allocate.measure import Damage
+from slimrank.allocate.measure import Damage, holds
 from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
-from slimrank.calibrate.needs import Work
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.model.decoder import fingerprint
 from slimrank.model.units import Unit
 from slimrank.store.disk import disk_errors
@@ -46,6 +46,10 @@ class Bayes(Allocator):
         """A model run whole for each trial."""
         models = self.trials
         return Work(models * windows.calibration[: self.windows].numel(), head=1)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states before the first block."""
+        return holds(windows.calibration[: self.windows], prefixes=False, divergence=False)
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of the best trial, with a note of its perplexity."""

@@ -10,8 +10,8 @@ from pydantic import Field
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.budget import rank_at, same_share
 from slimrank.allocate.knapsack import knapsack
-from slimrank.allocate.measure import Damage
-from slimrank.calibrate.needs import Work
+from slimrank.allocate.measure import Damage, holds
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.model.units import Unit
 from slimrank.texts.windows import Windows
 
@@ -77,6 +77,10 @@ class MeasuredModules(Allocator):
         """About a third of the options, each from its block on: the others are left out or shared."""
         models = linears * len(self.grid) / 3
         return Work(models * windows.calibration[: self.windows].numel(), head=1)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states before every block, and the dense model's probabilities."""
+        return holds(windows.calibration[: self.windows])
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of the knapsack's optimum, with a note on what the measurements took."""

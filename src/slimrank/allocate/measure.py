@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate.base import Ranks
+from slimrank.calibrate.needs import Holds
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
 from slimrank.forms import LowRank
@@ -21,6 +22,17 @@ CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # logits at a time, enough for the hea
 Factors = tuple[Tensor, Tensor]  # (m, q) and (q, n)
 Modules = dict[str, nn.Module]
 Compare = Callable[[int, Tensor, Tensor], float]  # of a part's index, ids and logits
+
+
+def holds(windows: Tensor, *, prefixes: bool = True, divergence: bool = True) -> Holds:
+    """What `Damage` holds on these windows (count, tokens), see there; divergence: whether `kl` is asked for."""
+    return Holds(
+        windows.numel(),
+        states=1,
+        every_block=prefixes,
+        rows=int(divergence),
+        logits=(CPU_LOGITS, DEVICE_LOGITS),
+    )
 
 
 class Damage:

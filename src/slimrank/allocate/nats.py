@@ -9,8 +9,9 @@ from pydantic import Field
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
 from slimrank.allocate.choices import Choices, sums
 from slimrank.allocate.hull import Floats, sweep
+from slimrank.allocate.measure import holds
 from slimrank.allocate.prices import agreement, corrected_losses, measure
-from slimrank.calibrate.needs import Work
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit, described
 from slimrank.texts.windows import Windows
@@ -49,6 +50,10 @@ class Nats(Allocator):
         """Every linear at a few ranks, from its block on, where predictions are corrected."""
         models = linears * self.calibrate
         return Work(models * windows.calibration[: self.windows].numel(), blocks=0.5, head=1)
+
+    def holds(self, windows: Windows) -> Holds:
+        """Nothing, unless predictions are corrected: then the states before every block, and probabilities."""
+        return holds(windows.calibration[: self.windows]) if self.measures else Holds()
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""

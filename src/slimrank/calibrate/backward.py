@@ -8,6 +8,7 @@ from torch import Tensor
 from slimrank.calibrate.collect import require_finite
 from slimrank.calibrate.stream import Part, Stream, default_batch, parts_at_once
 from slimrank.model.decoder import Decoder
+from slimrank.runtime.track import Track, no_track
 
 Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabulary) and their part of the batch
 
@@ -15,15 +16,15 @@ Loss = Callable[[Tensor, Part], Tensor]  # of logits (windows, tokens, vocabular
 class States:
     """The hidden states before every block, read backwards: held for every k-th block, the others recomputed."""
 
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+    def __init__(self, decoder: Decoder, ids: Tensor, track: Track = no_track) -> None:
         self._decoder, depth = decoder, len(decoder)
         batch = default_batch(decoder, ids.shape[1])
         first = Stream(decoder, ids[:batch], batch)
         size = first.nbytes * len(ids) // len(ids[:batch])
         self._every = stride(depth, decoder.states_room.host // max(size, 1))
-        stream = Stream(decoder, ids, batch, copies=-(-depth // self._every) + self._every)
+        stream = Stream(decoder, ids, batch, copies=sets_held(decoder, size))
         self._held: dict[int, list[Tensor]] = {}
-        while stream.depth < depth:
+        for _ in track(range(depth), "reading", depth):
             if stream.depth % self._every == 0:
                 self._held[stream.depth] = list(stream.hidden)
             stream.skip(1)
@@ -45,6 +46,12 @@ def stride(depth: int, sets: int) -> int:
     """The least k with depth / k + k <= sets, the sets of states that fit; sqrt(depth), the least sum, if none does."""
     fitting = (k for k in range(1, depth + 1) if -(-depth // k) + k <= sets)
     return next(fitting, round(depth**0.5))
+
+
+def sets_held(decoder: Decoder, size: int) -> int:
+    """How many sets of hidden states, of `size` bytes each, `States` holds."""
+    every = stride(len(decoder), decoder.states_room.host // max(size, 1))
+    return -(-len(decoder) // every) + every
 
 
 def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> Tensor:

@@ -13,6 +13,7 @@ from slimrank.calibrate.moments import InputMoments, Moments, OutputMoments
 from slimrank.calibrate.needs import Needs
 from slimrank.calibrate.shelf import on_shelves, put_on_shelf, shelve
 from slimrank.model.compressible import Compressible
+from slimrank.runtime.memory import trim
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
 
@@ -61,6 +62,7 @@ def calibrate(
         for index in range(len(blocks)):
             if f"{group}/{index}" in pieces:
                 put_on_shelf(shelves, pieces, f"{group}/{index}")
+        trim()
 
     if needs.gradients:
         seed = windows.record["seed"]

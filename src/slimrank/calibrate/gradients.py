@@ -43,7 +43,7 @@ def each_gradient(
     if not missing:
         return
     mine = decoder.world.part(len(ids))
-    states = States(decoder, ids[mine])
+    states = States(decoder, ids[mine], track)
     draws = (window_generator(decoder.device, seed, window) for window in range(mine.start, mine.stop))
     with decoder.weights.hold(None):
         gradients = [

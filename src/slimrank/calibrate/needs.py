@@ -54,3 +54,20 @@ class Work:
     blocks: float = 1.0
     head: float = 0.0
     decompositions: float = 0.0
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a step holds in memory at once, for the estimate before a run.
+
+    tokens: that it holds something of; by token, states: hidden states, every_block: also those before every block and
+    behind the last, outputs: what a block's linears give, rows: float32 numbers for every word of the vocabulary.
+    logits: float32 numbers in work, on a CPU and on a device.
+    """
+
+    tokens: int = 0
+    states: int = 0
+    every_block: bool = False
+    outputs: bool = False
+    rows: int = 0
+    logits: tuple[int, int] = (0, 0)

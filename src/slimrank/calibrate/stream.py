@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slimrank.model.decoder import Call, Decoder
 from slimrank.runtime.memory import Room
+from slimrank.runtime.track import Track, no_track
 from slimrank.store.disk import disk_errors
 
 CPU_LOGITS, DEVICE_LOGITS = 2**22, 2**28  # logits in memory at a time
@@ -117,10 +118,11 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a is b or a == b)
 
 
-def final_states(decoder: Decoder, ids: Tensor) -> Stream:
-    """The hidden states of this process's share of the windows, behind the last block."""
+def final_states(decoder: Decoder, ids: Tensor, track: Track = no_track, what: str = "reading") -> Stream:
+    """The hidden states of this process's share of the windows, behind the last block; what: the progress's name."""
     stream = Stream(decoder, decoder.world.share(ids), default_batch(decoder, ids.shape[1]))
-    stream.skip(len(decoder))
+    for _ in track(range(len(decoder)), what, len(decoder)):
+        stream.skip(1)
     return stream
 
 

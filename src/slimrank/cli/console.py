@@ -129,9 +129,12 @@ def show_estimate(estimate: Estimate) -> None:
     """One line on stderr before a long run."""
     minutes = estimate.seconds / 60
     time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
+    memory = gib(estimate.memory + estimate.pages)
+    if estimate.device is not None:
+        memory = f"{gib(estimate.device)} of the device's memory and {memory}"
     err.print(
         f"The linears to compress hold {estimate.touched:.0%} of the model's parameters. Expected: "
-        f"{gib(estimate.memory)} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
+        f"{memory} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from slimrank.calibrate.needs import Work
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
@@ -52,6 +52,10 @@ class Anchored(Refiner):
     def work(self, windows: Windows) -> Work:
         """Both models, and about three partial passes a block; every linear is decomposed once more."""
         return Work(windows.calibration[: self.windows].numel(), blocks=5, decompositions=1)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states of both models, and what the linears of a block give."""
+        return Holds(windows.calibration[: self.windows].numel(), states=2, outputs=True)
 
     @property
     def rebuilds(self) -> bool:

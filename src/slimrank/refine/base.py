@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slimrank.calibrate.needs import Needs, Work
+from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize import Factorizer
 from slimrank.model.units import Unit
 from slimrank.spectrum.spectra import Spectra
@@ -44,6 +44,10 @@ class Refiner(BaseModel):
     def work(self, windows: Windows) -> Work:
         """What it takes on these windows, for the estimate before a run."""
         return Work()
+
+    def holds(self, windows: Windows) -> Holds:
+        """What it holds in memory beside the model, for the estimate before a run."""
+        return Holds()
 
     @property
     def rebuilds(self) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slimrank.calibrate.needs import Work
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.numerics.losses import divergence
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.restart import resume_training, save_training
@@ -47,6 +47,10 @@ class Distill(Refiner):
     def work(self, windows: Windows) -> Work:
         """The teacher, and the student's pass forward and back; both on the held-out windows at every check."""
         return Work(self.tokens + self.checks * windows.held_out.numel() / 2, blocks=4, head=5)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states of every block of teacher and student in a forward pass, and several copies of its logits."""
+        return Holds(self.batch, states=2, every_block=True, logits=(6 * CPU_LOGITS, 6 * DEVICE_LOGITS))
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Train the factors, norms and biases; returns a note with the held-out KL before and after."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.calibrate.needs import Work
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.errors import MissingLibrary, SlimrankError
 from slimrank.model.decoder import Decoder
 from slimrank.numerics.losses import next_token_losses
@@ -44,6 +44,10 @@ class Lora(Refiner):
     def work(self, windows: Windows) -> Work:
         """Passes forward and back, for two adapters."""
         return Work(2 * self.steps * self.batch * windows.calibration[0, : self.tokens].numel(), blocks=3, head=3)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states of every block for a batch, and three copies of its logits."""
+        return Holds(self.batch * windows.calibration[0, : self.tokens].numel(), every_block=True, rows=3)
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Train and merge both adapters; returns a note with the held-out loss before, between and after."""

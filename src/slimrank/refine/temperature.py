@@ -5,12 +5,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate.needs import Work
-from slimrank.calibrate.stream import Part, Stream, final_states
+from slimrank.calibrate.needs import Holds, Work
+from slimrank.calibrate.stream import CPU_LOGITS, DEVICE_LOGITS, Part, Stream, final_states
 from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.losses import scaled_divergences
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.divergences import logits_of, mean_divergences
+from slimrank.runtime.track import Track
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
@@ -32,24 +33,28 @@ class Temperature(Refiner):
         """Both models once on the held-out windows."""
         return Work(windows.held_out.numel(), blocks=2, head=3)
 
+    def holds(self, windows: Windows) -> Holds:
+        """The states of both models, with the logits of a part of them."""
+        return Holds(windows.held_out.numel(), states=2, logits=(6 * CPU_LOGITS, 6 * DEVICE_LOGITS))
+
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Scale the last norm; returns a note with the factor, or that there is no norm before the head."""
         facts = run.finished(None)
         if facts is None:
             with spectra.model.decoder.weights.hold(None):
-                facts = {"temperature": self._fit(spectra)}
+                facts = {"temperature": self._fit(spectra, run.track)}
                 run.finish(None, facts)
         factor = facts["temperature"]
         if factor is None:
             return ["Temperature unchanged: the model has no norm before its head."]
         return [f"Temperature: the head's input is scaled by {factor:.3f}."]
 
-    def _fit(self, spectra: Spectra) -> float | None:
+    def _fit(self, spectra: Spectra, track: Track) -> float | None:
         """Scale the norm; returns the factor, None without a norm."""
         decoder, held_out = spectra.model.decoder, spectra.evidence.windows.held_out
         with spectra.model.as_dense():
-            dense = final_states(decoder, held_out)
-        ours = final_states(decoder, held_out)
+            dense = final_states(decoder, held_out, track, self.name)
+        ours = final_states(decoder, held_out, track, self.name)
         norm = final_norm(decoder, ours)
         if norm is None:
             return None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
-from slimrank.calibrate.needs import Work
+from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.forms import LowRank
 from slimrank.forms.linear import weight_of
@@ -33,6 +33,10 @@ class Update(Refiner):
     def work(self, windows: Windows) -> Work:
         """Each block twice."""
         return Work(windows.calibration.numel(), blocks=2)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states of the compressed model."""
+        return Holds(windows.calibration.numel(), states=1)
 
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Refit every U on all calibration windows; returns a note of the linears that no token reached."""

@@ -78,7 +78,8 @@ def run_charts(data: dict[str, Columns]) -> dict[str, charts.Spec]:
 
 def lead(plan: Plan, account: Account, folder: Path) -> str:
     """The run in a sentence."""
-    quality = "" if account.held_out is None else f"{account.held_out.sentence().capitalize()}. "
+    said = "" if account.held_out is None else account.held_out.sentence()
+    quality = said and f"{said[0].upper()}{said[1:]}. "  # capitalize() would write kl
     linears = plan.budget.used / plan.budget.dense
     whole = account.parameters["compressed"] / account.parameters["dense"]
     size = weight_bytes(folder)

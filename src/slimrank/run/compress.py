@@ -24,7 +24,7 @@ from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
 from slimrank.run.trial import short_windows, trial_of
 from slimrank.runtime.clock import Clock
-from slimrank.runtime.memory import Limits, free_memory, give_memory_back
+from slimrank.runtime.memory import Limits, free_memory, give_memory_back, trim
 from slimrank.runtime.track import Track, no_track
 from slimrank.runtime.world import ALONE, World
 from slimrank.store.disk import size_of
@@ -119,8 +119,9 @@ def compress(
         spectra, applied = compressed(job, plan_only=plan_only)
         curves = {unit.leader: curve for unit, curve in spectra.curves.items()}
         parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
+        trim()
         with run.clock("judge"):
-            quality = None if plan_only else held_out_cost(compressible, job.windows.held_out)
+            quality = None if plan_only else held_out_cost(compressible, job.windows.held_out, track)
         describe(loaded.model)
         place = None if out is None or loaded.weights is None else loaded.name if plan_only else str(out.resolve())
         result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place)
@@ -162,7 +163,7 @@ def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, p
 
     progress: bytes of progress already on the disk; asked: the limit was given as --memory.
     """
-    expected = estimate(job.model, job.windows, job.recipe)
+    expected = estimate(job.model, job.windows, job.recipe, job.keep, job.loaded.dtype)
     announce(expected)
     expected.check(limits, out.resolve().parent, asked, progress)
 

@@ -12,10 +12,11 @@ from slimrank.checkpoint.account import HeldOut
 from slimrank.model.compressible import Compressible
 from slimrank.numerics.losses import costs
 from slimrank.refine.divergences import logits_of, mean_divergences
+from slimrank.runtime.track import Track, no_track
 
 
 @torch.no_grad()
-def held_out_cost(model: Compressible, held_out: Tensor) -> HeldOut | None:
+def held_out_cost(model: Compressible, held_out: Tensor, track: Track = no_track) -> HeldOut | None:
     """Perplexity of the dense and the compressed model on windows (count, tokens), and their divergence.
 
     The blocks run one at a time, in the dtype of the computation. None where there are no held-out windows.
@@ -25,8 +26,8 @@ def held_out_cost(model: Compressible, held_out: Tensor) -> HeldOut | None:
     decoder = model.decoder
     with decoder.weights.hold(None):
         with model.as_dense():
-            dense = final_states(decoder, held_out)
-        ours = final_states(decoder, held_out)
+            dense = final_states(decoder, held_out, track, "judging")
+        ours = final_states(decoder, held_out, track, "judging")
         following = [pad(ids[:, 1:], (0, 1), value=-100) for ids in dense.ids]
 
         def sums(batch: int, part: Part, target: Tensor) -> Sequence[float]:

@@ -17,7 +17,7 @@ from slimrank.recipe import Recipe
 from slimrank.run.check_plan import check_plan
 from slimrank.run.steps import allocate, decompose, factorize, refine
 from slimrank.run.trial import short_windows
-from slimrank.runtime.memory import Limits
+from slimrank.runtime.memory import Limits, trim
 from slimrank.runtime.world import ALONE, World
 from slimrank.spectrum.decompose import blocks_with_curves
 from slimrank.spectrum.spectra import Spectra
@@ -96,12 +96,15 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
         evidence = calibrate(model, job.windows, recipe.needs, run, blocks_with_curves(model, run.pieces))
     with run.clock("decompose"):
         spectra = decompose(model, evidence, recipe, keep=job.keep, run=run)
+        trim()
     with run.clock("allocate"):
         plan = (job.plan or allocated(spectra, recipe, job.keep, run)).with_notes(job.loaded.notes)
+        trim()
     if plan_only:
         return spectra, plan
     with run.clock("factorise"):
         plan = factorize(spectra, plan, run)
+        trim()
     with run.clock("refine"):
         return spectra, refine(spectra, plan, run)
 

@@ -12,6 +12,7 @@ from slimrank.model.compressible import Compressible
 from slimrank.numerics.threads import at_once, one_thread
 
 SIDE = 512  # of the matrices that are multiplied and decomposed
+TIMED = 0.2  # seconds that an operation is repeated for
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Pace:
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quicker of two runs, the device being waited for."""
+    """Seconds of a run, the mean of those in TIMED seconds after a first one; the device is waited for.
+
+    A mean, since on a machine that others use as well the quickest run is one that they did not interrupt.
+    """
 
     def once() -> float:
         started = time.perf_counter()
@@ -63,4 +67,8 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    return min(once(), once())
+    once()
+    runs = [once()]
+    while sum(runs) < TIMED:
+        runs.append(once())
+    return sum(runs) / len(runs)

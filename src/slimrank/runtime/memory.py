@@ -56,6 +56,15 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 
+def trim() -> None:
+    """Return what was freed to the system, between steps; glibc keeps it otherwise, in holes that the next can't use.
+
+    It held 0.6 GB of the 1.2 GB that a small model took after calibration.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def parse_size(text: str) -> int:
     """Bytes of `8GiB`, `8GB`, `512M` or a plain number.
 

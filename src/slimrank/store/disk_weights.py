@@ -91,7 +91,7 @@ class DiskWeights(Weights):
         finally:
             self._held[part] -= 1
             # embeddings and head are large and rarely used
-            if part is None and not self._held[None] and len(self._here) > 1 and self._bytes() > self.room:
+            if part is None and not self._held[None] and len(self._here) > 1 and self.held > self.room:
                 self._release(None)
 
     @contextmanager
@@ -180,16 +180,16 @@ class DiskWeights(Weights):
         slots = self._slots[part]
         wanted = sum(math.prod(self.source.shape(slot.key)) for slot in slots) * self._dtype.itemsize
         for old in list(self._here):
-            if not self._held[old] and self._bytes() + wanted > self.room:
+            if not self._held[old] and self.held + wanted > self.room:
                 self._release(old)
         tensors = self._take_ahead(part)
         self._check(part, slots, tensors)
         here = []
         for slot, tensor in zip(slots, tensors, strict=True):
             parameter = nn.Parameter(tensor.to(self._device, non_blocking=True), requires_grad=False)
-            for module, leaf in slot.places:
+            for number, (module, leaf) in enumerate(slot.places):
                 module._parameters[leaf] = parameter
-                here.append((module, leaf, tensor.nbytes))
+                here.append((module, leaf, 0 if number else tensor.nbytes))  # tied ones are one tensor
         self._here[part] = here
         if part in self._kept:
             kept = self._kept[part].load()
@@ -233,7 +233,9 @@ class DiskWeights(Weights):
                     away[held] = nn.Parameter(held.to("meta"), requires_grad=False)
                 module._parameters[leaf] = away[held]
 
-    def _bytes(self) -> int:
+    @property
+    def held(self) -> int:
+        """Bytes of the parts in memory."""
         return sum(size for places in self._here.values() for _, _, size in places)
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ class DiskWeights(Weights):
             return
         step, self._last = (1 if part >= self._last else -1), part
         following = part + step
-        if following in self._slots and following not in self._here and self._bytes() + size <= self.room:
+        if following in self._slots and following not in self._here and self.held + size <= self.room:
             self._ahead = following, self._reader.submit(self._read, following)
 
     def _check(self, part: Part, slots: list[Slot], tensors: list[Tensor]) -> None:

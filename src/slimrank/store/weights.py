@@ -14,7 +14,9 @@ Part = int | None
 
 
 class Weights:
-    """All weights in memory."""
+    """All weights in memory; room: bytes of the parts that stay there while they are not in use."""
+
+    room: int = 2**62
 
     def __init__(self, model: nn.Module, prefix: str, count: int) -> None:
         """prefix: the name of the list of blocks; count: the number of blocks."""
@@ -37,6 +39,11 @@ class Weights:
     def device(self) -> torch.device:
         """The device that the model computes on."""
         return next(self.model.parameters()).device
+
+    @property
+    def held(self) -> int:
+        """Bytes of the parts in memory."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
 
     @contextmanager
     def hold(self, part: Part) -> Iterator[None]:
