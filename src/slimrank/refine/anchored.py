@@ -50,8 +50,8 @@ class Anchored(Refiner):
     windows: Annotated[int, Field(ge=1)] | None = None
 
     def work(self, windows: Windows) -> Work:
-        """Both models, and about three partial passes a block; every linear is decomposed once more."""
-        return Work(windows.calibration[: self.windows].numel(), blocks=5, decompositions=1)
+        """Both models, and products of inputs and outputs; every linear is decomposed once more."""
+        return Work(windows.calibration[: self.windows].numel(), blocks=4, decompositions=1)
 
     def holds(self, windows: Windows) -> Holds:
         """The states of both models, and what the linears of a block give."""

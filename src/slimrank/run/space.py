@@ -21,7 +21,7 @@ from slimrank.texts.windows import Windows
 
 LOGIT = 6 * 4  # bytes of a logit with its softmax, gradient and what samples from it
 TRAINED = 3 * 4  # bytes that training adds for each parameter, float32 in any dtype
-OUTPUTS = 5 * 2**28  # the most bytes of a block's outputs that refine.anchored holds (see refine.pair)
+OUTPUTS = 6 * 2**28  # the most bytes of a block's outputs that refine.anchored holds (see refine.pair)
 Shape = tuple[int, int]
 
 
@@ -164,7 +164,7 @@ class Space:
         states = holds.states + (len(self.decoder) + 1) * holds.every_block
         rows = tokens * config.vocab_size * holds.rows * 4
         logits = 4 * min(holds.logits[self.decoder.device.type != "cpu"], 6 * tokens * config.vocab_size)
-        cached = min(self.states(tokens, round(outputs)), OUTPUTS) * holds.outputs
+        cached = min(self.states(tokens, round(1.5 * outputs)), OUTPUTS) * holds.outputs
         return self.states(tokens, states) + rows + cached + logits
 
     def trial(self, stored: torch.dtype) -> Step:
