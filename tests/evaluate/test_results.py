@@ -73,7 +73,8 @@ def test_bytes_are_those_of_the_files_that_load(tmp_path):
     for name, size in (("model.safetensors", 7), ("consolidated.safetensors", 7), ("model-1.safetensors", 5)):
         (tmp_path / name).write_bytes(b"x" * size)
     assert weight_bytes(tmp_path) == 7
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
+    places = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
+    index = {"metadata": {}, "weight_map": places}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-2.safetensors").write_bytes(b"xxx")
     assert weight_bytes(tmp_path) == 7  # the single file is what transformers reads

@@ -48,6 +48,12 @@ def without_shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def without_metadata(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def adapter(folder):
     (folder / "model.safetensors").unlink()
     (folder / "config.json").unlink()
@@ -93,6 +99,7 @@ def another_shape(folder):
         (pointer, r"model.safetensors is a Git LFS pointer without the weights: run `git lfs pull`"),
         (truncated, r"model.safetensors is truncated or damaged"),
         (without_shard, r"model-00001-of-00002.safetensors, which model.safetensors.index.json names, is missing"),
+        (without_metadata, r"model.safetensors.index.json is no index of shards: fetch it again"),
         (adapter, r"holds a PEFT adapter: merge it"),
         (quantized, r"is already quantized \(gptq\): give the dense model"),
         (own_code, r"cannot be loaded: .*config.json asks for code of the model's own"),

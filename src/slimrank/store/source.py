@@ -27,7 +27,8 @@ def weight_files(directory: Path) -> list[Path]:
     if not (directory / INDEX).is_file():
         raise SlimrankError(_without(directory))
     try:
-        names = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        names, _ = set(index["weight_map"].values()), index["metadata"].keys()  # both, as transformers does
         files = sorted({directory / Path(name).name for name in names})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SlimrankError(f"The file {directory / INDEX} is no index of shards: fetch it again.") from error
