@@ -38,7 +38,7 @@ def test_passes_of_the_blocks_and_of_the_head_are_in_the_time(tiny_llama, monkey
     paced(monkeypatch, block=1.0)
     assert expected(model).seconds == 2 * plain  # two blocks
     assert expected(model, "temperature").seconds == 2 * (plain + 2 * HELD_OUT)
-    assert expected(model, "{name: anchored, windows: 4}").seconds == 2 * (plain + 5 * 4 * 32)
+    assert expected(model, "{name: anchored, windows: 4}").seconds == 2 * (plain + 4 * 4 * 32)
     scanned = expected(model, allocate="{name: measured_modules, windows: 2, grid: [0.5, 0.8, 1.0]}")
     assert scanned.seconds == 2 * (plain + 14 * 2 * 32)
     paced(monkeypatch, head=1.0)
