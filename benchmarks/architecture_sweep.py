@@ -33,6 +33,7 @@ from slimrank import compress, load
 from slimrank.calibrate.follow import follow
 from slimrank.errors import SlimrankError
 from slimrank.forms import Form, LowRank, compressed_layers
+from slimrank.forms.experts import Stack, fold, unfold
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.model.decoder import Decoder, set_module
 
@@ -143,13 +144,17 @@ def taken_through(model: PreTrainedModel, ids: torch.Tensor, place: Path) -> Row
     text.write_text(words(3000), encoding="utf-8")
     common: dict[str, Any] = {"keep": 0.6, "calibration": str(text), "samples": 8, "window": 32}
     found = load(str(dense))
-    before, decoder = logits(found.model, ids), Decoder(found.model)
+    before, generates = logits(found.model, ids), generated(found.model, ids) is None
+    unfold(found.model)
+    equal(logits(found.model, ids), before, 1e-4, "experts as linears")
+    decoder = Decoder(found.model)
     follow(decoder, ids)
-    generates = generated(found.model, ids) is None
     for block in decoder.linears():
         for name, linear in block.items():
             set_module(found.model, name, exact(linear))
     equal(logits(found.model, ids), before, 1e-4, "full rank")
+    fold(found.model)
+    equal(logits(found.model, ids), before, 1e-4, "full rank, experts stacked")
     result = compress(str(dense), "svd-llm", **common)
     compressed = logits(result.model, ids)
     if torch.equal(compressed, before):
@@ -169,9 +174,9 @@ def taken_through(model: PreTrainedModel, ids: torch.Tensor, place: Path) -> Row
 def verdict(model: PreTrainedModel, notes: Iterable[str]) -> Row:
     """right, or partly where something of the blocks stays dense, with the share that was compressed."""
     blocks, layers = Decoder(model).blocks, compressed_layers(model)
-    forms = [module for module in blocks.modules() if isinstance(module, Form)]
+    forms = [module for module in blocks.modules() if isinstance(module, Form | Stack)]
     inside = {id(p) for form in forms for p in form.parameters()}
-    was = sum(form.in_features * form.out_features for form in forms)
+    was = sum(form.in_features * form.out_features * len(getattr(form, "entries", "1")) for form in forms)
     rest = sum(p.numel() for p in blocks.parameters() if p.ndim > 1 and id(p) not in inside)
     share = was / (was + rest)
     verdict = "right" if share == 1 else "partly"

@@ -34,7 +34,10 @@ TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"metric": METRICS, "allocate
 
 
 class Recipe(BaseModel):
-    """The choice for each step of the pipeline: a name, or a mapping of `name` and that choice's options."""
+    """The choice for each step of the pipeline: a name, or a mapping of `name` and that choice's options.
+
+    experts: whether the inputs of a mixture's experts are those of the tokens routed to each, or all tokens.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +49,7 @@ class Recipe(BaseModel):
     form: SerializeAsAny[Factorizer]
     route: Route = "projector"
     refine: tuple[SerializeAsAny[Refiner], ...] = ()
+    experts: Literal["routed", "all"] = "routed"
 
     @field_validator(*TABLES, mode="before")
     @classmethod
@@ -71,7 +75,8 @@ class Recipe(BaseModel):
     @property
     def needs(self) -> Needs:
         """The calibration statistics that any of its steps needs."""
-        return reduce(or_, (step.needs for step in self.refine), self.metric.needs | self.allocate.needs)
+        own = Needs(all_experts=self.experts == "all")
+        return reduce(or_, (step.needs for step in self.refine), self.metric.needs | self.allocate.needs | own)
 
     @property
     def rebuilds(self) -> bool:

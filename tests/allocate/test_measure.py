@@ -124,16 +124,17 @@ def test_settles_on_the_best_assignment_without_measuring_all(made, keep, tolera
     asked, generator = problem(made, keep), torch.Generator().manual_seed(int(10 * keep))
     full = {}
     for unit in made.curves:
-        ranks = [1, 2, 3, 4, 5, 6, 7, 8, 9, None]
+        ranks = [(rank,) for rank in (1, 2, 3, 4, 5, 6, 7, 8, 9, None)]
         falls = torch.rand(len(ranks), generator=generator) * torch.logspace(2, -1, len(ranks))
-        full[unit] = dict(zip(ranks, falls.flip(0).cumsum(0).flip(0).tolist(), strict=True))
-    scans = {unit: Scan(list(losses), 5, losses.__getitem__) for unit, losses in full.items()}
+        full[unit,] = dict(zip(ranks, falls.flip(0).cumsum(0).flip(0).tolist(), strict=True))
+    scans = {group: Scan(list(losses), (5,), losses.__getitem__) for group, losses in full.items()}
     for scan in scans.values():
         scan.start()
     found = settle(asked, scans, 50_000, tolerance)
     best = choose(asked, full, 50_000)
     assert used(asked, found) <= asked.budget
-    value, least = (sum(full[unit][ranks[unit]] for unit in full) for ranks in (found, best))
+    value = sum(full[unit,][(rank,)] for unit, rank in found.items())
+    least = sum(full[group][ranks] for group, ranks in best.items())
     assert least <= value <= least + tolerance + 1e-6
     assert sum(len(scan.known) for scan in scans.values()) < (0.85 if tolerance == 0 else 0.8) * 10 * len(full)
 
@@ -141,8 +142,8 @@ def test_settles_on_the_best_assignment_without_measuring_all(made, keep, tolera
 def test_equal_damages_reduce_to_uniform(made):
     queries = [unit for unit in made.curves if unit.shape == (16, 16)]
     same = problem(replace(made, curves={unit: made.curves[unit] for unit in queries}), 0.75)
-    damages = {unit: {rank: 1.0 / rank for rank in range(1, 8)} for unit in queries}
-    assert choose(same, damages, 10_000) == dict.fromkeys(queries, 6)
+    damages = {(unit,): {(rank,): 1.0 / rank for rank in range(1, 8)} for unit in queries}
+    assert choose(same, damages, 10_000) == dict.fromkeys([(unit,) for unit in queries], (6,))
 
 
 def test_scan_takes_the_lowest_threshold_within_the_budget(made):

@@ -15,19 +15,22 @@ from slimrank.calibrate.needs import Holds, Work
 from slimrank.model.units import Unit
 from slimrank.texts.windows import Windows
 
+Option = tuple[int | None, ...]
+Group = tuple[Unit, ...]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass
 class Scan:
-    """One linear's measured KL by option; ranks: its options, ascending, dense (None) last.
+    """The measured KL of a linear, or of several that get one share, by option.
 
-    base: the rank it has in the base model; measure: gives the KL of a rank; known: KL by the option's index.
+    ranks: the options, of each linear a rank, ascending, dense (None) last; base: that of the base model; measure:
+    gives the KL of an option; known: KL by the option's index.
     """
 
-    ranks: list[int | None]
-    base: int | None
-    measure: Callable[[int | None], float]
+    ranks: list[Option]
+    base: Option
+    measure: Callable[[Option], float]
     known: dict[int, float] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -35,17 +38,17 @@ class Scan:
         for option in {0, self.ranks.index(self.base), len(self.ranks) - 1}:
             self.known[option] = self.measure(self.ranks[option])
 
-    def least(self) -> dict[int | None, float]:
-        """A lower bound of the KL at every rank: measured, or the lower of the nearest measured neighbours'."""
-        return {rank: min(self.known[end] for end in self._ends(option)) for option, rank in enumerate(self.ranks)}
+    def least(self) -> dict[Option, float]:
+        """A lower bound of the KL at every option: measured, or the lower of the nearest measured neighbours'."""
+        return {ranks: min(self.known[end] for end in self._ends(option)) for option, ranks in enumerate(self.ranks)}
 
-    def measured(self) -> dict[int | None, float]:
-        """The KL of the ranks that were measured."""
+    def measured(self) -> dict[Option, float]:
+        """The KL of the options that were measured."""
         return {self.ranks[option]: loss for option, loss in sorted(self.known.items())}
 
-    def halve(self, rank: int | None) -> None:
-        """Measure halfway between the measured neighbours of a rank."""
-        low, high = self._ends(self.ranks.index(rank))
+    def halve(self, ranks: Option) -> None:
+        """Measure halfway between the measured neighbours of an option."""
+        low, high = self._ends(self.ranks.index(ranks))
         self.known[(low + high) // 2] = self.measure(self.ranks[(low + high) // 2])
 
     def _ends(self, option: int) -> tuple[int, int]:
@@ -85,38 +88,51 @@ class MeasuredModules(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of the knapsack's optimum, with a note on what the measurements took."""
         damage = Damage(problem.spectra, same_share(problem), windows=self.windows)
-        scans = {unit: self._scan(problem, damage, unit) for unit in problem.curves}
-        for unit in problem.run.track(list(scans), "measuring", len(scans)):
-            scans[unit].start()
+        scans = {group: self._scan(problem, damage, group) for group in measured_together(problem)}
+        for group in problem.run.track(list(scans), "measuring", len(scans)):
+            scans[group].start()
         ranks = settle(problem, scans, self.units, self.tolerance * damage.kl({}))
         models = 2 + sum(len(scan.ranks) for scan in scans.values())  # plus the dense and the base model
         return Allocation(ranks, (damage.account(models),))
 
-    def _scan(self, problem: Problem, damage: Damage, unit: Unit) -> Scan:
-        base = damage.base[unit]
-        ranks = {base, *(rank_at(problem, unit, share) for share in self.grid)}
-        return Scan(sorted(ranks, key=lambda rank: (rank is None, rank)), base, lambda rank: damage.kl({unit: rank}))
+    def _scan(self, problem: Problem, damage: Damage, group: Group) -> Scan:
+        base = tuple(damage.base[unit] for unit in group)
+        options = {base, *(tuple(rank_at(problem, unit, share) for unit in group) for share in self.grid)}
+        order = sorted(options, key=lambda ranks: [(rank is None, rank) for rank in ranks])
+        return Scan(order, base, lambda ranks: damage.kl(dict(zip(group, ranks, strict=True))))
 
 
-def settle(problem: Problem, scans: dict[Unit, Scan], units: int, tolerance: float) -> Ranks:
+def measured_together(problem: Problem) -> list[Group]:
+    """The linears, each alone, but all experts' of one type in a block as one: a measurement runs the model."""
+    groups: dict[object, list[Unit]] = {}
+    for unit in problem.curves:
+        alike = (unit.block, unit.type) if unit.mixture else unit
+        groups.setdefault(alike, []).append(unit)
+    return [tuple(units) for units in groups.values()]
+
+
+def settle(problem: Problem, scans: dict[Group, Scan], units: int, tolerance: float) -> Ranks:
     """The best assignment of measured options, within `tolerance` (nats) of the best of all options.
 
     Each round solves the knapsack with lower bounds for unmeasured options and measures in the gaps that it chose.
     """
     while True:
-        least = {unit: scan.least() for unit, scan in scans.items()}
-        measured = {unit: scan.measured() for unit, scan in scans.items()}
+        least = {group: scan.least() for group, scan in scans.items()}
+        measured = {group: scan.measured() for group, scan in scans.items()}
         bound, best = choose(problem, least, units), choose(problem, measured, units)
-        open_gaps = [unit for unit, rank in bound.items() if rank not in measured[unit]]
-        gap = sum(measured[unit][best[unit]] - least[unit][bound[unit]] for unit in scans)
+        open_gaps = [group for group, ranks in bound.items() if ranks not in measured[group]]
+        gap = sum(measured[group][best[group]] - least[group][bound[group]] for group in scans)
         if not open_gaps or gap <= tolerance:
-            return best
-        for unit in problem.run.track(open_gaps, "measuring", len(open_gaps)):
-            scans[unit].halve(bound[unit])
+            return {unit: rank for group, ranks in best.items() for unit, rank in zip(group, ranks, strict=True)}
+        for group in problem.run.track(open_gaps, "measuring", len(open_gaps)):
+            scans[group].halve(bound[group])
 
 
-def choose(problem: Problem, damages: dict[Unit, dict[int | None, float]], units: int) -> Ranks:
-    """One of each linear's ranks, such that the summed KL is least within the budget."""
-    costs = [[problem.cost(unit, rank) for rank in options] for unit, options in damages.items()]
+def choose(problem: Problem, damages: dict[Group, dict[Option, float]], units: int) -> dict[Group, Option]:
+    """One of the options of each group, such that the summed KL is least within the budget."""
+    costs = [
+        [sum(problem.cost(unit, rank) for unit, rank in zip(group, ranks, strict=True)) for ranks in options]
+        for group, options in damages.items()
+    ]
     options = knapsack(costs, [list(losses.values()) for losses in damages.values()], problem.budget, units=units)
-    return {unit: list(losses)[option] for (unit, losses), option in zip(damages.items(), options, strict=True)}
+    return {group: list(losses)[option] for (group, losses), option in zip(damages.items(), options, strict=True)}

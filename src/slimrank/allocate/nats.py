@@ -97,9 +97,11 @@ def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
 
 
 def notes(ranks: Ranks) -> tuple[str, ...]:
-    """A sentence that names the linears factorised together, if there are any."""
+    """Sentences that name the linears factorised together and those of rank 0, if there are any."""
     several = [unit for unit in ranks if len(unit.names) > 1]
-    return (f"Joint factors: {described(several)}, which share one right factor.",) if several else ()
+    joint = [f"Joint factors: {described(several)}, which share one right factor."] if several else []
+    gone = [unit for unit, rank in ranks.items() if rank == 0]
+    return (*joint, *([f"Rank 0, which the budget needs more elsewhere: {described(gone)}."] if gone else []))
 
 
 def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices:
@@ -114,8 +116,9 @@ def together(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choic
 
 
 def by_rank(problem: Problem, unit: Unit, losses: Floats) -> Choices:
-    """The options of a unit: every rank, a multiple of the form's, that costs less than dense."""
+    """The options of a unit: every rank, a multiple of the form's, that costs less than dense; of an expert 0 too."""
     multiple, full = problem.form.multiple, unit.full_rank
-    costs = {rank: problem.cost(unit, rank) for rank in range(min(multiple, full), full + 1, multiple)}
+    none = [0] if unit.mixture else []
+    costs = {rank: problem.cost(unit, rank) for rank in [*none, *range(min(multiple, full), full + 1, multiple)]}
     ranks = [rank for rank, cost in costs.items() if cost < unit.parameters]
     return Choices(np.array([costs[rank] for rank in ranks], float), losses[ranks], [{unit: rank} for rank in ranks])

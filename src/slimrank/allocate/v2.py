@@ -15,8 +15,9 @@ from slimrank.model.units import Unit
 class TypeGroups(Allocator):
     """R_i = |group| R g_i / sum g with g_i = 1 / log(L_i), R the removed share, L_i the loss at the uniform rank.
 
-    A group is the linears of one role, over all blocks, and its mean removed share is R. L_i = |W X - W' X|_F over all
-    calibration tokens. Shares are clipped at 1, and the others of the group are scaled to make up for it.
+    A group is the linears of one type, over all blocks and experts, and its mean removed share is R. L_i =
+    |W X - W' X|_F over all calibration tokens. Shares are clipped at 1, and the others of the group are scaled to make
+    up for it.
     """
 
     name: Literal["type_groups"] = "type_groups"
@@ -37,10 +38,10 @@ class TypeGroups(Allocator):
 
 
 def type_groups(problem: Problem) -> dict[str, list[Unit]]:
-    """The linears by role."""
+    """The linears by type: their role, the same for all experts of a mixture."""
     groups: dict[str, list[Unit]] = {}
     for unit in problem.curves:
-        groups.setdefault(unit.role, []).append(unit)
+        groups.setdefault(unit.type, []).append(unit)
     return groups
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slimrank.calibrate.experts import add_up_counts, complete_inputs, counted, experts_of
 from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
@@ -23,11 +24,14 @@ def each_block(
     *,
     done: Collection[int] = (),
     blocks: bool = False,
+    pooled: bool = False,
+    every: bool = False,
     track: Track = no_track,
 ) -> Iterator[tuple[int, Moments]]:
     """Yield (index, moments) of every block not in `done`; blocks: also the moments of its output.
 
-    Each process reads its share of the windows; the moments are those of all windows.
+    pooled: experts' moments are completed from their layer's; every: all tokens are sent through all experts (see
+    calibrate.experts). Each process reads its share of the windows; the moments are those of all windows.
     """
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
@@ -37,13 +41,14 @@ def each_block(
         if index in done:
             stream.skip(1)
         else:
-            yield index, _of_block(stream, linears[index], blocks)
+            yield index, _of_block(stream, linears[index], blocks, pooled, every)
 
 
-def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) -> Moments:
+def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool, pooled: bool, every: bool) -> Moments:
     moments, index = Moments(), stream.depth
     block: BlockMoments | None = None
-    with watch_inputs(linears, moments) as inputs:
+    experts = experts_of(stream.decoder, index)
+    with watch_inputs(linears, moments) as inputs, counted(experts, every) as routed:
         for before, after in stream.advance():
             if with_output:
                 block = block or BlockMoments.empty(after.shape[-1], after.device)
@@ -52,11 +57,14 @@ def _of_block(stream: Stream, linears: dict[str, nn.Module], with_output: bool) 
         block.add_up(stream.decoder.world)
         moments.blocks = {index: block}
     inputs = add_up(stream.decoder, moments, inputs, linears)
+    add_up_counts(stream.decoder, routed)
     for name, of_input in inputs.items():
         require_finite(of_input.absolute, f"the input of {name}")
         require_finite(of_input.sums.packed, f"the squared input of {name}")
     for hidden in stream.hidden:
         require_finite(hidden, f"the output of {stream.decoder.prefix}.{index}")
+    if pooled:
+        complete_inputs(moments, experts, routed, linears)
     return moments
 
 

@@ -68,6 +68,11 @@ def calibrate(
         seed = windows.record["seed"]
         walk = partial(each_gradient, labels=needs.labels, seed=seed, of_weights=needs.of_weights)
         into(moments, "gradients", walk, needs.gradient_windows(windows.calibration))
-    into(moments, "inputs", partial(each_block, blocks=needs.blocks), windows.calibration)
+    into(
+        moments,
+        "inputs",
+        partial(each_block, blocks=needs.blocks, pooled=True, every=needs.all_experts),
+        windows.calibration,
+    )
     into(held_out, "held-out", each_block, windows.held_out, spent)
     return Evidence(windows, moments, held_out)

@@ -1,17 +1,21 @@
 """The gradient pass of calibration: from the head back to the first block, a block at a time."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate.backward import Loss, States, head_gradient, step_back
 from slimrank.calibrate.collect import Linears
+from slimrank.calibrate.experts import complete_outputs, experts_of, windows_of
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.needs import Labels
 from slimrank.calibrate.stream import Part
+from slimrank.forms.experts import Unfolded, watching
+from slimrank.forms.experts.fused import Rows
 from slimrank.forms.linear import shape_of
 from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.gram_sum import product
@@ -54,12 +58,14 @@ def each_gradient(
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
         outputs, totals = dict[str, OutputMoments](), dict[str, Tensor]()
         watched, block = {} if index in done else linears[index], decoder.blocks[index]
-        with watch_gradients(block, watched, outputs, totals if of_weights else None):
+        experts = experts_of(decoder, index)
+        with watch_gradients(block, watched, outputs, totals if of_weights else None, experts):
             step_back(decoder, states, gradients, index)
         if index not in done:
             add_up(decoder, outputs, totals if of_weights else None, linears[index])
             for name, output in outputs.items():
                 output.gradient_norm = totals[name].norm().item() if name in totals else 0.0
+            complete_outputs(outputs, experts, linears[index])
             yield index, Moments(outputs=outputs)
 
 
@@ -113,10 +119,19 @@ def drawn(logits: Tensor, places: Tensor) -> Tensor:
 
 @contextmanager
 def watch_gradients(
-    block: nn.Module, linears: dict[str, nn.Module], outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None
+    block: nn.Module,
+    linears: dict[str, nn.Module],
+    outputs: dict[str, OutputMoments],
+    totals: dict[str, Tensor] | None,
+    experts: Mapping[str, Unfolded] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Sum the gradient at every linear's output into `outputs`, and dL/dW into `totals` unless that is None."""
-    batch = torch.Size()
+    batch, rows = torch.Size(), dict[str, Tensor]()
+    names = {module: name for name, module in experts.items()}
+
+    def routed(module: Unfolded, hidden: Tensor, own: Rows) -> Rows:
+        rows.update({f"{names[module]}.{number}": tokens for number, tokens in own.items()})
+        return own
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal batch
@@ -124,37 +139,45 @@ def watch_gradients(
 
     def hook(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = by_window(args[0].detach(), batch)
-            output.register_hook(lambda g: add_gradient(outputs, totals, name, x, by_window(g, batch)))
+            x, tokens = args[0].detach(), rows.get(name.rpartition(".")[0])
+
+            def split(x: Tensor) -> Sequence[Tensor]:
+                return by_window(x, batch) if tokens is None else x.split(windows_of(tokens, batch))
+
+            output.register_hook(lambda g: add_gradient(outputs, totals, name, split(x), split(g.detach())))
 
         return watch
 
     hooks = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
-    with attached([block.register_forward_pre_hook(note), *hooks]):
+    with attached([block.register_forward_pre_hook(note), *hooks]), watching(list(experts.values()), routed):
         yield
 
 
-def by_window(x: Tensor, batch: torch.Size) -> Tensor:
-    """x as (windows, tokens, n), where the block flattened it as OPT's do; batch: (windows, tokens)."""
-    return x.unflatten(0, batch) if x.ndim == 2 and len(x) == batch.numel() else x
+def by_window(x: Tensor, batch: torch.Size) -> Sequence[Tensor]:
+    """The tokens (tokens, n) of each window in x, which the block may have flattened; batch: (windows, tokens)."""
+    x = x.unflatten(0, batch) if x.ndim == 2 and len(x) == batch.numel() else x
+    return list(x.reshape(len(x), -1, x.shape[-1]))
 
 
 def add_gradient(
-    outputs: dict[str, OutputMoments], totals: dict[str, Tensor] | None, name: str, x: Tensor, gradient: Tensor
+    outputs: dict[str, OutputMoments],
+    totals: dict[str, Tensor] | None,
+    name: str,
+    x: Sequence[Tensor],
+    gradient: Sequence[Tensor],
 ) -> None:
-    """Add one batch: x (..., n) at a linear's input and dL/dy (..., m) at its output, the first axis being windows."""
-    g = gradient.detach().reshape(len(gradient), -1, gradient.shape[-1])
-    flat = g.flatten(0, 1)
+    """Add one batch: by window, x (tokens, n) at a linear's input and dL/dy (tokens, m) at its output."""
+    flat = torch.cat(list(gradient))
     if name not in outputs:
         outputs[name] = OutputMoments.empty(flat.shape[1], flat.device)
     moments = outputs[name]
     moments.sums.add(flat)
     moments.fourth += flat.float().square().sum(1).double().square().sum()
     moments.tokens += len(flat)
-    moments.windows += len(g)
+    moments.windows += len(gradient)
     if totals is None:
         return
-    for gradients, inputs in zip(g, x.reshape(len(x), -1, x.shape[-1]), strict=True):
+    for gradients, inputs in zip(gradient, x, strict=True):
         of_window = product(gradients, inputs)
         moments.fisher_rows += of_window.double().square().sum(1)
         totals[name] = totals[name].add_(of_window) if name in totals else of_window

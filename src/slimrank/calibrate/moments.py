@@ -1,6 +1,6 @@
 """Moments: sums over calibration tokens at every linear and every block."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -39,9 +39,14 @@ class TokenSums:
 
 @dataclass
 class InputMoments(TokenSums):
-    """Sums over the tokens x (n,) of one input: sums, H = sum x x^T (n, n); absolute, sum |x| (n,) float64."""
+    """Sums over the tokens x (n,) of one input: sums, H = sum x x^T (n, n); absolute, sum |x| (n,) float64.
+
+    routed: of an expert's input how many tokens were routed to it, while `tokens` are then all of the text's (see
+    calibrate.experts); None of other inputs.
+    """
 
     absolute: Tensor
+    routed: int | None = None
 
     @classmethod
     def empty(cls, width: int, device: torch.device) -> "InputMoments":
@@ -123,6 +128,10 @@ class Moments:
         if linear not in self.outputs:
             raise SlimrankError(f"No gradient reached {linear}: calibrate on more text or leave it dense.")
         return self.outputs[linear]
+
+    def unrouted(self, experts: Iterable[str]) -> list[str]:
+        """Those of these linears of experts to which no token was routed."""
+        return [name for name in experts if name in self.inputs and self.inputs[name].routed == 0]
 
     def short_of_tokens(self) -> list[str]:
         """The linears whose input has more channels than calibration tokens, so that H is singular."""

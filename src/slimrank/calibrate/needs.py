@@ -1,6 +1,6 @@
 """Needs: the statistics that the later steps ask of calibration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -14,7 +14,8 @@ class Needs:
 
     gradients: moments of the loss's gradient at every linear's output; of_weights: also of the weights' gradients;
     labels: next tokens of the loss, the text's or sampled from the model; tokens: calibration tokens of the gradient
-    pass, None for all; blocks: moments of every block's output.
+    pass, None for all; blocks: moments of every block's output; all_experts: inputs of experts from all tokens, not
+    from those routed to them.
     """
 
     gradients: bool = False
@@ -22,12 +23,13 @@ class Needs:
     labels: Labels = "text"
     tokens: int | None = None
     blocks: bool = False
+    all_experts: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of both needs."""
         if not (self.gradients and other.gradients):
             both = self if self.gradients else other
-            return Needs(both.gradients, both.of_weights, both.labels, both.tokens, blocks=self.blocks or other.blocks)
+            return replace(both, blocks=self.blocks or other.blocks, all_experts=self.all_experts or other.all_experts)
         tokens = None if None in (self.tokens, other.tokens) else max(self.tokens or 0, other.tokens or 0)
         return Needs(
             gradients=True,
@@ -35,6 +37,7 @@ class Needs:
             labels="sampled" if "sampled" in (self.labels, other.labels) else "text",
             tokens=tokens,
             blocks=self.blocks or other.blocks,
+            all_experts=self.all_experts or other.all_experts,
         )
 
     def gradient_windows(self, windows: Tensor) -> Tensor:

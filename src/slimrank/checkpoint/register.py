@@ -16,7 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from slimrank.checkpoint.schema import METHOD, VERSION, check_layers, quantization_config
 from slimrank.errors import SlimrankError
-from slimrank.forms import compressed_layers, form_of, link
+from slimrank.forms import Experts, compressed_layers, form_of, has_bits, link
+from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import is_linear
 
 
@@ -89,26 +90,33 @@ class SlimrankQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         """Whether all factors are floats."""
-        return not any(entry.get("bits") for entry in self.quantization_config.layers.values())
+        return not any(has_bits(entry) for entry in self.quantization_config.layers.values())
 
 
 def put_layers(model: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
     """Put the compressed layers of these entries, without values, in the places of the dense ones."""
     for name, entry in layers.items():
-        path = _path_in(model, name)
+        experts = entry["form"] == Experts.form
+        path = _path_in(model, name, experts)
         dense = model.get_submodule(path)
-        model.set_submodule(path, form_of(name, entry).shell(dense, entry))
+        layer = Experts.shell(dense, entry) if experts else form_of(name, entry).shell(dense, entry)
+        model.set_submodule(path, layer)
     link(model)
 
 
-def _path_in(model: nn.Module, name: str) -> str:
-    """The path of the layer `name` in `model`, which may be the checkpoint's model with or without its head."""
+def _path_in(model: nn.Module, name: str, experts: bool) -> str:
+    """The path of the layer `name` in `model`, which may be the checkpoint's model with or without its head.
+
+    experts: whether it is a module of fused experts, else a linear.
+    """
+    fits: Any = layout_of if experts else is_linear
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     modules = dict(model.named_modules())
     for path in (name, name.removeprefix(prefix), prefix + name):
-        if path in modules and is_linear(modules[path]):
+        if path in modules and fits(modules[path]):
             return path
+    what = "fused experts" if experts else "a linear layer"
     raise SlimrankError(
-        f"The checkpoint compresses the layer {name}, which {type(model).__name__} doesn't have as a linear layer; "
+        f"The checkpoint compresses the layer {name}, which {type(model).__name__} doesn't have as {what}; "
         "load it with the model class and the transformers version that wrote it."
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import form_of
+from slimrank.forms import check_entry
 
 METHOD = "slimrank"
 VERSION = 1
@@ -24,5 +24,5 @@ def check_layers(version: Any, layers: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(layers, dict) or not all(isinstance(entry, dict) for entry in layers.values()):
         raise SlimrankError("The key quantization_config.layers of config.json must map module names to objects.")
     for name, entry in layers.items():
-        form_of(name, entry)
+        check_entry(name, entry)
     return layers

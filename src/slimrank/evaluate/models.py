@@ -15,7 +15,8 @@ from slimrank.evaluate.perplexity import Perplexity, perplexity
 from slimrank.evaluate.reference import Reference, reference_of
 from slimrank.evaluate.results import ModelResult, count_parameters, stored_bytes, weight_bytes
 from slimrank.evaluate.tasks import Tasks
-from slimrank.forms.base import Form
+from slimrank.forms import Experts, Form
+from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import is_linear, shape_of
 from slimrank.model.decoder import find_blocks
 from slimrank.model.load import Loaded, load
@@ -164,9 +165,13 @@ def linear_parameters(loaded: Loaded) -> int:
         for child in module.children():
             if isinstance(child, Form):
                 total += child.count_parameters(child.out_features, child.in_features, child.entry())
+            elif isinstance(child, Experts):
+                total += child.count_parameters()
             elif is_linear(child):
                 rows, columns = shape_of(child)
                 total += rows * columns
+            elif layout_of(child):
+                total += sum(parameter.numel() for parameter in child.parameters(recurse=False) if parameter.ndim == 3)
             else:
                 total += count(child)
         return total

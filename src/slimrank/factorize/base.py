@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from slimrank.forms import FORMS, Form
+from slimrank.forms import FORMS, Form, LowRank
 from slimrank.forms.linear import bias_of, shape_of, weight_of
 from slimrank.model.units import Shape
 from slimrank.numerics.grams import Grams
@@ -74,12 +74,22 @@ class Factorizer(BaseModel):
         """The planned entry (see Form.entry) of each layer of a unit with these shapes."""
         raise NotImplementedError
 
+    def built(self, target: Target, rank: int) -> Built:
+        """As `build`; rank 0, which an expert's matrix may have, gives layers of no parameters, whose output is 0."""
+        if rank:
+            return self.build(target, rank)
+        ends = zip(target.weight.split(target.rows), target.biases, strict=True)
+        layers = [LowRank.from_low_rank(part[:, :0].contiguous(), part[:0], bias) for part, bias in ends]
+        return Built(layers, target.decomposition.loss(0))
+
     def build(self, target: Target, rank: int) -> Built:
         """Build the layers that replace the target's linears, with at most `costs` parameters each."""
         raise NotImplementedError
 
     def costs(self, shapes: Sequence[Shape], rank: int) -> list[int]:
         """The parameters that each linear of a unit stores at a rank, indices included (see Form.count_parameters)."""
+        if rank == 0:
+            return [0 for _ in shapes]
         entries = zip(shapes, self.entries(shapes, rank), strict=True)
         return [FORMS[entry["form"]].count_parameters(*shape, entry) for shape, entry in entries]
 

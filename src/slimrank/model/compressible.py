@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import nn
 
+from slimrank.forms.experts import place_of
 from slimrank.forms.linear import shape_of
 from slimrank.model.decoder import Decoder, Filter, set_module
 from slimrank.model.units import Unit
@@ -36,7 +37,13 @@ class Compressible:
     def units(self) -> dict[str, Unit]:
         """Every linear as a unit of its own, by name."""
         return {
-            name: Unit((name,), index, self.decoder.role(name), (shape_of(module),))
+            name: Unit(
+                (name,),
+                index,
+                self.decoder.role(name),
+                (shape_of(module),),
+                (place_of(self.decoder.model, name) or (None,))[0],
+            )
             for index, block in enumerate(self.blocks)
             for name, module in block.items()
         }

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
-from slimrank.forms import Form
+from slimrank.forms import Experts, Form
 from slimrank.forms.linear import is_linear, weight_of
 from slimrank.runtime.memory import Room
 from slimrank.runtime.world import ALONE, World
@@ -42,7 +42,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         return sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
 
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    compressed = [item for item in lists if any(isinstance(module, Form) for module in item[1].modules())]
+    compressed = [item for item in lists if any(isinstance(module, Form | Experts) for module in item[1].modules())]
     if compressed:
         return compressed[0]
     found = max(lists, key=lambda item: linear_parameters(item[1]), default=None)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from slimrank.checkpoint.read import read_layers
 from slimrank.checkpoint.register import describe, put_layers
+from slimrank.forms import has_bits
+from slimrank.forms.experts import unfold
 from slimrank.model.decoder import find_blocks
+from slimrank.model.stored_names import Names, expert_slots
 from slimrank.store.disk_weights import DiskWeights, Slot
 from slimrank.store.source import Source
 from slimrank.store.weights import part_of, put
@@ -30,11 +33,12 @@ def in_parts(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     layers = read_layers(directory)
-    if any(entry.get("bits") for entry in layers.values()):
+    if any(has_bits(entry) for entry in layers.values()):
         return None
     if layers:
         put_layers(model, layers)
     model.tie_weights()
+    unfold(model)
     slots = find_slots(model, source)
     if slots is None:
         return None
@@ -42,7 +46,8 @@ def in_parts(
     read_buffers(model, source)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
-            module._buffers[leaf] = buffer if buffer is None else buffer.to(device)
+            empty = buffer is not None and not buffer.numel()  # a guard, on the meta device
+            module._buffers[leaf] = torch.empty_like(buffer, device=device) if empty else on(buffer, device)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     prefix, blocks = find_blocks(model)
@@ -52,6 +57,11 @@ def in_parts(
     model.requires_grad_(False)
     describe(model)
     return model.eval(), weights, stored
+
+
+def on(buffer: Tensor | None, device: torch.device) -> Tensor | None:
+    """The buffer on the device, where there is one."""
+    return None if buffer is None else buffer.to(device)
 
 
 def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
@@ -67,13 +77,22 @@ def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
         owner, _, leaf = name.rpartition(".")
         places.setdefault(id(parameter), []).append((model.get_submodule(owner), leaf))
         names.setdefault(id(parameter), []).append(name)
-    buffers = {key: key_of(model, source, key) for key in model.state_dict().keys() - parameters.keys()}
+    buffers = {key: key_of(model, source, key) for key in full_buffers(model)}
     if None in buffers.values():
         return None
     base = f"{model.base_model_prefix}."
-    slots, used = list[Slot](), set(buffers.values())
+    renamed = Names.of(model, source)
+    experts = expert_slots(model, source, renamed)
+    if experts is None:
+        return None
+    slots, used = list(experts.values()), {*buffers.values(), *(key for slot in experts.values() for key in slot.keys)}
     for number, known in names.items():
-        keys = [next((key for key in (name, name.removeprefix(base)) if key in source), None) for name in known]
+        if known[0] in experts:
+            continue
+        keys = [
+            next((key for key in (name, name.removeprefix(base), renamed.whole.get(name)) if key in source), None)
+            for name in known
+        ]
         there = [key for key in keys if key is not None]
         if not there or any(source.shape(key) != tuple(parameters[known[0]].shape) for key in there):
             return None
@@ -82,8 +101,14 @@ def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
             mine = [
                 i for i, own in enumerate(keys) if own == key or (key == there[0] and not differs(source, own, key))
             ]
-            slots.append(Slot(tuple(places[number][i] for i in mine), tuple(known[i] for i in mine), key))
-    return slots if all(key in used or ignored(model, key) for key in source) else None
+            slots.append(Slot(tuple(places[number][i] for i in mine), tuple(known[i] for i in mine), (key,)))
+    return slots if all(key in used or 0 in source.shape(key) or ignored(model, key) for key in source) else None
+
+
+def full_buffers(model: PreTrainedModel) -> list[str]:
+    """The names of the persistent buffers that hold any number; compressed layers have empty ones."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [name for name, tensor in model.state_dict().items() if name not in parameters and tensor.numel()]
 
 
 def key_of(model: PreTrainedModel, source: Source, name: str) -> str | None:
@@ -95,7 +120,7 @@ def key_of(model: PreTrainedModel, source: Source, name: str) -> str | None:
 
 def read_buffers(model: PreTrainedModel, source: Source) -> None:
     """Put the source's tensors in the places of the persistent buffers, which stay in memory."""
-    for name in model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
+    for name in full_buffers(model):
         key, buffer = key_of(model, source, name), model.get_buffer(name)
         assert key is not None, "find_slots looked"
         put(model, name, source.get(key).to(buffer.dtype).clone())

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Shape = tuple[int, int]
 
@@ -13,13 +13,15 @@ class Unit:
     """One linear, or several of one module that read the same input, their weights stacked.
 
     names: the linears in the order in which they run; block: the decoder block they are in; role: their name inside
-    the block, such as self_attn.q_proj or self_attn.q_proj+k_proj+v_proj; shapes: (m_i, n) of each.
+    the block, such as self_attn.q_proj or self_attn.q_proj+k_proj+v_proj; shapes: (m_i, n) of each. mixture: the name
+    of the module of experts of which this is one's matrix, which may get rank 0; None for any other linear.
     """
 
     names: tuple[str, ...]
     block: int
     role: str
     shapes: tuple[Shape, ...]
+    mixture: str | None = field(default=None, compare=False)
 
     @property
     def leader(self) -> str:
@@ -30,6 +32,11 @@ class Unit:
     def key(self) -> str:
         """A name for files and messages."""
         return "+".join(self.names)
+
+    @property
+    def type(self) -> str:
+        """The role without the numbers in it, which is the same for all experts of a mixture."""
+        return ".".join("*" if part.isdigit() else part for part in self.role.split("."))
 
     @property
     def shape(self) -> Shape:
@@ -69,8 +76,11 @@ def stacked(units: Collection[Unit]) -> Unit:
 
 
 def described(units: Collection[Unit]) -> str:
-    """Units for a sentence: up to three by name, more by their roles and the number of blocks."""
+    """Units for a sentence: up to three by name, more by their types and the number of blocks, and of experts there."""
     if len(units) <= 3:
         return ", ".join(unit.key for unit in units)
-    counts = Counter(unit.role for unit in units)
-    return ", ".join(f"{role} of {count} block{'s' * (count > 1)}" for role, count in counts.items())
+    counts, blocks = Counter(unit.type for unit in units), dict[str, set[int]]()
+    for unit in units:
+        blocks.setdefault(unit.type, set()).add(unit.block)
+    several = {kind: f"{counts[kind]} of " * (counts[kind] > len(blocks[kind])) + kind for kind in counts}
+    return ", ".join(f"{several[kind]} of {len(own)} block{'s' * (len(own) > 1)}" for kind, own in blocks.items())

@@ -1,20 +1,23 @@
 """Anchored targets: each linear is fitted to the dense model's output on the compressed model's input."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from slimrank.calibrate.experts import prior_tokens, sum_of
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
 from slimrank.forms import Form, link
+from slimrank.forms.experts import place_of
 from slimrank.forms.linear import weight_of
 from slimrank.model.decoder import set_module
 from slimrank.model.units import Unit
 from slimrank.numerics.damped import factor_, solved
+from slimrank.numerics.gram_sum import GramSum
 from slimrank.numerics.grams import Grams, shrunk_
 from slimrank.numerics.threads import Job
 from slimrank.refine.base import Cuts, Refiner
@@ -25,6 +28,7 @@ from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
 
+HELD = 2**30  # bytes of the moments of experts that are summed in one pass
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -76,11 +80,12 @@ class Anchored(Refiner):
 
     def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
         """Replace a block's linears, in groups that share an input, in forward order."""
-        leader, units = spectra.evidence.moments.leader, cuts.of_block(index)
-        for first in dict.fromkeys(leader[name] for name in leader if name in spectra.model.blocks[index]):
-            reading = [unit for unit in units if leader[unit.leader] == first]
-            if reading:
-                moments = pair.moments([name for unit in reading for name in unit.names], self.residual)
+        for stage in stages(spectra, cuts.of_block(index)):
+            groups = [[name for unit in reading for name in unit.names] for reading in stage]
+            found = pair.moments(groups, self.residual)
+            if len(found) > 1 or place_of(spectra.model.decoder.model, groups[0][0]):
+                completed(found, {name: spectra.weight(spectra.model.units[name]) for (name,) in groups})
+            for reading, moments in zip(stage, found, strict=True):
                 moments.settle()
                 self._build(spectra, cuts, reading, moments)
 
@@ -97,7 +102,7 @@ class Anchored(Refiner):
                 decomposition = decompose_weight(weight, grams, spectra.route, rank)
                 weight = weight.to(weight_of(dense[0]).dtype)
                 target = Target(dense, weight, grams, decomposition, unit.leader.rpartition(".")[2])
-                return cuts.form.build(target, rank).layers
+                return cuts.form.built(target, rank).layers
 
             return made
 
@@ -118,3 +123,46 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
         return weight.double()
     correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
     return solved(correction, factor_(gram, damping)).mul_(mix).add_(weight)
+
+
+def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
+    """A block's units in groups that share an input, in forward order, and the groups in stages, each summed in a pass.
+
+    The experts of a module and role are a stage, or several where their moments take much memory.
+    """
+    leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
+    reading: dict[str, list[Unit]] = {}
+    for unit in units:
+        reading.setdefault(leader[unit.leader], []).append(unit)
+    found: dict[object, list[list[list[Unit]]]] = {}
+    for first in dict.fromkeys(leader.values()):
+        if first not in reading:
+            continue
+        rows, columns = reading[first][0].shape
+        size = max(1, HELD // (8 * columns * (columns // 2 + rows)))
+        alike = found.setdefault(place_of(model, first) or first, [])
+        if not alike or len(alike[-1]) == size:
+            alike.append([])
+        alike[-1].append(reading[first])
+    return [stage for alike in found.values() for stage in alike]
+
+
+def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor]) -> None:
+    """Add to each expert's moments k tokens of the mean of all, for which the target is what its own weight W gives.
+
+    weights: W (m, n) of each, in the moments' order. See calibrate.experts for k.
+    """
+    seen = [one for one in moments if one.sums is not None]
+    if not seen:
+        return
+    first = seen[0].sums
+    assert first is not None
+    k, tokens = round(prior_tokens(first.width)) or 1, sum(one.tokens for one in seen)
+    mean = GramSum(sum_of([one.sums.packed for one in seen if one.sums], k / tokens), first.width, first.device)
+    gram = mean.full()
+    for own, (name, weight) in zip(moments, weights.items(), strict=True):
+        target = weight.double() @ gram
+        own.cross[name] = own.cross[name].add_(target) if name in own.cross else target
+        own.sums = own.sums or GramSum.empty(first.width, first.device)
+        own.sums.packed.add_(mean.packed)
+        own.tokens += k

@@ -43,7 +43,7 @@ def dealt_layers(
         return mine
     layers = {}
     for name, entry in world.gathered({name: layer.entry() for name, layer in mine.items()}).items():
-        layers[name] = mine[name] if name in mine else form_of(name, entry).shell(model.linears[name], entry)
+        layers[name] = mine[name] if name in mine else form_of(name, entry, 0).shell(model.linears[name], entry)
         for tensor in layers[name].state_dict().values():
             world.add_up(tensor if name in mine else tensor.zero_())
     return layers

@@ -1,18 +1,23 @@
 """The dense and the compressed model side by side on the same windows."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from torch import Tensor, nn
 
+from slimrank.calibrate.experts import experts_of
 from slimrank.calibrate.pairs import PairMoments, Seen, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
+from slimrank.forms.experts import Unfolded, watching
+from slimrank.forms.experts.fused import Rows
 from slimrank.forms.linear import bias_of, shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.refine.replay import Replay
 
 HELD = 2**30  # bytes of cached outputs of a block: dense ones, and half of it for compressed ones
+
+Routing = dict[Unfolded, Rows]
 
 
 class Pair:
@@ -25,7 +30,7 @@ class Pair:
         self.model, decoder = model, model.decoder
         ids, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(decoder, ids, batch) for _ in range(2))
-        self._held: dict[int, tuple[dict[str, Seen], Tensor]] = {}
+        self._held: dict[int, tuple[dict[str, Seen], Tensor, Routing]] = {}
         self._replay = Replay(min(HELD, decoder.states_room.host) // 2)
         self._seen: set[str] = set()  # the block's linears that have been fitted
 
@@ -34,24 +39,48 @@ class Pair:
         """The dense linears of the block that both streams are at."""
         return self.model.blocks[self.dense.depth]
 
-    def moments(self, group: Iterable[str], residual: bool) -> PairMoments:
-        """The moments of the linears in `group`, which share an input; linears of earlier groups must be final."""
-        final = self._final()
-        moments, dense = PairMoments(), {name: self.block[name] for name in group}
-        compressed = {name: self.model.decoder.model.get_submodule(name) for name in group}
+    def moments(self, groups: Sequence[Sequence[str]], residual: bool) -> list[PairMoments]:
+        """The moments of the linears of each group, which share an input; linears of earlier groups must be final.
+
+        Several groups in one pass must not read each other's outputs. Experts are sent the same tokens in both models,
+        those that the dense model's router sends them.
+        """
+        final, names = self._final(), [name for group in groups for name in group]
+        moments, dense = [PairMoments() for _ in groups], {name: self.block[name] for name in names}
+        compressed = {name: self.model.decoder.model.get_submodule(name) for name in names}
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
         rows: dict[nn.Module, int] = {}  # after the first batch, whose pass goes on behind the group
         summed: list[str] | None = None  # linears whose outputs are added to the residual, known after the first batch
         for batch in range(len(self.dense.hidden)):
-            before = self._dense_seen(batch, dense, summed)
-            with self._replay(final, batch), zeros_from(rows), watch_sums(compressed, summed) as after:
+            before, routing = self._dense_seen(batch, dense, summed)
+            replayed, known = self._replay(final, batch), zeros_from(rows)
+            with replayed, known, watch_sums(compressed, summed) as after, self._routed(routing):
                 self.compressed.output(batch)
-            moments.add(before, after, biases, residual)
+            for group, own in zip(groups, moments, strict=True):
+                if seen := {name: before[name] for name in group if name in before}:
+                    own.add(seen, {name: after[name] for name in seen}, biases, residual)
             rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
         self._seen |= dense.keys()
-        moments.add_up(self.model.decoder.world)
+        for own in moments:
+            own.add_up(self.model.decoder.world)
         return moments
+
+    def _routed(self, routing: Routing) -> AbstractContextManager[None]:
+        """Inside, the block's experts get the tokens that `routing` says."""
+        return watching(list(routing), lambda module, hidden, rows: routing[module])
+
+    @contextmanager
+    def _noted(self) -> Iterator[Routing]:
+        """What tokens the block's experts get."""
+        routing: Routing = {}
+
+        def note(module: Unfolded, hidden: Tensor, rows: Rows) -> Rows:
+            routing[module] = rows
+            return rows
+
+        with watching(list(experts_of(self.model.decoder, self.dense.depth).values()), note):
+            yield routing
 
     def _final(self) -> list[nn.Module]:
         """The modules whose outputs can be replayed: the block's children that are fitted, and all fitted linears."""
@@ -64,18 +93,23 @@ class Pair:
                 final.append(module)
         return final + [linear for name in self._seen if (linear := model.get_submodule(name)) not in final]
 
-    def _dense_seen(self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None) -> dict[str, Seen]:
-        """Inputs and outputs of the dense linears for a batch, cached for the whole block if they fit."""
+    def _dense_seen(
+        self, batch: int, dense: dict[str, nn.Module], summed: Collection[str] | None
+    ) -> tuple[dict[str, Seen], Routing]:
+        """Inputs and outputs of the dense linears for a batch, cached for the whole block if they fit, and the routing.
+
+        Without the experts that get no token of the batch.
+        """
         if not self._fits:
-            with self.model.as_dense(self.block), watch_sums(dense, summed) as seen:
+            with self.model.as_dense(self.block), watch_sums(dense, summed) as seen, self._noted() as routing:
                 self.dense.output(batch)
-            return seen
+            return seen, routing
         if batch not in self._held:
-            with self.model.as_dense(self.block), watch_sums(self.block) as seen:
+            with self.model.as_dense(self.block), watch_sums(self.block) as seen, self._noted() as routing:
                 output = self.dense.output(batch)
-            self._held[batch] = {name: replace(own, x=own.y) for name, own in seen.items()}, output
-        seen = self._held[batch][0]
-        return {name: seen[name] for name in dense}
+            self._held[batch] = {name: replace(own, x=own.y) for name, own in seen.items()}, output, routing
+        seen, _, routing = self._held[batch]
+        return {name: seen[name] for name in dense if name in seen}, routing
 
     @property
     def _fits(self) -> bool:
@@ -84,7 +118,7 @@ class Pair:
 
     def advance(self) -> None:
         """Take both streams behind the block."""
-        known = [output for _, (_, output) in sorted(self._held.items())]
+        known = [output for _, (_, output, _) in sorted(self._held.items())]
         with self.model.as_dense(self.block):
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):
                 pass

@@ -90,7 +90,7 @@ def build_unit(
     curve, decoder = spectra.curve(unit), spectra.model.decoder
     with decoder.weights.hold(unit.block):
         target = target_of(spectra, unit, None if form.searches else rank)
-        built = form.build(target, rank)
+        built = form.built(target, rank)
         update = {"relative": share(built.loss, curve.losses()[0].item())}
         if form.searches:
             update |= held_out_error(spectra, unit, target, built)

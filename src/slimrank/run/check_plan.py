@@ -22,7 +22,9 @@ def check_plan(plan: Plan, model: Compressible) -> Plan:
         _check_place(name, linear, model)
     _check_leaders(plan)
     ranks = plan.ranks()
-    checked = {name: linear for unit, rank in ranks.items() for name, linear in _checked(plan, unit, rank).items()}
+    checked = {
+        name: linear for unit, rank in ranks.items() for name, linear in _checked(plan, unit, rank, model).items()
+    }
     linears = {name: checked[name] for name in plan.linears}
     dense = sum(unit.parameters for unit in ranks)
     if dense != plan.budget.dense:
@@ -62,7 +64,7 @@ def _check_place(name: str, linear: LinearPlan, model: Compressible) -> None:
         )
 
 
-def _checked(plan: Plan, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
+def _checked(plan: Plan, unit: Unit, rank: int | None, model: Compressible) -> dict[str, LinearPlan]:
     """The plans of a unit's linears without the layers and measurements of an earlier run."""
     linears = {name: plan.linears[name] for name in unit.names}
     update: dict[str, Any] = {"measured": None, "layer": None}
@@ -71,8 +73,11 @@ def _checked(plan: Plan, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
         nothing = {"form": "dense", "unit": None, "parameters": unit.parameters, "loss": 0.0, "relative": 0.0}
         return {name: linear.model_copy(update=update | nothing)}
     _check_unit(plan, unit)
-    if not 1 <= rank <= unit.full_rank:
-        raise UsageError(f"The plan gives {unit.leader} rank {rank}: choose 1 to {unit.full_rank}, or null for dense.")
+    least = 0 if model.units[unit.leader].mixture else 1
+    if not least <= rank <= unit.full_rank:
+        raise UsageError(
+            f"The plan gives {unit.leader} rank {rank}: choose {least} to {unit.full_rank}, or null for dense."
+        )
     form = plan.recipe.form
     entries, costs = form.entries(unit.shapes, rank), form.costs(unit.shapes, rank)
     for name, linear in linears.items():

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from slimrank.calibrate import Text
+from slimrank.forms.experts import fold
 from slimrank.model.compressible import Compressible
 from slimrank.model.load import Loaded
 from slimrank.recipe import Recipe
@@ -63,6 +64,8 @@ def compare(
         if out is not None:
             pieces = stack.enter_context(progress_of(Path(out) / "rows", True, resume))
         loaded, decoder = opened(model, device=device, dtype=dtype, limits=limits, from_disk=out is not None)
+        if loaded.weights is None:
+            stack.callback(fold, loaded.model)
         compressible, windows = Compressible.of(decoder), read_windows(loaded, reading)
         judging = {"max_windows": max_windows, "special_tokens": special_tokens, "window": windows.calibration.shape[1]}
         comparison = Comparison(loaded, compressible, windows, texts, judging, pieces, track, limits.weights, runs)

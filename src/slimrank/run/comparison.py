@@ -133,7 +133,7 @@ class Comparison:
     def calibrated(self, recipe: Recipe, run: Run) -> tuple[Evidence, float]:
         """The evidence that a recipe needs, and the seconds that it took."""
         needs, spent = recipe.needs, blocks_with_curves(self.model, run.pieces)
-        inputs = Needs(blocks=self.blocks_of(recipe) == "blocks")
+        inputs = Needs(blocks=self.blocks_of(recipe).startswith("blocks"), all_experts=needs.all_experts)
         evidence, seconds = self.timed(
             f"seconds/inputs/{self.blocks_of(recipe)}",
             lambda: calibrate(self.model, self.windows, inputs, run, spent),
@@ -155,9 +155,10 @@ class Comparison:
         return result, self.pieces.load(key)[1]["seconds"]
 
     def blocks_of(self, recipe: Recipe) -> str:
-        """ "blocks" if this or any other recipe needs block moments, else "linears": names the shared input moments."""
+        """The name of the input moments that a recipe shares: with those of blocks if any recipe needs them."""
         recipes = recipe, *(other for other, _ in self.rows)
-        return "blocks" if any(other.needs.blocks for other in recipes) else "linears"
+        kind = "blocks" if any(other.needs.blocks for other in recipes) else "linears"
+        return f"{kind}-all-experts" if recipe.needs.all_experts else kind
 
     def gradients_of(self, needs: Needs) -> str:
         """A name for the gradient moments that a recipe needs."""
@@ -168,7 +169,7 @@ class Comparison:
         """A name for the spectra of a row, equal for rows that can share them."""
         metric = recipe.metric
         gradients = self.gradients_of(recipe.needs) if metric.needs.gradients else None
-        options = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep]
+        options = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep, recipe.experts]
         return sha256_of_json([metric.model_dump(mode="json"), gradients, *options])[:16]
 
     def name_of(self, recipe: Recipe, keep: float) -> str:

@@ -1,7 +1,7 @@
 """compress: the whole pipeline in one call, from a model to a smaller one and its plan."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from slimrank.checkpoint.register import describe
 from slimrank.checkpoint.write import require_savable
 from slimrank.errors import UsageError
 from slimrank.evaluate import count_parameters
-from slimrank.model.decoder import Filter
+from slimrank.forms.experts import fold, unfolded
+from slimrank.model.decoder import Decoder, Filter
 from slimrank.model.load import Loaded
 from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
@@ -28,6 +29,7 @@ from slimrank.runtime.memory import Limits, free_memory, give_memory_back, trim
 from slimrank.runtime.track import Track, no_track
 from slimrank.runtime.world import ALONE, World
 from slimrank.store.disk import size_of
+from slimrank.store.disk_weights import DiskWeights
 from slimrank.store.pieces import MemoryPieces, Pieces
 from slimrank.store.run import Run
 from slimrank.texts.reading import Reading
@@ -96,12 +98,14 @@ def compress(
     reading = Reading(calibration, samples, window, seed, special_tokens, chat)
     chosen, keep = (plan.recipe, plan.keep) if plan else (load_recipe(recipe, settings), keep)
     limits = limits_of(memory, device, world)
-    with pieces_of(out, plan_only, overwrite, resume, world) as pieces:
+    with pieces_of(out, plan_only, overwrite, resume, world) as pieces, ExitStack() as afterwards:
         run = Run(pieces, track, Clock())
         with run.clock("load"):
             loaded, decoder = opened(
                 model, device=device, dtype=dtype, limits=limits, from_disk=out is not None, world=world
             )
+        if loaded.weights is None:
+            afterwards.callback(fold, loaded.model)  # also where the run fails
         before = count_parameters(loaded.model)
         if not plan_only:
             require_savable(loaded.model, loaded.files)
@@ -122,6 +126,8 @@ def compress(
         trim()
         with run.clock("judge"):
             quality = None if plan_only else held_out_cost(compressible, job.windows.held_out, track)
+        if not plan_only:
+            fold_blocks(decoder, pieces)
         describe(loaded.model)
         place = None if out is None or loaded.weights is None else loaded.name if plan_only else str(out.resolve())
         result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place)
@@ -166,6 +172,19 @@ def announce_estimate(job: Job, out: Path, limits: Limits, announce: Announce, p
     expected = estimate(job.model, job.windows, job.recipe, job.keep, job.loaded.dtype)
     announce(expected)
     expected.check(limits, out.resolve().parent, asked, progress)
+
+
+def fold_blocks(decoder: Decoder, pieces: Pieces) -> None:
+    """Put stacks in the places of compressed experts, block by block, and save them where weights stay on disk."""
+    with decoder.world.apart():
+        for index in range(len(decoder)):
+            name = f"{decoder.prefix}.{index}."
+            if not any(one.startswith(name) for one in unfolded(decoder.model)):
+                continue
+            with decoder.weights.hold(index):
+                fold(decoder.model, name)
+            if isinstance(decoder.weights, DiskWeights) and decoder.world.main:
+                decoder.weights.keep(index, pieces, f"folded/{index}")
 
 
 def write(result: Result, out: Path, job: Job, overwrite: bool, room: int) -> None:

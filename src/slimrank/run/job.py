@@ -7,6 +7,7 @@ from slimrank.allocate.budget import require_room
 from slimrank.calibrate.evidence import calibrate
 from slimrank.calibrate.follow import follow
 from slimrank.errors import UsageError
+from slimrank.forms.experts import unfold
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder, Filter, require_finite_weights
@@ -52,6 +53,7 @@ def opened(
     require_dense(loaded)
     if loaded.weights is None:
         require_finite_weights(loaded.model)
+        unfold(loaded.model)
     decoder = Decoder(loaded.model, loaded.weights, world=world, states_room=limits.states)
     follow(decoder, short_windows(loaded))
     return loaded, decoder

@@ -10,7 +10,7 @@ from slimrank.checkpoint import write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account
 from slimrank.errors import MissingLibrary, UsageError
-from slimrank.forms import Form, compressed_layers, form_of, link
+from slimrank.forms import Experts, Form, compressed_layers, form_of, has_bits, link
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
 from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
@@ -28,19 +28,27 @@ def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = Fals
     layers = compressed_layers(loaded.model)
     if bits not in BITS:
         raise UsageError(f"--bits {bits} is unknown: choose 8 or 4.")
-    if not layers or any("bits" in entry for entry in layers.values()):
+    if not layers or any(has_bits(entry) for entry in layers.values()):
         state = "has quantized factors already" if layers else "has no compressed layers"
         raise UsageError(f"MODEL {loaded.name} {state}: give what slimrank compress wrote.")
-    kinds = {name: form_of(name, entry | {"bits": bits}) for name, entry in layers.items()}
-    for name, kind in kinds.items():
-        form = loaded.model.get_submodule(name)
-        assert isinstance(form, kind)
-        set_module(loaded.model, name, quantized(form, bits))
+    forms = {name: module for name, module in loaded.model.named_modules() if isinstance(module, Form | Experts)}
+    for name, form in forms.items():
+        require_bits(name, form, bits)
+    for name, form in forms.items():
+        made = form.mapped(lambda one: quantized(one, bits)) if isinstance(form, Experts) else quantized(form, bits)
+        set_module(loaded.model, name, made)
     link(loaded.model)
     write_checkpoint(
         loaded.model, out, layers=compressed_layers(loaded.model), dtype=loaded.dtype, source=loaded.directory,
         tokenizer=loaded.tokenizer, extras=records(loaded, bits, out.name), overwrite=overwrite,
     )  # fmt: skip
+
+
+def require_bits(name: str, form: Form | Experts, bits: int) -> None:
+    """Raise a SlimrankError where the layer, or an expert of it, can't have factors of so many bits."""
+    entries = form.entries() if isinstance(form, Experts) else [form.entry()]
+    for entry in entries:
+        form_of(name, entry | {"bits": bits}, 0)
 
 
 def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:

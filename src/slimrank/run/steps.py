@@ -105,9 +105,16 @@ def warnings(spectra: Spectra) -> list[str]:
     damped = [unit for unit, curve in spectra.curves.items() if curve.damping]
     choices = [curve.choice for curve in spectra.curves.values() if curve.choice is not None]
     unreached = [unit for unit in model.units.values() if unit not in spectra.curves]
+    experts = {name: unit for name, unit in model.units.items() if unit.mixture}
+    unrouted = [experts[name] for name in evidence.moments.unrouted(experts)]
     notes = dense_notes(model)
     if unreached:
         notes.append(f"Dense, since no calibration token reached them: {described(unreached)}.")
+    if unrouted:
+        notes.append(
+            f"No calibration token was routed to {described(unrouted)}: they are priced and cut by what reaches the "
+            "other experts beside them; calibrate on more text."
+        )
     if short:
         notes.append(f"Fewer calibration tokens than input channels at {described(short)}: use more --samples.")
     if damped:
@@ -125,7 +132,7 @@ def dense_notes(model: Compressible) -> list[str]:
     """A sentence for each reason why matrices of the blocks stay dense, with their numbers and names."""
     decoder, by_reason = model.decoder, dict[str, dict[str, int]]()
     for name, count in decoder.outside_linears().items():
-        reason = decoder.stays.get(name.rpartition(".")[0], "are in no linear layer (fused experts?)")
+        reason = decoder.stays.get(name.rpartition(".")[0], "are in no linear layer")
         by_reason.setdefault(reason, {})[name] = count
     whole = sum(count for names in by_reason.values() for count in names.values())
     whole += sum(unit.parameters for unit in model.units.values())

@@ -16,7 +16,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from slimrank.checkpoint.schema import METHOD, check_layers
 from slimrank.errors import SlimrankError
-from slimrank.forms import Form, form_of
+from slimrank.forms import Experts, Form, form_of
 from slimrank.serve.shards import Dense, FusedParts
 
 
@@ -50,7 +50,14 @@ class SlimrankConfig(QuantizationConfig):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "SlimrankConfig":
         """Read the checkpoint's entry; a SlimrankError says what can't be."""
-        return cls(check_layers(config.get("version"), config.get("layers")))
+        layers = check_layers(config.get("version"), config.get("layers"))
+        experts = next((name for name, entry in layers.items() if entry["form"] == Experts.form), None)
+        if experts is not None:
+            raise SlimrankError(
+                f"vLLM's fused experts take no factors, and {experts} is compressed: serve with transformers, or make "
+                "a dense checkpoint by slimrank export --to dense."
+            )
+        return cls(layers)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Follow the model's renaming of its modules."""

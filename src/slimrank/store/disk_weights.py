@@ -22,11 +22,31 @@ PIECE = 2**22  # elements to check at a time, since isfinite allocates
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter of the dense model: its modules and names (several if it is tied) and its key in the source."""
+    """A parameter of the dense model: its modules and names (several if it is tied) and its place in the source.
+
+    keys: of the tensors that it is made of, whose rows follow each other; index: where it is one of those that each of
+    these tensors stacks; transposed: the source has it (in, out).
+    """
 
     places: tuple[tuple[nn.Module, str], ...]
     names: tuple[str, ...]
-    key: str
+    keys: tuple[str, ...]
+    index: int | None = None
+    transposed: bool = False
+
+    def read(self, source: Source) -> Tensor:
+        """The tensor, in the file's dtype; mapped where it is in the file as it is."""
+        if self.index is None:
+            parts = [source.get(key) for key in self.keys]
+        else:
+            parts = [source.get(key)[self.index] for key in self.keys]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return tensor.T if self.transposed else tensor
+
+    def numel(self, source: Source) -> int:
+        """How many numbers it has."""
+        stacked = self.index is not None
+        return sum(math.prod(source.shape(key)[stacked:]) for key in self.keys)
 
 
 @dataclass(frozen=True)
@@ -115,7 +135,7 @@ class DiskWeights(Weights):
         """As Weights.dense_samples, read from the files."""
         for slots in self._slots.values():
             for slot in slots:
-                tensor = self.source.get(slot.key)
+                tensor = slot.read(self.source)
                 yield slot.names[0], tensor.shape, self._cast(sample(tensor, count)).float()
 
     def keep(self, part: Part, pieces: Pieces, key: str, facts: dict[str, Any] | None = None) -> None:
@@ -140,7 +160,7 @@ class DiskWeights(Weights):
 
     def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's tensors in `dtype`, backed by files; tensors of another dtype are cast and saved as pieces."""
-        keys = {name: slot.key for slots in self._slots.values() for slot in slots for name in slot.names}
+        keys = {name: slot for slots in self._slots.values() for slot in slots for name in slot.names}
         names: dict[Part, list[str]] = {part: [] for part in self.parts}
         live = self.model.state_dict()
         for name in live:
@@ -154,17 +174,17 @@ class DiskWeights(Weights):
         self,
         part: Part,
         names: list[str],
-        keys: dict[str, str],
+        keys: dict[str, Slot],
         live: dict[str, Tensor],
         pieces: Pieces,
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
         kept = self._kept[part].load() if part in self._kept else {}
-        read = {keys[name]: self.source.get(keys[name]) for name in names if name not in kept and name in keys}
+        read = {keys[name]: keys[name].read(self.source) for name in names if name not in kept and name in keys}
         here = {name: read[keys[name]] if name in keys else live[name] for name in names if name not in kept}
         found = here | kept
         made = {
-            name: as_stored(name, t, self.source.get(keys[name]) if name in keys else None, self._dtype, dtype)
+            name: as_stored(name, t, keys[name].read(self.source) if name in keys else None, self._dtype, dtype)
             for name, t in kept.items()
         }
         cast = {name: t for name, t in made.items() if t is not kept[name]}
@@ -178,7 +198,7 @@ class DiskWeights(Weights):
             self._here[part] = self._here.pop(part)
             return
         slots = self._slots[part]
-        wanted = sum(math.prod(self.source.shape(slot.key)) for slot in slots) * self._dtype.itemsize
+        wanted = sum(slot.numel(self.source) for slot in slots) * self._dtype.itemsize
         for old in list(self._here):
             if not self._held[old] and self.held + wanted > self.room:
                 self._release(old)
@@ -208,7 +228,7 @@ class DiskWeights(Weights):
             held = [(module, leaf, module._parameters[leaf]) for module, leaf in slot.places]
             if any(parameter is not None and parameter.ndim > 1 for *_, parameter in held):
                 continue
-            dense = nn.Parameter(self._cast(self.source.get(slot.key)).to(self._device), requires_grad=False)
+            dense = nn.Parameter(self._cast(slot.read(self.source)).to(self._device), requires_grad=False)
             ours += held
             for module, leaf, _ in held:
                 module._parameters[leaf] = dense
@@ -242,7 +262,7 @@ class DiskWeights(Weights):
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def _read(self, part: Part) -> list[Tensor]:
-        tensors = [self._cast(self.source.get(slot.key)) for slot in self._slots[part]]
+        tensors = [self._cast(slot.read(self.source)) for slot in self._slots[part]]
         # refiners change vectors in place, which must not change the mapped file
         tensors = [tensor.clone() if tensor.ndim == 1 else tensor for tensor in tensors]
         return [t.pin_memory() for t in tensors] if self._device.type == "cuda" else tensors

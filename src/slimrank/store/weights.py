@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrank.forms import Form, form_of, link
+from slimrank.forms import Experts, Form, form_of, link
 from slimrank.store.pieces import Pieces
 
 Part = int | None
@@ -90,7 +90,7 @@ class Weights:
         forms = {
             name: module.entry()
             for name, module in self.model.named_modules()
-            if isinstance(module, Form) and self.part_of(name) == part
+            if isinstance(module, Form | Experts) and self.part_of(name) == part
         }
         pieces.save(key, state, {**(facts or {}), "forms": forms})
 
@@ -98,7 +98,7 @@ class Weights:
         """Load the part as it was saved under `key`; returns its facts."""
         tensors, facts = pieces.load(key)
         for name, entry in facts["forms"].items():
-            form = form_of(name, entry)
+            form = form_of(name, entry, 0)
             self.model.set_submodule(name, form.shell(self._matrices[f"{name}.weight"], entry, device="meta"))
         link(self.model)
         for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimrank.checkpoint import write_checkpoint
-from slimrank.forms import Form
+from slimrank.forms import Experts, Form
 from slimrank.model.load import Loaded
 from slimrank.serve.export.parity import Runner, torch_runner
 
@@ -39,6 +39,8 @@ def multiplied_out(model: PreTrainedModel) -> PreTrainedModel:
     plain.config = config
     for name, form in [(name, module) for name, module in plain.named_modules() if isinstance(module, Form)]:
         plain.set_submodule(name, _dense(form, skeleton.get_submodule(name), form.dense_bias(), model.dtype))
+    for name, experts in [(name, module) for name, module in plain.named_modules() if isinstance(module, Experts)]:
+        plain.set_submodule(name, experts.dense(skeleton.get_submodule(name), model.dtype))
     return plain
 
 

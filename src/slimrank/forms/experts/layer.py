@@ -1,0 +1,191 @@
+"""Compressed experts: the matrices of all experts of a layer in two stacks, in the place of the fused module."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.errors import SlimrankError
+from slimrank.forms.base import Form
+from slimrank.forms.experts.fused import Layout, activation, layout_of, norm_of
+from slimrank.forms.experts.stack import DENSE, Entry, Stack, packed, unpacked
+from slimrank.forms.experts.unfolded import Unfolded, unfolded
+from slimrank.forms.linear import bias_of, weight_of
+from slimrank.forms.table import form_of
+
+
+class Experts(nn.Module):
+    """Computes what fused experts do from the stacks `up` and `down` (see Stack), the tokens sorted by expert.
+
+    It carries an empty buffer (experts, 0, 0) under the name of each fused parameter: transformers without slimrank
+    then stops at a size mismatch, where it would otherwise load random experts.
+    """
+
+    form: ClassVar[str] = "experts"
+
+    fused: Any
+
+    def __init__(self, fused: nn.Module, layout: Layout, up: Stack, down: Stack) -> None:
+        """fused: the module in whose place this stands; of it the activation and other modules are kept."""
+        super().__init__()
+        self.layout = layout
+        self.__dict__["fused"] = without_parameters(fused)
+        for name, child in fused.named_children():
+            self.add_module(name, child)
+        self.up, self.down = up, down
+        for name in layout.roles:
+            self.register_buffer(name, torch.empty(layout.experts, 0, 0, device=up.device, dtype=up.dtype))
+        self.train(fused.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "fused" or name not in self.__dict__["fused"].__dict__:
+                raise
+            return self.__dict__["fused"].__dict__[name]  # settings that the model's code reads, such as num_experts
+
+    @classmethod
+    def of(cls, experts: Unfolded) -> Self:
+        """The layer of unfolded experts, some of whose linears are compressed."""
+        members = [experts.expert(number) for number in range(experts.layout.experts)]
+        stacks = [Stack.of([member[role] for member in members], shape_of(experts, role)) for role in members[0]]
+        return cls(experts.fused, experts.layout, *stacks)
+
+    @classmethod
+    def shell(cls, fused: nn.Module, entry: Entry) -> Self:
+        """An uninitialised layer in the place of `fused`, on its device and in its dtype, as `entry` says."""
+        layout = layout_of(fused)
+        assert layout is not None, "the caller found fused experts"
+        first = fused.get_parameter(layout.up)
+        stacks = []
+        for role, key in zip(layout.roles, ("up", "down"), strict=True):
+            matrix = fused.get_parameter(role)
+            rows, columns = matrix.shape[:0:-1] if layout.transposed else matrix.shape[1:]
+            entries = unpacked(entry[key], layout.experts)
+            stacks.append(Stack(rows, columns, entries, layout.biased, first.dtype).to_empty(device=first.device))
+        return cls(fused, layout, *stacks)
+
+    @staticmethod
+    def check(name: str, entry: Entry) -> None:
+        """Raise a SlimrankError where `entry` of the experts `name` can't be read."""
+        for key in ("up", "down"):
+            columns = entry.get(key)
+            if not isinstance(columns, dict) or "form" not in columns:
+                raise SlimrankError(f"The experts {name} have no key {key} that says each one's form: fetch it again.")
+            count = max([len(value) for value in columns.values() if isinstance(value, list)], default=1)
+            for one in unpacked(columns, count):
+                if one["form"] != DENSE:
+                    form_of(f"{name}.{key}", one, 0)
+
+    def entry(self) -> Entry:
+        """The layer's JSON: of each stack the experts' entries, as `packed` writes them."""
+        return {"form": self.form, "up": packed(self.up.entries), "down": packed(self.down.entries)}
+
+    def entries(self) -> list[Entry]:
+        """The entries of all compressed matrices."""
+        return [entry for stack in (self.up, self.down) for entry in stack.entries if entry["form"] != DENSE]
+
+    def mapped(self, change: Callable[[Form], Form]) -> Self:
+        """The layer with a change of every compressed matrix, alone in its form."""
+        stacks = []
+        for stack in (self.up, self.down):
+            members = [stack.member(expert) for expert in range(self.layout.experts)]
+            shape = stack.out_features, stack.in_features
+            stacks.append(Stack.of([change(one) if isinstance(one, Form) else one for one in members], shape))
+        return type(self)(self.fused, self.layout, *stacks)
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """The stacks by the fused parameters' names."""
+        return dict(zip(self.layout.roles, (self.up, self.down), strict=True))
+
+    def count_parameters(self) -> int:
+        """How many numbers the experts' matrices store, indices included, without biases."""
+        return self.up.count_parameters() + self.down.count_parameters()
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the fused module's."""
+        arguments = self.layout.arguments
+        if not arguments:
+            return self._parts(hidden_states)
+        index, weights = (*args, *(kwargs[name] for name in arguments[len(args) :]))
+        k, flat = index.shape[-1], index.reshape(-1)
+        counts = torch.bincount(flat, minlength=self.layout.experts).tolist()[: self.layout.experts]
+        order = flat.argsort(stable=True)[: sum(counts)]
+        tokens = order // k
+        y = self._computed(hidden_states[tokens], counts) * weights.reshape(-1)[order, None]
+        return torch.zeros_like(hidden_states).index_add_(0, tokens, y.to(hidden_states.dtype))
+
+    def _parts(self, hidden_states: Tensor) -> Tensor:
+        parts = hidden_states.view(self.layout.experts, -1, hidden_states.shape[-1])
+        sent = (parts != 0).any(-1)
+        y = self._computed(parts[sent], sent.sum(1).tolist())
+        return torch.zeros_like(parts).masked_scatter(sent.unsqueeze(-1), y.to(parts.dtype)).flatten(0, 1)
+
+    def _computed(self, x: Tensor, counts: list[int]) -> Tensor:
+        y: Tensor = self.down(activation(self.fused, self.layout)(self.up(x, counts)), counts)
+        norm = norm_of(self)
+        return y if norm is None else norm(y)
+
+    @torch.no_grad()
+    def dense(self, fused: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """`fused`, a module like the one this stands for, with the experts multiplied out."""
+        for role, stack in self.stacks.items():
+            layers = [stack.member(expert) for expert in range(self.layout.experts)]
+            weights = [layer.dense_weight() if isinstance(layer, Form) else weight_of(layer) for layer in layers]
+            matrix = torch.stack([weight.to(dtype) for weight in weights])
+            matrix = matrix.transpose(1, 2).contiguous() if self.layout.transposed else matrix
+            fused.register_parameter(role, nn.Parameter(matrix))
+            if self.layout.biased:
+                biases = [layer.dense_bias() if isinstance(layer, Form) else bias_of(layer) for layer in layers]
+                fused.register_parameter(f"{role}_bias", nn.Parameter(torch.stack(biases).to(dtype)))  # type: ignore[arg-type]
+        for name, child in self.named_children():
+            if name not in ("up", "down"):
+                fused.add_module(name, child)
+        return fused
+
+
+def without_parameters(fused: nn.Module) -> nn.Module:
+    """A copy that has the module's settings, methods and children, and none of its own parameters."""
+    bare = copy.copy(fused)
+    bare._parameters, bare._modules = {}, dict(fused._modules)
+    return bare
+
+
+def shape_of(experts: Unfolded, role: str) -> tuple[int, int]:
+    """The shape (out, in) of a role's matrices."""
+    first: Any = experts.expert(0)[role]
+    return first.out_features, first.in_features
+
+
+@torch.no_grad()
+def fold(model: nn.Module, prefix: str = "") -> None:
+    """Put compressed layers of stacks in the places of the unfolded experts whose names begin with `prefix`.
+
+    Where no linear of theirs is compressed, the fused module comes back.
+    """
+    for name, experts in unfolded(model).items():
+        if not name.startswith(prefix):
+            continue
+        inside = [layer for number in range(experts.layout.experts) for layer in experts.expert(number).values()]
+        if any(isinstance(layer, Form) and layer.leader for layer in inside):
+            raise SlimrankError(f"The experts {name} share factors in a way that can't be stacked.")
+        compressed = any(isinstance(layer, Form) for layer in inside)
+        model.set_submodule(name, Experts.of(experts) if compressed else refilled(experts))
+
+
+def refilled(experts: Unfolded) -> nn.Module:
+    """The fused module, its parameters made of the linears' where it has none in memory."""
+    layout, fused = experts.layout, experts.fused
+    for role in layout.roles:
+        if fused.get_parameter(role).is_meta:
+            linears: list[Any] = [experts.expert(number)[role] for number in range(layout.experts)]
+            matrix = torch.stack([linear.weight.T if layout.transposed else linear.weight for linear in linears])
+            fused.register_parameter(role, nn.Parameter(matrix, requires_grad=False))
+            if layout.biased:
+                bias = torch.stack([linear.bias for linear in linears])
+                fused.register_parameter(f"{role}_bias", nn.Parameter(bias, requires_grad=False))
+    return fused  # type: ignore[no-any-return]
