@@ -62,6 +62,49 @@ def gemma3_with_vision() -> PreTrainedModel:
     return build(Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4))
 
 
+def mixtures() -> dict[str, PretrainedConfig]:
+    """Configs of mixtures of experts that transformers 5 fuses, by family."""
+    import transformers
+
+    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
+    local: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    routed: dict[str, Any] = {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    }  # fmt: skip
+    latent: dict[str, Any] = {
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+        "num_key_value_heads": 4,
+    }  # fmt: skip
+    narrow = {"moe_intermediate_size": 24, "head_dim": 8}
+    kinds: dict[str, dict[str, Any]] = {
+        "Mixtral": local,
+        "Qwen2Moe": experts | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+        "Qwen3Moe": experts | narrow,
+        "Qwen3Next": experts | narrow | {
+            "shared_expert_intermediate_size": 24, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+        },
+        "Olmoe": experts,
+        "DeepseekV2": routed | latent,
+        "DeepseekV3": routed | latent,
+        "Glm4Moe": routed | {"head_dim": 8},
+        "GraniteMoe": local,
+        "GptOss": local | {"head_dim": 8, "sliding_window": 16},
+        "Llama4Text": local | {
+            "intermediate_size_mlp": 48, "head_dim": 8, "attention_chunk_size": 32, "num_experts_per_tok": 1,
+        },
+        "NemotronH": {
+            "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24, "layers_block_type": ["moe", "attention"], "head_dim": 8,
+        },
+    }  # fmt: skip
+    return {
+        name: getattr(transformers, f"{name}Config")(**{**_GATED, "num_key_value_heads": 2, **own})
+        for name, own in kinds.items()
+    }
+
+
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": llama,
     "llama-tied": lambda: llama(tie_word_embeddings=True),

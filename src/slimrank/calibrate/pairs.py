@@ -53,6 +53,13 @@ class PairMoments:
             cross = product(_flat(target), x)
             self.cross[name] = self.cross[name].add_(cross) if name in self.cross else cross.double()
 
+    def fill(self, shapes: dict[str, tuple[int, int]], device: torch.device) -> None:
+        """Add zeros of these linears' shapes (m, n) where no batch was added, as for an expert without a token."""
+        for name, (rows, columns) in shapes.items():
+            self.sums = self.sums or GramSum.empty(columns, device)
+            if name not in self.cross:
+                self.cross[name] = torch.zeros(rows, columns, dtype=torch.float64, device=device)
+
     def gram(self) -> Tensor:
         """The sum of x^ x^T (n, n), float64, a new tensor; after `settle` the mean."""
         if self.sums is None:

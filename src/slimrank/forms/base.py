@@ -1,5 +1,6 @@
 """What every form of a compressed linear layer offers."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -133,7 +134,9 @@ class Form(nn.Module):
     ) -> Self:
         """A module on the meta device: no memory, no random numbers drawn."""
         build: Any = cls  # each form's own __init__ takes its bias, and its `sizes`
-        module: Self = build(in_features, out_features, rank, bias=bias, device="meta", dtype=dtype, **sizes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # at rank 0
+            module: Self = build(in_features, out_features, rank, bias=bias, device="meta", dtype=dtype, **sizes)
         return module
 
     @classmethod

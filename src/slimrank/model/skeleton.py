@@ -19,6 +19,8 @@ from slimrank.store.disk_weights import DiskWeights, Slot
 from slimrank.store.source import Source
 from slimrank.store.weights import part_of, put
 
+NO_NAMES = Names()
+
 
 def in_parts(
     directory: Path, dtype: torch.dtype, device: torch.device, room: int
@@ -39,11 +41,12 @@ def in_parts(
         put_layers(model, layers)
     model.tie_weights()
     unfold(model)
-    slots = find_slots(model, source)
+    names = Names.of(model, source)
+    slots = find_slots(model, source, names)
     if slots is None:
         return None
     stored = stored_dtype(directory, source)
-    read_buffers(model, source)
+    read_buffers(model, source, names)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             empty = buffer is not None and not buffer.numel()  # a guard, on the meta device
@@ -64,33 +67,32 @@ def on(buffer: Tensor | None, device: torch.device) -> Tensor | None:
     return None if buffer is None else buffer.to(device)
 
 
-def find_slots(model: PreTrainedModel, source: Source) -> list[Slot] | None:
+def find_slots(model: PreTrainedModel, source: Source, names: Names = NO_NAMES) -> list[Slot] | None:
     """Where each parameter is in the source; tied ones are one, unless the source holds them with different values.
 
-    None where a parameter or persistent buffer is not in the source as it is, or the source holds a tensor that is
-    nowhere in the model.
+    names: see Names. None where a parameter or persistent buffer is not in the source as it is, or the source holds a
+    tensor that is nowhere in the model.
     """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
-    names: dict[int, list[str]] = {}
+    known_as: dict[int, list[str]] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         owner, _, leaf = name.rpartition(".")
         places.setdefault(id(parameter), []).append((model.get_submodule(owner), leaf))
-        names.setdefault(id(parameter), []).append(name)
-    buffers = {key: key_of(model, source, key) for key in full_buffers(model)}
+        known_as.setdefault(id(parameter), []).append(name)
+    buffers = {key: key_of(model, source, names, key) for key in full_buffers(model)}
     if None in buffers.values():
         return None
     base = f"{model.base_model_prefix}."
-    renamed = Names.of(model, source)
-    experts = expert_slots(model, source, renamed)
+    experts = expert_slots(model, source, names)
     if experts is None:
         return None
     slots, used = list(experts.values()), {*buffers.values(), *(key for slot in experts.values() for key in slot.keys)}
-    for number, known in names.items():
+    for number, known in known_as.items():
         if known[0] in experts:
             continue
         keys = [
-            next((key for key in (name, name.removeprefix(base), renamed.whole.get(name)) if key in source), None)
+            next((key for key in (name, name.removeprefix(base), names.whole.get(name)) if key in source), None)
             for name in known
         ]
         there = [key for key in keys if key is not None]
@@ -111,17 +113,19 @@ def full_buffers(model: PreTrainedModel) -> list[str]:
     return [name for name, tensor in model.state_dict().items() if name not in parameters and tensor.numel()]
 
 
-def key_of(model: PreTrainedModel, source: Source, name: str) -> str | None:
+def key_of(model: PreTrainedModel, source: Source, names: Names, name: str) -> str | None:
     """The key of a model's tensor in the source, where it has the same shape there."""
-    keys = [key for key in (name, name.removeprefix(f"{model.base_model_prefix}.")) if key in source]
+    base = f"{model.base_model_prefix}."
+    known = (name, name.removeprefix(base), names.whole.get(name, name))
+    keys = [key for key in known if key in source]
     shape = tuple(model.get_buffer(name).shape)
     return keys[0] if keys and source.shape(keys[0]) == shape else None
 
 
-def read_buffers(model: PreTrainedModel, source: Source) -> None:
+def read_buffers(model: PreTrainedModel, source: Source, names: Names) -> None:
     """Put the source's tensors in the places of the persistent buffers, which stay in memory."""
     for name in full_buffers(model):
-        key, buffer = key_of(model, source, name), model.get_buffer(name)
+        key, buffer = key_of(model, source, names, name), model.get_buffer(name)
         assert key is not None, "find_slots looked"
         put(model, name, source.get(key).to(buffer.dtype).clone())
 

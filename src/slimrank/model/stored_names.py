@@ -63,7 +63,7 @@ def together(name: str, experts: int, patterns: Mapping[str, list[str]], convert
     return [list(keys) for keys in zip(*groups, strict=True)]
 
 
-def expert_slots(model: PreTrainedModel, source: Source, names: Names) -> dict[str, Slot] | None:
+def expert_slots(model: nn.Module, source: Source, names: Names) -> dict[str, Slot] | None:
     """Where each parameter of the model's unfolded experts is in the source, by name; None where one is elsewhere."""
     slots: dict[str, Slot] = {}
     for name, experts in unfolded(model).items():

@@ -152,17 +152,16 @@ def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor]) -> 
 
     weights: W (m, n) of each, in the moments' order. See calibrate.experts for k.
     """
-    seen = [one for one in moments if one.sums is not None]
+    seen = [one for one in moments if one.tokens]
     if not seen:
         return
     first = seen[0].sums
-    assert first is not None
+    assert first is not None, "tokens were added"
     k, tokens = round(prior_tokens(first.width)) or 1, sum(one.tokens for one in seen)
     mean = GramSum(sum_of([one.sums.packed for one in seen if one.sums], k / tokens), first.width, first.device)
     gram = mean.full()
     for own, (name, weight) in zip(moments, weights.items(), strict=True):
-        target = weight.double() @ gram
-        own.cross[name] = own.cross[name].add_(target) if name in own.cross else target
-        own.sums = own.sums or GramSum.empty(first.width, first.device)
+        assert own.sums is not None, "moments of linears without a token are zeros"
+        own.cross[name] += weight.double() @ gram
         own.sums.packed.add_(mean.packed)
         own.tokens += k

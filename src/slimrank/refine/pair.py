@@ -62,7 +62,8 @@ class Pair:
             rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
         self._seen |= dense.keys()
-        for own in moments:
+        for group, own in zip(groups, moments, strict=True):
+            own.fill({name: shape_of(dense[name]) for name in group}, self.model.decoder.device)
             own.add_up(self.model.decoder.world)
         return moments
 

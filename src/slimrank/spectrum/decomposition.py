@@ -45,7 +45,7 @@ class Decomposition:
 
 def projector_route(weight: Tensor, grams: Grams, rank: int | None = None, known: Pair | None = None) -> Decomposition:
     """From the eigenproblem of the smaller side (see numerics.projector); known: its `eigenvectors`, if computed."""
-    small = Small(weight, grams)
+    small, rank = Small(weight, grams), None if rank is None else max(rank, 1)  # of which rank 0 is cut
     values, basis = known or eigenvectors(small.square())
     return Decomposition(values, *small.factors(values[:rank], basis[:, :rank]))
 

@@ -1,0 +1,221 @@
+"""Mixtures of experts from end to end."""
+
+import json
+import subprocess
+import sys
+
+import kills
+import processes
+import pytest
+import torch
+from architectures import build, mixtures
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from slimrank import compress
+from slimrank.errors import SlimrankError, UsageError
+from slimrank.evaluate.models import linear_parameters
+from slimrank.forms import Experts, compressed_layers
+from slimrank.forms.experts import layout_of
+from slimrank.model.load import load
+from slimrank.model.skeleton import in_parts
+from slimrank.serve.export.dense import export_dense
+
+COMMON = {"keep": 0.6, "samples": 8, "window": 32}
+FAMILIES = mixtures()
+
+
+def fuses() -> bool:
+    """Whether this transformers fuses experts."""
+    return any(layout_of(module) for module in build(FAMILIES["Qwen3Moe"]).modules())
+
+
+pytestmark = pytest.mark.skipif(not fuses(), reason="transformers 4 has lists of linears")
+
+
+@pytest.fixture
+def made(tiny_tokenizer, make_text, tmp_path):
+    """(family, changes) -> the folder of a dense model beside which text.txt lies."""
+
+    def save(family, **changes):
+        config = FAMILIES[family]
+        config = type(config)(**config.to_dict() | {"vocab_size": 320} | changes)
+        build(config).save_pretrained(tmp_path / "dense")
+        tiny_tokenizer.save_pretrained(tmp_path / "dense")
+        (tmp_path / "text.txt").write_text(make_text(3000))
+        return tmp_path / "dense"
+
+    return save
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 320, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def run(dense, recipe="svd-llm", **options):
+    return compress(str(dense), recipe, calibration=str(dense.parent / "text.txt"), **COMMON | options)
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def shapes(folder):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "GptOss", "Llama4Text"])
+@pytest.mark.parametrize("recipe", ["svd-llm", "slimrank"])
+def test_a_run_from_disk_is_the_run_in_memory_and_loads_to_the_bit(family, recipe, made, ids):
+    dense = made(family)
+    result = run(dense, recipe)
+    result.save(dense.parent / "memory")
+    run(dense, recipe, out=dense.parent / "disk")
+    again, disk = (AutoModelForCausalLM.from_pretrained(dense.parent / name) for name in ("memory", "disk"))
+    assert torch.equal(logits(again, ids), logits(result.model, ids))
+    torch.testing.assert_close(logits(disk, ids), logits(again, ids), rtol=0, atol=1e-4)
+    experts = [name for name in compressed_layers(again) if isinstance(again.get_submodule(name), Experts)]
+    assert len(experts) == 2
+    again.save_pretrained(dense.parent / "again")
+    assert shapes(dense.parent / "again") == shapes(dense.parent / "memory")
+    assert linear_parameters(load(str(dense.parent / "memory"))) == result.plan.budget.used
+    assert again.generate(ids[:, :8], max_new_tokens=3, do_sample=False).shape == (2, 11)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_experts_stay_on_disk(family, made, ids):
+    dense = made(family)
+    found = in_parts(dense, torch.float32, torch.device("cpu"), 0)
+    assert found is not None, "the tensors are found as they are named in the files"
+    model, weights, _ = found
+    expected = logits(load(str(dense)).model, ids)
+    with weights.whole():
+        torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-5)
+
+
+def test_plain_transformers_stops_and_the_dense_export_has_the_fused_layout(made, ids):
+    dense = made("Mixtral")
+    run(dense, filter=lambda name, module: "experts" in name, out=dense.parent / "only")
+    code = "import sys; from transformers import AutoModelForCausalLM as A; A.from_pretrained(sys.argv[1])"
+    plain = subprocess.run([sys.executable, "-c", code, dense.parent / "only"], capture_output=True, text=True)
+    assert plain.returncode and "mismatch" in plain.stderr
+    loaded = load(str(dense.parent / "only"))
+    export_dense(loaded, dense.parent / "export")
+    assert shapes(dense.parent / "export") == shapes(dense)
+    found = logits(AutoModelForCausalLM.from_pretrained(dense.parent / "export"), ids)
+    torch.testing.assert_close(found, logits(loaded.model, ids), rtol=0, atol=1e-5)
+
+
+def test_a_tensor_of_one_expert_that_is_missing_is_named(made):
+    dense = made("Mixtral")
+    tensors = load_file(dense / "model.safetensors")
+    lost = next(key for key in tensors if "experts.2." in key)
+    save_file({key: t for key, t in tensors.items() if key != lost}, dense / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SlimrankError, match=r"3 tensors of 4 experts for model\.layers\.0\.mlp\.experts"):
+        run(dense, out=dense.parent / "out")
+    with pytest.raises(SlimrankError, match="cannot be loaded"):
+        run(dense)
+
+
+def test_experts_that_nobody_needs_get_rank_0_and_are_named(made, ids):
+    dense = made("Qwen3Moe")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    with torch.no_grad():  # the last two experts of each token are never chosen
+        for block in model.model.layers:
+            block.mlp.gate.weight.zero_()
+    model.save_pretrained(dense)
+    result = run(dense, "slimrank", keep=0.3)
+    zero = [name for name, linear in result.plan.linears.items() if linear.rank == 0]
+    assert zero
+    assert all("experts" in name for name in zero)
+    notes = " ".join(result.plan.notes)
+    assert "No calibration token was routed to" in notes
+    assert "Rank 0" in notes
+    result.save(dense.parent / "out")
+    again = AutoModelForCausalLM.from_pretrained(dense.parent / "out")
+    assert torch.equal(logits(again, ids), logits(result.model, ids))
+    layer = again.model.layers[0].mlp.experts
+    assert 0 in [entry["rank"] for entry in layer.up.entries + layer.down.entries if "rank" in entry]
+    plan = result.plan.model_copy(update={"notes": []})
+    applied = compress(str(dense), plan=plan, calibration=str(dense.parent / "text.txt"))
+    assert torch.equal(logits(applied.model, ids), logits(result.model, ids))
+
+
+def test_a_keep_that_leaves_no_rank_is_refused(made):
+    with pytest.raises(UsageError, match=r"rank 1 in every linear needs \d+"):
+        run(made("Qwen3Moe"), keep=0.01)
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm-v2", "dipsvd", "fwsvd", "cpsvd", "svd-llm-update", "duo-svd"])
+def test_recipes_of_papers_take_experts(recipe, made, ids):
+    dense = made("Qwen3Moe")
+    settings = ["allocate.windows=2", "allocate.grid=[0.3, 0.6, 1.0]"] if recipe == "duo-svd" else []
+    result = run(dense, recipe, settings=settings)
+    assert result.plan.budget.used <= result.plan.budget.allowed
+    linears = {name for name, linear in result.plan.linears.items() if "experts" in name and linear.rank is not None}
+    assert linears
+    assert logits(result.model, ids).isfinite().all()
+
+
+def test_all_tokens_to_all_experts_is_an_option_of_the_recipe(made, ids):
+    dense = made("Qwen3Moe")
+    routed, every = (run(dense, settings=[f"experts={choice}"]) for choice in ("routed", "all"))
+    assert routed.plan.recipe.experts == "routed"
+    assert not torch.equal(logits(routed.model, ids), logits(every.model, ids))
+
+
+def test_a_model_in_memory_is_itself_again_after_a_plan_or_an_error(made):
+    loaded = load(str(made("Qwen3Moe")))
+    before = dict(loaded.model.named_modules())
+    text = str(loaded.directory.parent / "text.txt")
+    compress(loaded, "svd-llm", calibration=text, plan_only=True, **COMMON)
+    assert dict(loaded.model.named_modules()) == before
+    with pytest.raises(UsageError):
+        compress(loaded, "svd-llm", calibration=text, **COMMON | {"keep": 0.001})
+    assert dict(loaded.model.named_modules()) == before
+
+
+def test_killed_and_resumed_is_the_same_to_the_byte(made):
+    dense = made("Mixtral")
+    options = {"model": str(dense), "recipe": "slimrank", "calibration": str(dense.parent / "text.txt"), **COMMON}
+    whole, out = dense.parent / "whole", dense.parent / "out"
+    steps = kills.run({**options, "out": str(whole)}).steps
+    for _ in range(2):
+        assert kills.run({**options, "out": str(out)}, steps // 3).steps is None
+    assert not kills.run({**options, "out": str(out)}).error
+    assert kills.contents(out) == kills.contents(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(made, ids):
+    dense = made("Qwen3Moe")
+    read = ["--calibration", str(dense.parent / "text.txt"), "--samples", "16", "--window", "64", "--keep", "0.6"]
+    command = ["compress", str(dense), *read]
+    run(dense, "slimrank", samples=16, window=64, out=dense.parent / "one")
+    several = processes.torchrun(dense.parent, *command, "--out", str(dense.parent / "two"))
+    assert several.returncode == 0, several.stderr[-3000:]
+    one, two = (AutoModelForCausalLM.from_pretrained(dense.parent / name) for name in ("one", "two"))
+    expected = logits(one, ids)
+    torch.testing.assert_close(logits(two, ids), expected, rtol=0, atol=1e-3 * expected.std().item())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_almost_all_parameters_are_in_the_plan(family, made, ids):
+    dense = made(family)
+    result = run(dense, out=dense.parent / "out")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    routers = ("gate.weight", "router.weight")
+    embeddings = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
+    counted = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and id(p) not in embeddings and not name.endswith(routers)
+    )
+    assert result.plan.budget.dense >= 0.95 * counted
+    config = json.loads((dense.parent / "out/config.json").read_text())
+    assert any(entry["form"] == "experts" for entry in config["quantization_config"]["layers"].values())
