@@ -56,15 +56,19 @@ def use_few_token_kernels(model: PreTrainedModel) -> bool:
     if reason:
         warnings.warn(reason, stacklevel=3)
         return False
-    dtypes = frozenset(one for one in DTYPES if unavailable(device, one) is None)
     for layers in found:
-        unit = Unit(layers, dtypes)
-        for index, layer in enumerate(layers):
-            layer.forward = partial(unit, index)  # type: ignore[method-assign]
-            for module in layer.modules():
-                if isinstance(module, nn.Linear | Packed):
-                    widen(module)
+        serve(layers, device)
     return True
+
+
+def serve(layers: Sequence[Any], device: torch.device) -> None:
+    """Let the layers of a unit, which are on this device, take the kernels where they apply, in place."""
+    unit = Unit(layers, frozenset(dtype for dtype in DTYPES if unavailable(device, dtype) is None))
+    for index, layer in enumerate(layers):
+        layer.forward = partial(unit, index)
+        for module in layer.modules():
+            if isinstance(module, nn.Linear | Packed):
+                widen(module)
 
 
 def units(model: nn.Module) -> list[list[Any]]:
