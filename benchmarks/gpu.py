@@ -1,13 +1,14 @@
 """How fast compressed layers and models run on one GPU: dense, low_rank, pivoted and joint at keep 0.8, 0.6 and 0.4.
 
     PYTHONPATH=src python benchmarks/gpu.py --out benchmarks/results/gpu.json
-    TRITON_INTERPRET=1 python benchmarks/gpu.py --device cpu --tiny --out tiny.json  # every path but CUDA's
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --device cpu --tiny --out tiny.json  # all but CUDA's paths
 
 Needs a GPU, torch, transformers, Triton and pydantic, and nothing to be installed. A row is written as soon as it is
 measured; after --minutes no other row is begun, and the same command goes on with those that are left. Layers and
 units are timed in CUDA graphs over several sets of weights that no cache holds, models in CUDA graphs with and without
-torch.compile; what takes turns is in one row, in microseconds. Before a row is timed its outputs are compared with those
-of float32. `bound` is what fewer bytes would allow where few tokens are bound by reading, and fewer operations else.
+torch.compile; what takes turns is in one row, in microseconds. Before a row is timed its outputs are compared with
+those of float32. `bound` is the numbers of the dense layers over the form's: what fewer bytes allow where reading them
+is the bound, as for few tokens, and fewer operations else.
 """
 
 import argparse

@@ -58,7 +58,34 @@ def few_tokens(
     return y.view(*x.shape[:-1], y.shape[1])
 
 
+@torch.library.custom_op("slimrank::any_tokens", mutates_args=())
+def any_tokens(
+    x: Tensor, factor: Tensor, order: Tensor | None, kept: int, matrices: Sequence[Tensor | None],
+    tables: Sequence[Tensor | None], biases: Sequence[Tensor | None], places: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """few_tokens of any number of tokens: beyond MOST by torch's products.
+
+    The choice is made when it runs, for servers that compile one graph for every number of tokens.
+    """
+    if x.numel() <= MOST * x.shape[-1]:
+        return few_tokens(x, factor, order, kept, matrices, tables, biases, places)
+    rest = x if order is None else x.index_select(-1, order[kept:])
+    given = x[..., :0] if order is None else x.index_select(-1, order[:kept])
+    z, outputs = torch.nn.functional.linear(rest, factor), []
+    for at, (matrix, table, bias) in enumerate(zip(matrices, tables, biases, strict=True)):
+        part = Place(*places[3 * at : 3 * at + 3])
+        own, rows = z[..., part.first : part.first + part.rank], 0 if matrix is None else len(matrix)
+        copied = own[..., : part.copies] if table is None else own.index_select(-1, table[rows + part.copies :])
+        products = [] if matrix is None else [torch.nn.functional.linear(torch.cat([given, own], -1), matrix)]
+        y = torch.cat([*products, copied], -1)
+        if table is not None:
+            y = torch.empty_like(y).index_copy_(-1, table[: y.shape[-1]].long(), y)
+        outputs.append(y if bias is None else y + bias)
+    return torch.cat(outputs, -1)
+
+
 @few_tokens.register_fake
+@any_tokens.register_fake
 def _(x: Tensor, factor: Tensor, order: Any, kept: int, matrices: Any, tables: Any, biases: Any, places: Any) -> Tensor:
     parts = [Place(*places[at : at + 3]) for at in range(0, len(places), 3)]
     return x.new_empty(*x.shape[:-1], _outputs(matrices, parts))
