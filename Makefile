@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo real docs test test-all test-vllm test-torchao test-oldest lint clean
+.PHONY: demo real docs test test-all test-vllm test-torchao test-triton test-oldest lint clean
 
 # What the demo needs, which on a machine without a GPU is smallest with torch's CPU build:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
@@ -57,6 +57,19 @@ test-vllm: .venv-vllm/installed
 test-torchao: .venv-torchao/installed
 	.venv-torchao/bin/python -m pytest tests/run/test_quantize.py
 
+# Triton comes with torch's CUDA builds; beside the CPU build, its interpreter runs the kernels. MARK='slow or not slow'
+# also runs every size and dtype, and compiles for GPUs.
+MARK ?= not slow
+.venv-triton/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/$(INSTALL) torch -c constraints.txt
+	.venv-triton/bin/$(INSTALL) triton==3.7.1 -e . hypothesis pytest pytest-timeout pytest-xdist -c constraints.txt
+	touch $@
+
+test-triton: .venv-triton/installed
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -n 2 -m '$(MARK)' tests/serve/kernels tests/serve/test_few_tokens.py \
+	  tests/serve/test_shards.py
+
 # the oldest transformers that pyproject.toml promises; the other versions are what pip finds beside it
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
@@ -76,4 +89,4 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-vllm .venv-torchao .venv-oldest demo-compressed
+	rm -rf .venv .venv-vllm .venv-torchao .venv-triton .venv-oldest demo-compressed

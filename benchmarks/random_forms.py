@@ -44,15 +44,16 @@ def rank_for(form: str, out: int, inp: int, keep: float) -> int:
     return int(rank) // ALIGN * ALIGN
 
 
-def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype) -> nn.Module:
+def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     """A layer of this form with random factors and, where it has them, random pivots or kept columns."""
     rank = rank_for(form, out, inp, keep)
     if form == "columns":
-        module = KeptColumns(inp, out, rank, inp // 16, bias=False, device="meta", dtype=dtype).to_empty(device="cpu")
+        module = KeptColumns(inp, out, rank, inp // 16, bias=False, device="meta", dtype=dtype)
+        module = module.to_empty(device=device)
         module.kept.copy_(torch.randperm(inp)[: inp // 16].sort().values)
     else:
         kind = {"low_rank": LowRank, "pivoted": Pivoted}[form]
-        module = kind.empty(inp, out, rank, False, dtype).to_empty(device="cpu")
+        module = kind.empty(inp, out, rank, False, dtype).to_empty(device=device)
     if isinstance(module, Pivoted):
         module.chosen.copy_(pack(torch.zeros(out, dtype=torch.bool).index_fill(0, torch.randperm(out)[:rank], True)))
     for parameter in module.parameters():
@@ -60,14 +61,16 @@ def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype) 
     return module.eval()
 
 
-def random_group(sizes: tuple[int, ...], inp: int, keep: float, dtype: torch.dtype) -> list[nn.Module]:
+def random_group(
+    sizes: tuple[int, ...], inp: int, keep: float, dtype: torch.dtype, device: str = "cpu"
+) -> list[nn.Module]:
     """Joint layers with random factors and pivots; the first one's name is to be told by the caller."""
     rank = rank_for("joint", sum(sizes), inp, keep)
     chosen = torch.zeros(sum(sizes), dtype=torch.bool).index_fill(0, torch.randperm(sum(sizes))[:rank], True)
     layers, first = [], 0
     for part in chosen.split(sizes):
         place = {"first": first, "own": int(part.sum()), "leader": "leader" if layers else None}
-        layer = Joint.empty(inp, len(part), rank, False, dtype, **place).to_empty(device="cpu")
+        layer = Joint.empty(inp, len(part), rank, False, dtype, **place).to_empty(device=device)
         layer.chosen.copy_(pack(part))
         for parameter in layer.parameters():
             nn.init.normal_(parameter, std=0.02)
@@ -76,20 +79,20 @@ def random_group(sizes: tuple[int, ...], inp: int, keep: float, dtype: torch.dty
     return layers
 
 
-def join(model: LlamaForCausalLM, keep: float, dtype: torch.dtype) -> None:
+def join(model: LlamaForCausalLM, keep: float, dtype: torch.dtype, device: str = "cpu") -> None:
     """Put joint layers in the places of q, k and v, and of gate and up."""
     for block in model.model.layers:
         for parent, names in ((block.self_attn, "q_proj k_proj v_proj"), (block.mlp, "gate_proj up_proj")):
             linears = [parent.get_submodule(name) for name in names.split()]
             sizes = tuple(linear.out_features for linear in linears)
-            group = random_group(sizes, linears[0].in_features, keep, dtype)
+            group = random_group(sizes, linears[0].in_features, keep, dtype, device)
             for name, layer in zip(names.split(), group, strict=True):
                 layer.leader = layer.leader and names.split()[0]
                 parent.set_submodule(name, layer)
     link(model)
 
 
-def random_llama(form: str, keep: float, dtype: torch.dtype, **config: int) -> LlamaForCausalLM:
+def random_llama(form: str, keep: float, dtype: torch.dtype, device: str = "cpu", **config: int) -> LlamaForCausalLM:
     """A random Llama whose blocks' linears all have this form; `dense` leaves them as they are.
 
     joint: those that share an input are joined, the others pivoted.
@@ -97,16 +100,16 @@ def random_llama(form: str, keep: float, dtype: torch.dtype, **config: int) -> L
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False)).to(dtype)
     rotary = LlamaForCausalLM(LlamaConfig(**{**config, "num_hidden_layers": 1, "vocab_size": 8})).model.rotary_emb
-    model.model.rotary_emb = rotary
+    model.model.rotary_emb = rotary.to(device)
     if form == "joint":
-        join(model, keep, dtype)
+        join(model, keep, dtype, device)
     for name, linear in list(model.model.layers.named_modules(prefix="model.layers")):
         if form != "dense" and is_linear(linear) and linear.weight.is_meta:
             alone = "pivoted" if form == "joint" else form
-            model.set_submodule(name, random_form(alone, *linear.weight.shape, keep, dtype))
+            model.set_submodule(name, random_form(alone, *linear.weight.shape, keep, dtype, device))
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
-                filled = torch.empty(parameter.shape, dtype=dtype).normal_(std=0.02)
+                filled = torch.empty(parameter.shape, dtype=dtype, device=device).normal_(std=0.02)
                 setattr(module, name, nn.Parameter(filled if parameter.ndim > 1 else torch.ones_like(filled)))
     return model.requires_grad_(False).eval()

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.forms import compressed_layers
-from slimrank.serve.optimize import Packed, PackedPart, optimize, shared_inputs
+from slimrank.serve.optimize import optimize, shared_inputs
+from slimrank.serve.packed import Packed, PackedPart
 
 FORMS = ("low_rank", "pivoted", "columns")
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Form, KeptColumns, LowRank, Pivoted, joint_layers
+from slimrank.serve import few_tokens
 from slimrank.serve.shards import Dense, FusedParts
 
 IN, OUT = 12, 16
@@ -41,9 +42,15 @@ def read(module: nn.Module) -> Form | Dense:
     return type(module).from_stored("a", module.in_features, module.entry(), tensors(module))
 
 
-def fused(parts: dict[str, nn.Module], rows: list[Tensor], columns: Tensor, dtype: torch.dtype = torch.float32):
+def fused(
+    parts: dict[str, nn.Module],
+    rows: list[Tensor],
+    columns: Tensor,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+):
     shards = {name: read(part).shard(own, columns) for (name, part), own in zip(parts.items(), rows, strict=True)}
-    return FusedParts(shards, torch.device("cpu"), dtype)
+    return FusedParts(shards, torch.device(device), dtype)
 
 
 @torch.no_grad()
@@ -133,3 +140,23 @@ def test_tensors_that_are_not_the_entrys_are_one_sentence(name):
 def test_takes_the_dtype_asked_for():
     module = fused({"a": layers()["pivoted"]}, [torch.arange(OUT)], torch.arange(IN), torch.bfloat16)
     assert module(torch.randn(2, IN, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tokens", [3, 70])
+@pytest.mark.parametrize("whole", [True, False])
+@torch.no_grad()
+def test_a_servers_fused_layer_is_one_operator_for_any_number_of_tokens(tokens, whole, monkeypatch):
+    from interpreted import DEVICE  # skips where no kernel runs
+
+    parts, x = layers() | group(), torch.randn(tokens, IN)
+    rows = [torch.arange(len(part(x[0]))) for part in parts.values()]
+    rows = rows if whole else [own[torch.randperm(len(own))[: len(own) // 2 + 1]] for own in rows]
+    expected = torch.cat([part(x)[:, own] for part, own in zip(parts.values(), rows, strict=True)], -1)
+    monkeypatch.setattr(few_tokens, "DEVICE", DEVICE)
+    halves = [fused(parts, rows, columns, device=DEVICE) for columns in torch.arange(IN).split(IN if whole else 7)]
+    assert all(half.kernels for half in halves)
+    pieces = x.to(DEVICE).split(IN if whole else 7, -1)
+    found = sum(half(piece) for half, piece in zip(halves, pieces, strict=True))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+    compiled = torch.compile(halves[0], fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(pieces[0]), halves[0](pieces[0]), rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.linear import bias_of, shape_of, weight_of
+from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import BITS, STORED, QuantizedLinear
 from slimrank.forms.shard import Shard
 
@@ -201,6 +202,10 @@ class Form(nn.Module):
     def dense_bias(self) -> Tensor | None:
         """The bias (out,), detached, where the layer has one."""
         return bias_of(self.get_submodule(self.bias_name.rpartition(".")[0]))
+
+    def outputs(self) -> Outputs | None:
+        """How the outputs follow from the product with the input factor; None where only `forward` says it."""
+        return None
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """What a device computes that has the outputs `rows` (o,) int64 and the inputs `columns` (i,) int64, ascending.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.bits import places
-from slimrank.forms.linear import permute_inputs, permute_outputs
+from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
 from slimrank.forms.ordered import Ordered
+from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
 from slimrank.numerics.balance import balanced
@@ -123,6 +124,13 @@ class KeptColumns(Ordered):
         ordered = torch.cat([kept, left @ matrix_of(self.down)], dim=1)
         return ordered.index_select(1, self.make_order().argsort())
 
+    def outputs(self) -> Outputs | None:
+        """y = [W_K, U] [x_K ; z] + b with z = V x_rest."""
+        matrix = plain_weight(self.up)
+        if matrix is None:
+            return None
+        return Outputs(self.down, matrix, bias=self.up.bias, order=self.known_order(), kept=self.columns)
+
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """[W_K, U][rows] and V, with the kept and the other inputs among `columns`."""
         return KeptColumnsShard(self, rows, columns)
@@ -143,8 +151,13 @@ class KeptColumnsShard(Shard):
         self.down = frozen(floats_of(layer.down)[:, place[~here]])
         self.up = frozen(torch.cat([columns_kept[:, place[here]], left], dim=1))
         self.kept, self.rest = frozen(here.nonzero()[:, 0]), frozen((~here).nonzero()[:, 0])
+        self.order = frozen(torch.cat([self.kept, self.rest]))
 
     def forward(self, h: Tensor) -> Tensor:
         """Map the inputs here h (..., columns) to y (..., rows)."""
         rest = nn.functional.linear(h.index_select(-1, self.rest), self.down)
         return nn.functional.linear(torch.cat([h.index_select(-1, self.kept), rest], dim=-1), self.up)
+
+    def outputs(self) -> Outputs:
+        """y = [W_K, U] [x_K ; z] with z = V x_rest."""
+        return Outputs(self.down, self.up, order=self.order, kept=len(self.kept))

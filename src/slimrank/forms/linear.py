@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,12 @@ def weight_of(dense: nn.Module) -> Tensor:
     if isinstance(dense, Conv1D):
         return dense.weight.T
     raise SlimrankError(f"A {type(dense).__name__} can't be compressed; choose nn.Linear or Conv1D layers only.")
+
+
+def plain_weight(module: object) -> Tensor | None:
+    """The weight (out, in) of a module that gives just W x + b: an nn.Linear, or one whose class says `plain`."""
+    kind, dense = type(module), cast(Any, module)
+    return dense.weight if kind is nn.Linear or getattr(kind, "plain", False) else None
 
 
 def shape_of(dense: nn.Module) -> tuple[int, int]:

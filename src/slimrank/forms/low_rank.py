@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
-from slimrank.forms.linear import permute_inputs, permute_outputs
+from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
+from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
 from slimrank.numerics.balance import balanced
@@ -74,6 +75,11 @@ class LowRank(Form):
         """W' = U V (out, in) in float64."""
         return matrix_of(self.up) @ matrix_of(self.down)
 
+    def outputs(self) -> Outputs | None:
+        """y = U z + b."""
+        left = plain_weight(self.up)
+        return None if left is None else Outputs(self.down, left, bias=self.up.bias)
+
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """U[rows] and V[:, columns]."""
         return LowRankShard(self, rows, columns)
@@ -89,3 +95,7 @@ class LowRankShard(Shard):
     def forward(self, h: Tensor) -> Tensor:
         """Map h (..., r) to y (..., rows)."""
         return nn.functional.linear(h, self.up)
+
+    def outputs(self) -> Outputs:
+        """y = U[rows] z."""
+        return Outputs(None, self.up)

@@ -1,5 +1,6 @@
 """Forms that reorder their inputs or outputs at every call, in an order that follows from the stored tensors."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -28,13 +29,18 @@ class Ordered(Form):
 
     def known_order(self) -> Tensor:
         """The order, computed at the first call."""
-        if self.order is not None:
-            return self.order
+        return self.known("order", self.make_order)
+
+    def known(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """The buffer of this name, made at the first call."""
+        held: Tensor | None = getattr(self, name)
+        if held is not None:
+            return held
         with torch.inference_mode(False):  # it outlives the mode of the first call
-            order = self.make_order()
-        if type(order) is Tensor:  # an export's is fake, and the module outlives the export
-            self.order = order
-        return order
+            made = make()
+        if type(made) is Tensor:  # an export's is fake, and the module outlives the export
+            setattr(self, name, made)
+        return made
 
     def forget_order(self) -> None:
         """To be called after the stored tensors have changed."""

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
-from slimrank.forms.linear import permute_inputs, permute_outputs
+from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
 from slimrank.forms.ordered import Ordered
+from slimrank.forms.outputs import Outputs, table_of
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
 from slimrank.numerics.pivots import pivot_rows
@@ -34,6 +35,7 @@ class Pivoted(Ordered):
     }
     of_outputs = True
     chosen: Tensor
+    table: Tensor | None
     first: int = 0
 
     def __init__(
@@ -58,6 +60,7 @@ class Pivoted(Ordered):
         self.others = nn.Linear(rank, rest, bias=False, device=device, dtype=dtype) if rest else None
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("chosen", torch.zeros(packed_bytes(out_features), device=device, dtype=torch.uint8))
+        self.register_buffer("table", None, persistent=False)
 
     @property
     def group(self) -> "tuple[Pivoted, ...]":
@@ -83,6 +86,24 @@ class Pivoted(Ordered):
         """For every row (out,) int64 its place in [y_P, y_N], both ascending."""
         pivot = unpack(self.chosen, self.out_features)
         return places(pivot) + self.own * ~pivot
+
+    def make_table(self) -> Tensor:
+        """Outputs.table: the order of the outputs in [z, C z] the other way round."""
+        order = self.make_order()
+        order = torch.where(order < self.own, order + self.first, order + (self.rank - self.own))
+        return table_of(order, self.rank, self.out_features - self.own)
+
+    def forget_order(self) -> None:
+        """To be called after the stored tensors have changed."""
+        super().forget_order()
+        self.table = None
+
+    def outputs(self) -> Outputs | None:
+        """y = [z, C z] in the layer's row order, of z its own pivots, + b."""
+        matrix = plain_weight(self.others)
+        if self.others is not None and matrix is None:
+            return None
+        return Outputs(self.right, matrix, self.own, self.known("table", self.make_table), self.bias)
 
     @classmethod
     @torch.no_grad()
@@ -176,11 +197,16 @@ class PivotedShard(Shard):
         order[combined] = layer.rank + torch.searchsorted(needed, place[combined])
         self.others = None if layer.others is None else frozen(floats_of(layer.others)[needed])
         self.order = frozen(order)
+        self.table, self.copies = frozen(table_of(order, layer.rank, len(needed))), int((~combined).sum())
 
     def forward(self, h: Tensor) -> Tensor:
         """Map h (..., r) to y (..., rows)."""
         y = h if self.others is None else torch.cat([h, nn.functional.linear(h, self.others)], dim=-1)
         return y.index_select(-1, self.order)
+
+    def outputs(self) -> Outputs:
+        """y = [z, C z] in the order of the rows here."""
+        return Outputs(None, self.others, self.copies, self.table)
 
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from slimrank.forms.outputs import Outputs
+
 
 class Shard(nn.Module):
     """Some outputs of a linear, computed from some of its inputs; summed over the inputs' parts, they are its outputs.
@@ -31,6 +33,10 @@ class Shard(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Map h to y (..., outputs here)."""
         raise NotImplementedError
+
+    def outputs(self) -> Outputs | None:
+        """How they follow from the product with the input factor; None where only `forward` says it."""
+        return None
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:

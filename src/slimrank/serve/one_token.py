@@ -33,6 +33,9 @@ def use_one_token_kernels(model: PreTrainedModel) -> None:
 class Linear(nn.Linear):
     """An nn.Linear that chooses its kernel by the number of rows."""
 
+    plain = True
+    """Its output is W x + b and nothing else (see forms.linear.plain_weight)."""
+
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
         """One with the very parameters of `linear`."""

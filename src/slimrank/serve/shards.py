@@ -1,12 +1,20 @@
-"""What one device computes of a fused linear whose parts are dense or compressed: pure torch, no server."""
+"""What one device computes of a fused linear whose parts are dense or compressed: no server.
 
+On a GPU the kernels for few tokens compute it, by an operator that chooses them as it runs: a server compiles one graph
+for all numbers of tokens, and captures it for each.
+"""
+
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from slimrank.forms.outputs import Outputs
 from slimrank.forms.shard import Shard, frozen
+from slimrank.serve import few_tokens
+from slimrank.serve.kernels.operator import any_tokens
 
 
 class FusedParts(nn.Module):
@@ -28,9 +36,21 @@ class FusedParts(nn.Module):
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+        self.kernels, self.places = self.find_kernels(device, dtype), self.find_places()
+
+    def find_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the operator computes this here; a warning says in a sentence why a GPU can't."""
+        if device.type != few_tokens.DEVICE or any(part.outputs() is None for part in self.parts):  # type: ignore[operator]
+            return False
+        reason = few_tokens.unavailable(device, dtype)
+        if reason:
+            warnings.warn(reason, stacklevel=4)
+        return reason is None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., inputs here) to y (..., outputs here)."""
+        if self.kernels:
+            return self.by_operator(x)
         read: list[Tensor] = []
         outputs, products = [], []
         if self.input_factor is not None:
@@ -39,6 +59,40 @@ class FusedParts(nn.Module):
             read.append(x if part.reads_input else products.pop(0) if leader is None else read[leader])
             outputs.append(part(read[-1]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def by_operator(self, x: Tensor) -> Tensor:
+        """`forward`: parts that share the stacked input factor in one call, each that gathers its inputs in its own."""
+        outputs: list[Outputs] = [part.outputs() for part in self.parts]  # type: ignore[operator]
+        found: dict[int, Tensor] = {}
+        stacked = [at for at, part in enumerate(self.parts) if not part.reads_input]
+        if stacked and self.input_factor is not None:
+            own = [outputs[at] for at in stacked]
+            y = _computed(x, self.input_factor, own, [self.places[at] for at in stacked])
+            found = dict(zip(stacked, y.split([one.size for one in own], dim=-1), strict=True))
+        for at, one in enumerate(outputs):
+            if at not in found:
+                found[at] = _computed(x, one.factor, [one], [(0, len(one.factor))])
+        ordered = [found[at] for at in range(len(outputs))]
+        return ordered[0] if len(ordered) == 1 else torch.cat(ordered, dim=-1)
+
+    def find_places(self) -> list[tuple[int, int]]:
+        """Where each part's input factor, or its leader's, starts in the stack, and how many rows it has."""
+        found, sizes, end = list[tuple[int, int]](), list(self.sizes), 0
+        for part, leader in zip(self.parts, self.leaders, strict=True):
+            if part.reads_input or leader is not None:
+                found.append((0, 0) if leader is None else found[leader])
+                continue
+            found.append((end, sizes.pop(0)))
+            end += found[-1][1]
+        return found
+
+
+def _computed(x: Tensor, factor: Tensor, parts: list[Outputs], places: list[tuple[int, int]]) -> Tensor:
+    numbers = [number for part, place in zip(parts, places, strict=True) for number in (part.copies, *place)]
+    return any_tokens(
+        x, factor, parts[0].order, parts[0].kept, [part.matrix for part in parts], [part.table for part in parts],
+        [part.bias for part in parts], numbers,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,5 +113,12 @@ class Dense:
 
 
 class _DenseShard(Shard):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        self.size = len(weight)
+
     def forward(self, h: Tensor) -> Tensor:
         return h
+
+    def outputs(self) -> Outputs:
+        return Outputs(None, None, copies=self.size)
