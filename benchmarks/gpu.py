@@ -140,8 +140,8 @@ def layer_row(args: argparse.Namespace, task: rows.Task) -> dict[str, Any]:
         require_close(f"{form} of {task}", torch.cat(one(inputs[0]), -1), torch.cat(exact, -1), TOLERANCE)
     calls = {}
     for form, some in units.items():
-        run = [torch.compile(one, dynamic=False) if count > MOST and form != "dense" else one for one in some[:1]]
-        run += some[1:] if count <= MOST or form == "dense" else [_as(run[0], one) for one in some[1:]]
+        by_compiler = count > MOST and form != "dense"
+        run = [torch.compile(one, dynamic=False) if by_compiler else one for one in some]
         pairs = list(zip(run, inputs, strict=True))
         calls[form] = captured([lambda one=one, x=x: one(x) for one, x in pairs], args.device)
     found = medians(calls, dict.fromkeys(forms, sets), args.rounds, args.device)
@@ -152,11 +152,6 @@ def layer_row(args: argparse.Namespace, task: rows.Task) -> dict[str, Any]:
         | gains(found, numbers)
         | {"sets": sets, "bytes": {f: n * args.dtype.itemsize for f, n in numbers.items()}}
     )
-
-
-def _as(compiled: Any, one: nn.Module) -> Any:
-    """`one` by torch.compile too, which finds what it made for the first."""
-    return torch.compile(one, dynamic=False)
 
 
 def plain(unit: Unit) -> Unit:

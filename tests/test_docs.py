@@ -24,6 +24,7 @@ REASONS = {
     "needs data sets from the hub",
     "needs several devices",
     "needs local copies of the sets",
+    "needs a GPU",
     "needs vLLM",
     "needs torchao",
     "takes minutes",
