@@ -130,7 +130,9 @@ class Pair:
         self._replay.clear()
 
     def _compressed_outputs(self) -> Iterator[Tensor]:
-        final = self._final()
+        experts = experts_of(self.model.decoder, self.compressed.depth).values()  # sent tokens by its own router now
+        routed = {inner for one in experts for inner in one.modules()}
+        final = [module for module in self._final() if routed.isdisjoint(module.modules())]
         for batch in range(len(self.compressed.hidden)):
             with self._replay(final, batch, keep=False):
                 output = self.compressed.output(batch)
