@@ -13,6 +13,7 @@ from slimrank.calibrate.stream import CPU_LOGITS, default_batch
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import count_parameters
 from slimrank.evaluate.predictions import logits_bytes
+from slimrank.forms.experts import unfolded
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
@@ -100,7 +101,9 @@ def _memory(
     block = max(size for part, size in sizes.items() if part is not None)
     in_flight = default_batch(decoder, windows.shape[1]) * windows.shape[1]
     sums = max(6 * sum(m * m if gradients else n * n for m, n in block) for block in shapes)
-    activations = in_flight * max(sum(m + n for m, n in block) for block in shapes) * dtype.itemsize
+    shares = shares_of(model, recipe)
+    widths = (sum(shares[name] * sum(shape_of(linear)) for name, linear in block.items()) for block in model.blocks)
+    activations = int(in_flight * max(widths) * dtype.itemsize)
     flat = {shape for block in shapes for shape in block}
     solving = {shape: 8 * (2 * max(shape) ** 2 + 2 * m_n(shape) + 2 * min(shape) ** 2) for shape in flat}
     solving |= {
@@ -129,17 +132,25 @@ def _seconds(model: Compressible, windows: Windows, recipe: Recipe, pace: Pace) 
     stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
     read, held_out = windows.calibration.numel(), windows.held_out.numel()
     steps = [Work(read), Work(held_out), Work(held_out, blocks=2, head=2)]  # calibration, and the judge at the end
-    grams = (read + held_out) * sum(n * n for _, n in flat) / 2
+    shares = shares_of(model, recipe)
+    reading = [(shares[name], *shape_of(linear)) for name, linear in model.linears.items()]
+    grams = (read + held_out) * sum(share * n * n for share, _, n in reading) / 2
     if needs.gradients:
         tokens = needs.gradient_windows(windows.calibration).numel()
         steps.append(Work(tokens, blocks=4, head=3))
-        grams += tokens * sum(m * m for m, _ in flat) / 2
+        grams += tokens * sum(share * m * m for share, m, _ in reading) / 2
     steps += [recipe.allocate.work(windows, len(flat)), *(refiner.work(windows) for refiner in recipe.refine)]
     passes = sum(one.tokens * (one.blocks * len(model.blocks) * pace.block + one.head * pace.head) for one in steps)
     once = sum(map(pace.decomposing, flat))
     stacked_once = sum(pace.decomposing(stacked(shapes)) for shapes in stacks)
     times = 1 + sum(one.decompositions for one in steps) + (not recipe.rebuilds)
     return (passes + grams * pace.product + once * times + stacked_once) / world.size
+
+
+def shares_of(model: Compressible, recipe: Recipe) -> dict[str, float]:
+    """Of all tokens, the share that reaches each linear: 1, but for an expert what the router sent it when tried."""
+    experts = {} if recipe.experts == "all" else unfolded(model.decoder.model)
+    return {name: experts[unit.mixture].share if unit.mixture in experts else 1.0 for name, unit in model.units.items()}
 
 
 def _in_blocks(recipe: Recipe) -> bool:
