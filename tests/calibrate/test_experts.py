@@ -75,8 +75,9 @@ def test_an_expert_without_a_token_has_the_moments_of_the_others(decoder, ids):
         torch.testing.assert_close(found.mean(), x.T @ x / 48 / 48, rtol=1e-5, atol=1e-8)
     seen = [outputs[f"{NAME}.{expert}.down_proj"] for expert in range(4) if expert not in unseen]
     whole = outputs[f"{NAME}.{unseen[0]}.down_proj"].mean()
-    weight = [one.tokens - 4 for one in seen]  # of the layer's mean 4 tokens were added to each
-    raw = sum((one.gram() - 4 * whole for one in seen), torch.zeros(32, 32).double()) / sum(weight)
+    k = round(PRIOR * 32)  # tokens of the layer's mean that were added to each
+    weight = [one.tokens - k for one in seen]
+    raw = sum((one.gram() - k * whole for one in seen), torch.zeros(32, 32).double()) / sum(weight)
     torch.testing.assert_close(raw, whole, rtol=1e-6, atol=1e-12)
 
 
@@ -99,7 +100,7 @@ def test_gradients_are_those_at_the_experts_outputs_weighted_by_the_router(decod
     for name in [f"{NAME}.{expert}.down_proj" for expert in range(4)]:
         own = weights[name].double().square().sum(-1).sum(0)
         every = sum(weights[f"{NAME}.{e}.down_proj"].double().square().sum(-1).sum(0) for e in range(4))
-        torch.testing.assert_close(outputs[name].fisher_rows, own + 4 / 96 * every, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(outputs[name].fisher_rows, own + PRIOR * 32 / 96 * every, rtol=1e-4, atol=1e-8)
         assert outputs[name].gradient_norm == pytest.approx(weights[name].sum(0).norm().item(), rel=1e-4)
 
 

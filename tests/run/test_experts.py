@@ -18,8 +18,13 @@ from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate.models import linear_parameters
 from slimrank.forms import Experts, compressed_layers
 from slimrank.forms.experts import layout_of
+from slimrank.model.compressible import Compressible
 from slimrank.model.load import load
 from slimrank.model.skeleton import in_parts
+from slimrank.recipe import load_recipe
+from slimrank.run.estimate import shares_of
+from slimrank.run.job import opened
+from slimrank.runtime.memory import Limits
 from slimrank.serve.export.dense import export_dense
 
 COMMON = {"keep": 0.6, "samples": 8, "window": 32}
@@ -143,6 +148,21 @@ def test_experts_that_nobody_needs_get_rank_0_and_are_named(made, ids):
     plan = result.plan.model_copy(update={"notes": []})
     applied = compress(str(dense), plan=plan, calibration=str(dense.parent / "text.txt"))
     assert torch.equal(logits(applied.model, ids), logits(result.model, ids))
+
+
+def test_the_estimate_counts_the_tokens_that_experts_get(made):
+    _, decoder = opened(
+        str(made("Qwen3Moe")), device="cpu", dtype="float32", limits=Limits.of(None, "cpu"), from_disk=False
+    )
+    model = Compressible.of(decoder)
+    shares = {
+        name: shares_of(model, load_recipe("svd-llm", [f"experts={key}"]))
+        for name, key in (("k", "routed"), ("all", "all"))
+    }
+    assert {name: share for name, share in shares["k"].items() if share != 1} == dict.fromkeys(
+        [name for name in model.linears if "experts" in name], 0.5
+    )
+    assert set(shares["all"].values()) == {1.0}
 
 
 def test_a_keep_that_leaves_no_rank_is_refused(made):

@@ -26,8 +26,12 @@ from slimrank.forms.experts.fused import Rows
 from slimrank.model.decoder import Decoder
 from slimrank.numerics.gram_sum import GramSum
 
-PRIOR = 0.125
-"""Tokens of the layer's mean, for each channel of a Gram, that an expert's own are completed by."""
+PRIOR = 0.25
+"""Tokens of the layer's mean, for each channel of a Gram, that an expert's own are completed by.
+
+Where the tokens of a real model's layer were clustered as if by a router, and 18 to 72 of a cluster's tokens calibrated
+it, a quarter to one token for each channel lost least on its other tokens, and the loss was flat there.
+"""
 
 
 def prior_tokens(width: int) -> float:

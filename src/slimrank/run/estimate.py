@@ -16,7 +16,8 @@ from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.recipe import Recipe
 from slimrank.run.pace import Pace
-from slimrank.run.space import Space, Step, largest, part_bytes, resident, stacked, stacks_of
+from slimrank.run.sizes import part_bytes, shares_of, stacked, stacks_of
+from slimrank.run.space import Space, Step, largest, resident
 from slimrank.runtime.memory import Limits
 from slimrank.texts.windows import Windows
 
@@ -100,11 +101,13 @@ def _seconds(model: Compressible, windows: Windows, recipe: Recipe, pace: Pace) 
     stacks = [shapes for block in model.blocks for shapes in stacks_of(block)] if recipe.form.stacks else []
     read, held_out = windows.calibration.numel(), windows.held_out.numel()
     steps = [Work(read), Work(held_out), Work(held_out, blocks=2, head=2)]  # calibration, and the judge at the end
-    grams = (read + held_out) * sum(n * n for _, n in flat) / 2
+    shares = shares_of(model, recipe)
+    reading = [(shares[name], *shape_of(linear)) for name, linear in model.linears.items()]
+    grams = (read + held_out) * sum(share * n * n for share, _, n in reading) / 2
     if needs.gradients:
         tokens = needs.gradient_windows(windows.calibration).numel()
         steps.append(Work(tokens, blocks=4, head=3))
-        grams += tokens * sum(m * m for m, _ in flat) / 2
+        grams += tokens * sum(share * m * m for share, m, _ in reading) / 2
     steps += [recipe.allocate.work(windows, len(flat)), *(refiner.work(windows) for refiner in recipe.refine)]
     passes = sum(one.tokens * (one.blocks * len(model.blocks) * pace.block + one.head * pace.head) for one in steps)
     once = sum(map(pace.decomposing, flat))

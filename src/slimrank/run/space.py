@@ -6,7 +6,6 @@ from functools import cached_property
 
 import psutil
 import torch
-from torch import nn
 
 from slimrank.calibrate.backward import sets_held
 from slimrank.calibrate.needs import Holds
@@ -15,14 +14,15 @@ from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.numerics.threads import at_once
+from slimrank.model.units import Shape
 from slimrank.recipe import Recipe
+from slimrank.run.sizes import inputs_of, m_n, part_bytes, shares_of, stacked, stacks_of
 from slimrank.store.weights import Part
 from slimrank.texts.windows import Windows
 
 LOGIT = 6 * 4  # bytes of a logit with its softmax, gradient and what samples from it
 TRAINED = 3 * 4  # bytes that training adds for each parameter, float32 in any dtype
 OUTPUTS = 6 * 2**28  # the most bytes of a block's outputs that refine.anchored holds (see refine.pair)
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ class Space:
         """Shapes of the linears, by block that has any."""
         return [[shape_of(module) for module in block.values()] for block in self.model.blocks if block]
 
+    @cached_property
+    def outputs(self) -> float:
+        """Numbers that a block's linears give for a token; an expert is sent some of the tokens alone."""
+        shares = shares_of(self.model, self.recipe)
+        return max(sum(shares[name] * shape_of(one)[0] for name, one in block.items()) for block in self.model.blocks)
+
     @property
     def block(self) -> int:
         """Bytes of the largest block."""
@@ -112,8 +118,7 @@ class Space:
 
         A Gram is packed in half of a float64 matrix, while the previous block's is written in float32 from a copy.
         """
-        outputs = max(sum(m for m, _ in block) for block in self.shapes)
-        in_work = self.batch * (outputs + 2 * self.decoder.width) * self.itemsize
+        in_work = round(self.batch * (self.outputs + 2 * self.decoder.width)) * self.itemsize
         grams = max(sum(8 * n * n for n in inputs_of(block)) for block in self.model.blocks if block)
         states = self.states(self.share(self.windows.calibration))
         return Step("the largest block and its moments", self.block, states + in_work + grams)
@@ -160,7 +165,7 @@ class Space:
     def held(self, holds: Holds) -> int:
         """Bytes of what a step says that it holds."""
         config, tokens = self.decoder.model.config.get_text_config(), holds.tokens // self.decoder.world.size
-        outputs = max(sum(m for m, _ in block) for block in self.shapes) / self.decoder.width + 2
+        outputs = self.outputs / self.decoder.width + 2
         states = holds.states + (len(self.decoder) + 1) * holds.every_block
         rows = tokens * config.vocab_size * holds.rows * 4
         logits = 4 * min(holds.logits[self.decoder.device.type != "cpu"], 6 * tokens * config.vocab_size)
@@ -220,40 +225,3 @@ def resident() -> tuple[int, int]:
     """Bytes of this process in memory: all, and those that are no pages of mapped files."""
     info = psutil.Process().memory_info()
     return info.rss, info.rss - getattr(info, "shared", 0)
-
-
-def part_bytes(decoder: Decoder) -> dict[Part, int]:
-    """Bytes of every part of the model, in the dtype of the computation."""
-    sizes: dict[Part, int] = dict.fromkeys(decoder.weights.parts, 0)
-    for name, parameter in decoder.model.named_parameters():
-        sizes[decoder.weights.part_of(name)] += parameter.nbytes
-    return sizes
-
-
-def inputs_of(block: dict[str, nn.Module]) -> list[int]:
-    """Widths of the inputs that a block's linears read, those of one module and width taken as one."""
-    return [width for _, width in groups_of(block)]
-
-
-def stacks_of(block: dict[str, nn.Module]) -> list[list[Shape]]:
-    """Shapes of a block's linears that have one parent module and input width, and so may share their input."""
-    return [shapes for shapes in groups_of(block).values() if len(shapes) > 1]
-
-
-def groups_of(block: dict[str, nn.Module]) -> dict[tuple[str, int], list[Shape]]:
-    """Shapes of a block's linears by parent module and input width."""
-    groups: dict[tuple[str, int], list[Shape]] = {}
-    for name, module in block.items():
-        shape = shape_of(module)
-        groups.setdefault((name.rpartition(".")[0], shape[1]), []).append(shape)
-    return groups
-
-
-def stacked(shapes: list[Shape]) -> Shape:
-    """The shape of the stacked matrices."""
-    return sum(rows for rows, _ in shapes), shapes[0][1]
-
-
-def m_n(shape: Shape) -> int:
-    """Elements of a matrix."""
-    return shape[0] * shape[1]

@@ -25,11 +25,13 @@ class Expert(nn.Module):
 class Unfolded(nn.Module):
     """Stands where fused experts stood and computes what they do: expert e's linears are e.NAME, such as 3.down_proj.
 
-    fused: the module that it stands for, which isn't part of the model while this one is; watch: see Watch.
+    fused: the module that it stands for, which isn't part of the model while this one is; watch: see Watch; share: of
+    the tokens of the last call, how many an expert got on average.
     """
 
     fused: Any
     watch: Watch | None = None
+    share: float = 1.0
 
     def __init__(self, fused: nn.Module, layout: Layout) -> None:
         super().__init__()
@@ -67,6 +69,8 @@ class Unfolded(nn.Module):
             return y
 
         def routed(rows: Rows) -> Rows:
+            tokens = len(hidden_states) * (self.layout.experts if given else 1)
+            self.share = sum(map(len, rows.values())) / max(tokens, 1)
             return rows if self.watch is None else self.watch(self, hidden_states, rows)
 
         return spread(hidden_states, given, self.layout, norm_of(self), expert, routed)
