@@ -13,8 +13,8 @@ from slimrank.calibrate.stream import CPU_LOGITS, DEVICE_LOGITS, default_batch
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
-from slimrank.numerics.threads import at_once
 from slimrank.model.units import Shape
+from slimrank.numerics.threads import at_once
 from slimrank.recipe import Recipe
 from slimrank.run.sizes import inputs_of, m_n, part_bytes, shares_of, stacked, stacks_of
 from slimrank.store.weights import Part
