@@ -144,6 +144,8 @@ def test_a_model_without_a_tokenizer_is_refused(tiny_llama, text):
 def test_a_model_in_parts_is_refused(place, monkeypatch):
     monkeypatch.setattr(Limits, "of", lambda memory, device: Limits(2**40, 1, Room()))
     found = compress("dense", "svd-llm", calibration="text.txt", samples=8, window=32, out="small")
-    for model in (found.loaded, found.model):
+    asked = {"tokenizer": found.loaded.tokenizer, "window": 32}
+    for model in (found.loaded, found.loaded.model):
         with pytest.raises(UsageError, match="MODEL small is not in memory as a whole: give the folder"):
-            evaluate_models({"small": model}, ["text.txt"], tokenizer=found.loaded.tokenizer, window=32)
+            evaluate_models({"small": model}, ["text.txt"], **asked)
+    evaluate_models({"small": found.model}, ["text.txt"], **asked)  # which is loaded from there
