@@ -115,6 +115,24 @@ def test_plain_transformers_stops_and_the_dense_export_has_the_fused_layout(made
     torch.testing.assert_close(found, logits(loaded.model, ids), rtol=0, atol=1e-5)
 
 
+def test_it_loads_in_a_fresh_process_and_lora_trains_beside_it(made, ids):
+    dense = made("Qwen3Moe")
+    run(dense, out=dense.parent / "out")
+    code = (
+        "import sys, torch, slimrank; from transformers import AutoModelForCausalLM as A; "
+        "A.from_pretrained(sys.argv[1], dtype=torch.bfloat16)"
+    )
+    fresh = subprocess.run([sys.executable, "-c", code, dense.parent / "out"], capture_output=True, text=True)
+    assert not fresh.returncode, fresh.stderr[-2000:]
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(dense.parent / "out")
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    tuned(input_ids=ids, labels=ids).loss.backward()
+    trained = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert not any("experts" in name for name in trained)
+
+
 def test_a_tensor_of_one_expert_that_is_missing_is_named(made):
     dense = made("Mixtral")
     tensors = load_file(dense / "model.safetensors")
@@ -144,7 +162,7 @@ def test_experts_that_nobody_needs_get_rank_0_and_are_named(made, ids):
     again = AutoModelForCausalLM.from_pretrained(dense.parent / "out")
     assert torch.equal(logits(again, ids), logits(result.model, ids))
     layer = again.model.layers[0].mlp.experts
-    assert 0 in [entry["rank"] for entry in layer.up.entries + layer.down.entries if "rank" in entry]
+    assert 0 in [entry["rank"] for entry in layer.ups.entries + layer.downs.entries if "rank" in entry]
     plan = result.plan.model_copy(update={"notes": []})
     applied = compress(str(dense), plan=plan, calibration=str(dense.parent / "text.txt"))
     assert torch.equal(logits(applied.model, ids), logits(result.model, ids))

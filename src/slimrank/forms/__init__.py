@@ -21,7 +21,7 @@ def compressed_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 def has_bits(entry: dict[str, Any]) -> bool:
     """Whether a layer's factors, or those of any of its experts, are quantized."""
-    parts = (entry, *(entry.get(key) or {} for key in ("up", "down")))
+    parts = (entry, *(entry.get(key) or {} for key in ("ups", "downs")))
     return any(part.get("bits") for part in parts)
 
 

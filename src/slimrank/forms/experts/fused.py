@@ -102,7 +102,8 @@ def works(fused: nn.Module, layout: Layout) -> bool:
     key = (type(fused), layout, fused.get_parameter(layout.up).shape, fused.get_parameter(layout.down).shape)
     if key not in TRIED:
         try:
-            TRIED[key] = _tried(fused, layout)
+            with torch.device("cpu"):  # transformers builds models on no device
+                TRIED[key] = _tried(fused, layout)
         except Exception:  # the class's own code raises anything where it is called in another way
             TRIED[key] = False
     return TRIED[key]
@@ -119,11 +120,13 @@ def _tried(fused: nn.Module, layout: Layout) -> bool:
     for name, child in fused.named_children():
         small._modules = {**small._modules, name: _in_memory(child)}
     width = small.get_parameter(layout.up).shape[1 if layout.transposed else 2]
-    hidden = torch.randn(TOKENS, width, generator=generator)
+    hidden = torch.randn(TOKENS, width, generator=generator, dtype=torch.float32)
     index = torch.stack([torch.randperm(layout.experts, generator=generator)[:2] for _ in range(TOKENS)])
-    weights = torch.rand(index.shape, generator=generator)
+    weights = torch.rand(index.shape, generator=generator, dtype=torch.float32)
     if not layout.arguments:
-        sent = torch.zeros(layout.experts, TOKENS, 1).scatter_(0, index.T.unsqueeze(-1), weights.T.unsqueeze(-1))
+        sent = torch.zeros(layout.experts, TOKENS, 1, dtype=torch.float32).scatter_(
+            0, index.T.unsqueeze(-1), weights.T.unsqueeze(-1)
+        )
         hidden = (sent * hidden).flatten(0, 1)
     given = (index, weights)[: len(layout.arguments)]
     own = inspect.unwrap(type(small).forward)  # the plain one, whatever implementation the config chooses
@@ -136,7 +139,8 @@ def _overlapping(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Random numbers of that shape over a few that are stored, no two matrices, rows or columns alike."""
     strides = (7, 3, 1) if len(shape) == 3 else (7, 1)
     length = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
-    return torch.randn(length, generator=generator).div_(shape[-1] ** 0.5).as_strided(shape, strides)
+    numbers = torch.randn(length, generator=generator, dtype=torch.float32)
+    return numbers.div_(shape[-1] ** 0.5).as_strided(shape, strides)
 
 
 def _in_memory(child: nn.Module) -> nn.Module:
@@ -145,7 +149,7 @@ def _in_memory(child: nn.Module) -> nn.Module:
         return copy.deepcopy(child).cpu().float()
     made = copy.deepcopy(child).to_empty(device="cpu").float()
     for parameter in made.parameters():
-        nn.init.constant_(parameter, 0.5)
+        parameter.fill_(0.5)  # transformers may have switched nn.init off
     return made
 
 

@@ -15,9 +15,12 @@ from slimrank.forms.experts.unfolded import Unfolded, unfolded
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.forms.table import form_of
 
+STACKS = ("ups", "downs")
+"""The names of the stacks; PEFT takes a module by the end of its name, and low-rank factors are called up and down."""
+
 
 class Experts(nn.Module):
-    """Computes what fused experts do from the stacks `up` and `down` (see Stack), the tokens sorted by expert.
+    """Computes what fused experts do from the stacks `ups` and `downs` (see Stack), the tokens sorted by expert.
 
     It carries an empty buffer (experts, 0, 0) under the name of each fused parameter: transformers without slimrank
     then stops at a size mismatch, where it would otherwise load random experts.
@@ -34,7 +37,7 @@ class Experts(nn.Module):
         self.__dict__["fused"] = without_parameters(fused)
         for name, child in fused.named_children():
             self.add_module(name, child)
-        self.up, self.down = up, down
+        self.ups, self.downs = up, down
         for name in layout.roles:
             self.register_buffer(name, torch.empty(layout.experts, 0, 0, device=up.device, dtype=up.dtype))
         self.train(fused.training)
@@ -61,7 +64,7 @@ class Experts(nn.Module):
         assert layout is not None, "the caller found fused experts"
         first = fused.get_parameter(layout.up)
         stacks = []
-        for role, key in zip(layout.roles, ("up", "down"), strict=True):
+        for role, key in zip(layout.roles, STACKS, strict=True):
             matrix = fused.get_parameter(role)
             rows, columns = matrix.shape[:0:-1] if layout.transposed else matrix.shape[1:]
             entries = unpacked(entry[key], layout.experts)
@@ -71,7 +74,7 @@ class Experts(nn.Module):
     @staticmethod
     def check(name: str, entry: Entry) -> None:
         """Raise a SlimrankError where `entry` of the experts `name` can't be read."""
-        for key in ("up", "down"):
+        for key in STACKS:
             columns = entry.get(key)
             if not isinstance(columns, dict) or "form" not in columns:
                 raise SlimrankError(f"The experts {name} have no key {key} that says each one's form: fetch it again.")
@@ -82,16 +85,16 @@ class Experts(nn.Module):
 
     def entry(self) -> Entry:
         """The layer's JSON: of each stack the experts' entries, as `packed` writes them."""
-        return {"form": self.form, "up": packed(self.up.entries), "down": packed(self.down.entries)}
+        return {"form": self.form, "ups": packed(self.ups.entries), "downs": packed(self.downs.entries)}
 
     def entries(self) -> list[Entry]:
         """The entries of all compressed matrices."""
-        return [entry for stack in (self.up, self.down) for entry in stack.entries if entry["form"] != DENSE]
+        return [entry for stack in (self.ups, self.downs) for entry in stack.entries if entry["form"] != DENSE]
 
     def mapped(self, change: Callable[[Form], Form]) -> Self:
         """The layer with a change of every compressed matrix, alone in its form."""
         stacks = []
-        for stack in (self.up, self.down):
+        for stack in (self.ups, self.downs):
             members = [stack.member(expert) for expert in range(self.layout.experts)]
             shape = stack.out_features, stack.in_features
             stacks.append(Stack.of([change(one) if isinstance(one, Form) else one for one in members], shape))
@@ -100,11 +103,11 @@ class Experts(nn.Module):
     @property
     def stacks(self) -> dict[str, Stack]:
         """The stacks by the fused parameters' names."""
-        return dict(zip(self.layout.roles, (self.up, self.down), strict=True))
+        return dict(zip(self.layout.roles, (self.ups, self.downs), strict=True))
 
     def count_parameters(self) -> int:
         """How many numbers the experts' matrices store, indices included, without biases."""
-        return self.up.count_parameters() + self.down.count_parameters()
+        return self.ups.count_parameters() + self.downs.count_parameters()
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the fused module's."""
@@ -126,7 +129,7 @@ class Experts(nn.Module):
         return torch.zeros_like(parts).masked_scatter(sent.unsqueeze(-1), y.to(parts.dtype)).flatten(0, 1)
 
     def _computed(self, x: Tensor, counts: list[int]) -> Tensor:
-        y: Tensor = self.down(activation(self.fused, self.layout)(self.up(x, counts)), counts)
+        y: Tensor = self.downs(activation(self.fused, self.layout)(self.ups(x, counts)), counts)
         norm = norm_of(self)
         return y if norm is None else norm(y)
 
@@ -143,7 +146,7 @@ class Experts(nn.Module):
                 biases = [layer.dense_bias() if isinstance(layer, Form) else bias_of(layer) for layer in layers]
                 fused.register_parameter(f"{role}_bias", nn.Parameter(torch.stack(biases).to(dtype)))  # type: ignore[arg-type]
         for name, child in self.named_children():
-            if name not in ("up", "down"):
+            if name not in STACKS:
                 fused.add_module(name, child)
         return fused
 
