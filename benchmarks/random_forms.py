@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slimrank.forms import Joint, KeptColumns, LowRank, Pivoted, link
+from slimrank.forms import KeptColumns, LowRank, Pivoted, link
 from slimrank.forms.bits import pack
+from slimrank.forms.joint import Joint
 from slimrank.forms.linear import is_linear
 from slimrank.model.load import DTYPES
 

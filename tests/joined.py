@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from slimrank.forms import joint_layers
+from slimrank.forms.joint import joint_layers
 from slimrank.forms.linear import bias_of
 from slimrank.model.decoder import set_module
 from slimrank.plan import Plan

@@ -13,7 +13,8 @@ from slimrank import compress
 from slimrank.allocate.prices import measure, top_rank
 from slimrank.errors import UsageError
 from slimrank.factorize.pivoted import PivotedFactorizer
-from slimrank.forms import Joint, compressed_layers
+from slimrank.forms import compressed_layers
+from slimrank.forms.joint import Joint
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 from slimrank.numerics.grams import Blocks, Grams

@@ -7,8 +7,9 @@ from joined import join
 from torch import nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import Joint, compressed_layers, joint_layers, link
+from slimrank.forms import compressed_layers, link
 from slimrank.forms.bits import unpack
+from slimrank.forms.joint import Joint, joint_layers
 from slimrank.serve.fold import fold_orders
 from slimrank.serve.optimize import optimize, shared_inputs
 

@@ -4,7 +4,8 @@ from lossless import factors
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import FORMS, Form, KeptColumns, LowRank, Pivoted, joint_layers
+from slimrank.forms import FORMS, Form, KeptColumns, LowRank, Pivoted
+from slimrank.forms.joint import joint_layers
 from slimrank.serve import few_tokens
 from slimrank.serve.shards import Dense, FusedParts
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from slimrank.factorize.base import Built, Factorizer, Target
-from slimrank.forms import Form, Joint, Pivoted, joint_layers
+from slimrank.forms import Form, Pivoted
+from slimrank.forms.joint import Joint, joint_layers
 from slimrank.model.units import Shape
 
 

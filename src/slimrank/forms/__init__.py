@@ -6,7 +6,6 @@ from torch import nn
 
 from slimrank.forms.base import Form
 from slimrank.forms.experts import Experts
-from slimrank.forms.joint import Joint, joint_layers
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
@@ -37,7 +36,6 @@ __all__ = [
     "FORMS",
     "Experts",
     "Form",
-    "Joint",
     "KeptColumns",
     "LowRank",
     "Pivoted",
@@ -45,6 +43,5 @@ __all__ = [
     "compressed_layers",
     "form_of",
     "has_bits",
-    "joint_layers",
     "link",
 ]

@@ -132,7 +132,7 @@ class Pair:
     def _compressed_outputs(self) -> Iterator[Tensor]:
         experts = experts_of(self.model.decoder, self.compressed.depth).values()  # sent tokens by its own router now
         routed = {inner for one in experts for inner in one.modules()}
-        final = [module for module in self._final() if routed.isdisjoint(module.modules())]
+        final = [module for module in self._final() if not routed.intersection(module.modules())]
         for batch in range(len(self.compressed.hidden)):
             with self._replay(final, batch, keep=False):
                 output = self.compressed.output(batch)

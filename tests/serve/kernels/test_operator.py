@@ -5,7 +5,8 @@ from lossless import factors
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import Joint, KeptColumns, LowRank, Pivoted, joint_layers
+from slimrank.forms import KeptColumns, LowRank, Pivoted
+from slimrank.forms.joint import Joint, joint_layers
 from slimrank.serve.few_tokens import computed, factor_of
 from slimrank.serve.kernels.operator import check_tensors, few_tokens, readable
 
