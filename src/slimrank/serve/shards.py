@@ -24,7 +24,7 @@ class FusedParts(nn.Module):
     factors are stacked into one matrix, whose product with the input is computed once.
     """
 
-    def __init__(self, shards: Mapping[str, Shard], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shards: Mapping[str, Shard], device: torch.device | str, dtype: torch.dtype) -> None:
         super().__init__()
         names = list(shards)
         self.parts = nn.ModuleList(shards.values())
@@ -36,7 +36,7 @@ class FusedParts(nn.Module):
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
-        self.kernels, self.places = self.find_kernels(device, dtype), self.find_places()
+        self.kernels, self.places = self.find_kernels(torch.device(device), dtype), self.find_places()
 
     def find_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the operator computes this here; a warning says in a sentence why a GPU can't."""
