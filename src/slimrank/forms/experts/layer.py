@@ -11,6 +11,7 @@ from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.experts.fused import Layout, activation, layout_of, norm_of
 from slimrank.forms.experts.stack import DENSE, Entry, Stack, packed, unpacked
+from slimrank.forms.experts.stand_in import StandIn
 from slimrank.forms.experts.unfolded import Unfolded, unfolded
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.forms.table import form_of
@@ -19,7 +20,7 @@ STACKS = ("ups", "downs")
 """The names of the stacks; PEFT takes a module by the end of its name, and low-rank factors are called up and down."""
 
 
-class Experts(nn.Module):
+class Experts(StandIn):
     """Computes what fused experts do from the stacks `ups` and `downs` (see Stack), the tokens sorted by expert.
 
     It carries an empty buffer (experts, 0, 0) under the name of each fused parameter: transformers without slimrank
@@ -28,27 +29,13 @@ class Experts(nn.Module):
 
     form: ClassVar[str] = "experts"
 
-    fused: Any
-
     def __init__(self, fused: nn.Module, layout: Layout, up: Stack, down: Stack) -> None:
         """fused: the module in whose place this stands; of it the activation and other modules are kept."""
-        super().__init__()
-        self.layout = layout
-        self.__dict__["fused"] = without_parameters(fused)
-        for name, child in fused.named_children():
-            self.add_module(name, child)
+        super().__init__(without_parameters(fused), layout)
         self.ups, self.downs = up, down
         for name in layout.roles:
             self.register_buffer(name, torch.empty(layout.experts, 0, 0, device=up.device, dtype=up.dtype))
         self.train(fused.training)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "fused" or name not in self.__dict__["fused"].__dict__:
-                raise
-            return self.__dict__["fused"].__dict__[name]  # settings that the model's code reads, such as num_experts
 
     @classmethod
     def of(cls, experts: Unfolded) -> Self:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.experts.fused import Layout, Rows, activation, layout_of, norm_of, spread
+from slimrank.forms.experts.stand_in import StandIn
 
 Watch = Callable[["Unfolded", Tensor, Rows], Rows]
 """Is told of the hidden states and the routing of every call of a module, and may return another routing."""
@@ -22,36 +23,22 @@ class Expert(nn.Module):
             self.add_module(name, linear)
 
 
-class Unfolded(nn.Module):
+class Unfolded(StandIn):
     """Stands where fused experts stood and computes what they do: expert e's linears are e.NAME, such as 3.down_proj.
 
-    fused: the module that it stands for, which isn't part of the model while this one is; watch: see Watch; share: of
-    the tokens of the last call, how many an expert got on average.
+    watch: see Watch; share: of the tokens of the last call, how many an expert got on average.
     """
 
-    fused: Any
     watch: Watch | None = None
     share: float = 1.0
 
     def __init__(self, fused: nn.Module, layout: Layout) -> None:
-        super().__init__()
-        self.layout = layout
-        self.__dict__["fused"] = fused
-        for name, child in fused.named_children():
-            self.add_module(name, child)
+        super().__init__(fused, layout)
         for expert in range(layout.experts):
             self.add_module(
                 str(expert), Expert({name: linear_of(fused, layout, name, expert) for name in layout.roles})
             )
         self.train(fused.training)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "fused" or name not in self.__dict__["fused"].__dict__:
-                raise
-            return self.__dict__["fused"].__dict__[name]  # settings that the model's code reads, such as num_experts
 
     def expert(self, number: int) -> dict[str, nn.Module]:
         """An expert's two modules, linears or what took their places, by role."""
