@@ -16,13 +16,14 @@ from slimrank.model.decoder import Decoder
 from slimrank.model.units import Shape
 from slimrank.numerics.threads import at_once
 from slimrank.recipe import Recipe
+from slimrank.refine.pair import HELD
 from slimrank.run.sizes import inputs_of, m_n, part_bytes, shares_of, stacked, stacks_of
 from slimrank.store.weights import Part
 from slimrank.texts.windows import Windows
 
 LOGIT = 6 * 4  # bytes of a logit with its softmax, gradient and what samples from it
 TRAINED = 3 * 4  # bytes that training adds for each parameter, float32 in any dtype
-OUTPUTS = 6 * 2**28  # the most bytes of a block's outputs that refine.anchored holds (see refine.pair)
+OUTPUTS = HELD * 3 // 2  # the most bytes of a block's outputs that refine.anchored holds
 
 
 @dataclass(frozen=True)
