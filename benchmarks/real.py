@@ -8,7 +8,7 @@
 MODEL is a directory or a .gguf file, by default the SmolLM2-135M-Instruct that smollm2.py makes; texts are by default
 WikiText-2 and a part of C4 from the hub. What --out has already is not measured again, and a row may come in parts:
 its texts, and each of its tasks, so that a run with tasks completes the rows of one without. Searches run at a share of
-their papers' effort (EFFORT), which the rows record.
+their papers' effort (EFFORT), which the rows record. With --progress a row that was stopped goes on where it was.
 """
 
 import argparse
@@ -97,6 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu-share", action="store_true", help="keep 0.8, 32 windows, 100 documents by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--progress", type=Path, help="folder in which stopped rows go on; needs --tasks none")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after that")
     parser.add_argument("--table", action="store_true", help="print the table of --out and stop")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="add these files' rows to --out and stop")
@@ -113,6 +114,8 @@ def prepare(options: argparse.Namespace) -> Tasks | None:
     """
     for key, value in (CPU_SHARE if options.cpu_share else WHOLE).items():
         setattr(options, key, getattr(options, key) or value)
+    if options.progress is not None and options.tasks != "none":
+        raise UsageError("--progress keeps rows without tasks: give --tasks none, and measure the tasks without it.")
     for name in options.recipes:
         recipe(options, name)
     harness = harness_of(options)

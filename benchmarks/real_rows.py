@@ -80,7 +80,12 @@ def of_seed(
         begin_peak(loaded.model.device)
 
     runs = [(recipes[name], keep) for name, keep in parts if name != "dense"]
-    found = compare(loaded, runs, texts, reading, max_windows=options.max_windows, failed=failed)
+    more = {"max_windows": options.max_windows, "failed": failed}
+    if options.progress is None:
+        found = compare(loaded, runs, texts, reading, **more)
+    else:
+        place = {"device": options.device, "dtype": options.dtype, "out": options.progress / f"seed-{seed}"}
+        found = compare(options.model, runs, texts, reading, **more, **place)
     begin_peak(loaded.model.device)
     dense = row = next(found)
     while row is not None:
@@ -108,7 +113,7 @@ def figures(row: Row, dense: Row, texts: list[Text]) -> dict[str, Any]:
         "kept": rounded(row.linears / dense.linears),
         "parameters": row.parameters,
         "bytes": row.bytes,
-        "seconds": round(row.seconds, 1),
+        "seconds": None if row.seconds is None else round(row.seconds, 1),
         "blocks": recipe_rows.block_shares(row.plan) if row.plan else [],
         "notes": [note for note in row.plan.notes if "/" not in note] if row.plan else [],
     }

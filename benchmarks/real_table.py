@@ -31,7 +31,7 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str], *, seconds: bool
         own = [row for row in found.values() if (row["recipe"], tuple(row["settings"])) == (name, settings)]
         cells = [judged([r for r in own if r["keep"] == keep], texts, key, most) for key in KEYS for keep in keeps]
         cells += [accuracy([r for r in own if r["keep"] == keep], tasks, most) for keep in keeps if tasks]
-        spent = [row["seconds"] for row in own if row["part"] == "texts"]
+        spent = [row["seconds"] for row in own if row["part"] == "texts" and row["seconds"] is not None]
         label = f"{name} ({', '.join(settings)})" if settings else name
         cells += [f"{statistics.mean(spent):.0f}" if spent else "-"] if seconds else []
         yield f"| {label} | {' | '.join(cells)} |"

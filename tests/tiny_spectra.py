@@ -17,6 +17,7 @@ from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.spectrum.decompose import decompose
 from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 
 def windows(vocabulary: int, count: int = 12, tokens: int = 32, seed: int = 1) -> Windows:
@@ -35,6 +36,6 @@ def spectra(
     return decompose(compressible, evidence, metric, measured_later=True, **options)
 
 
-def problem(made: Spectra, keep: float = 0.6, form: Factorizer | None = None) -> Problem:
+def problem(made: Spectra, keep: float = 0.6, form: Factorizer | None = None, run: Run | None = None) -> Problem:
     """What an allocator gets."""
-    return Problem(keep, form or LowRankFactorizer(), made)
+    return Problem(keep, form or LowRankFactorizer(), made, run or Run())

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from slimrank.errors import MissingLibrary
+from slimrank.store import pieces
 
 ASKED = ["dense", "--calibration", "text.txt", "--text", "a/test.txt", "--text", "b/other.txt", "--samples", "8"]
 ASKED += ["--window", "32", "--max-windows", "4", "--out", "real.json"]
@@ -89,6 +90,31 @@ def test_rows_are_measured_once_and_hold_what_was_measured_where(place, run, mea
     ]
     assert f"| svd | {lost[0]} / {lost[1]}* | {lost[2]} / {lost[3]} | {lost[4]} / {lost[5]}* | " in said
     assert "| recipe | nats 0.9 | nats 0.8 | nats 0.6 | KL 0.9 | KL 0.8 | KL 0.6 | seconds |" in said
+
+
+def test_with_progress_rows_are_the_same_and_one_that_was_stopped_goes_on(place, run, script, monkeypatch):
+    run("real", *TWO, "--tasks", "none", "--keeps", "0.6")
+    whole, asked = of(place), [*TWO, "--tasks", "none", "--keeps", "0.6", "--progress", "work", "--out", "parts.json"]
+    saved = pieces.save_file
+    left = 12
+
+    def dying(*arguments, **options):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return saved(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pieces, "save_file", dying)
+        run("real", *asked)
+    assert list((place / "work" / "seed-3" / ".rows.progress").iterdir())
+    run("real", *asked)
+    parts = of(place, "parts.json")
+    assert parts.keys() == whole.keys() and None in {row["seconds"] for row in parts.values()}
+    for key, row in whole.items():
+        assert {k: row[k] for k in ("texts", "bytes", "kept")} == {k: parts[key][k] for k in ("texts", "bytes", "kept")}
+    assert refused(run, *asked, "--tasks", "letters") == 2
 
 
 def test_a_run_with_tasks_completes_rows_that_have_none(place, run, measured, script, monkeypatch, capsys):

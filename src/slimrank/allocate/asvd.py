@@ -44,7 +44,7 @@ class PerplexityScan(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks at the lowest threshold within the budget, with a note on what the measurements took."""
         grid = sorted(self.grid or default_grid(problem.keep))
-        damage = Damage(problem.spectra, windows=self.windows)
+        damage = Damage(problem.spectra, windows=self.windows, pieces=problem.run.pieces)
         scans: dict[Unit, dict[int | None, float]] = {}
         for unit in problem.run.track(list(problem.curves), "scanning", len(problem.curves)):
             ranks = dict.fromkeys(rank_at(problem, unit, share) for share in grid)

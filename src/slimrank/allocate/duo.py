@@ -87,7 +87,7 @@ class MeasuredModules(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of the knapsack's optimum, with a note on what the measurements took."""
-        damage = Damage(problem.spectra, same_share(problem), windows=self.windows)
+        damage = Damage(problem.spectra, same_share(problem), windows=self.windows, pieces=problem.run.pieces)
         scans = {group: self._scan(problem, damage, group) for group in measured_together(problem)}
         for group in problem.run.track(list(scans), "measuring", len(scans)):
             scans[group].start()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate.base import Ranks
+from slimrank.allocate.known import Known, Measured, key_of
 from slimrank.calibrate.needs import Holds
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import UsageError
@@ -16,6 +17,7 @@ from slimrank.model.units import Unit
 from slimrank.numerics.balance import balanced
 from slimrank.numerics.losses import next_token_losses
 from slimrank.spectrum.spectra import Spectra
+from slimrank.store.pieces import Pieces
 
 CPU_ROWS, DEVICE_ROWS = 32, 1024  # tokens at a time: fit the CPU's cache, keep a device busy
 CPU_LOGITS, DEVICE_LOGITS = 2**25, 2**28  # logits at a time, enough for the head's full speed
@@ -40,7 +42,8 @@ class Damage:
 
     Only the blocks from the first difference on are run: the base model's hidden states before every block are held
     (windows x tokens x width each). After the first `kl` the dense probabilities are held too (windows x tokens x
-    vocabulary, float32). passes: blocks run so far, each over all windows. Each process runs its share of the windows.
+    vocabulary, float32). passes: blocks run so far, each over all windows, those of an earlier process included whose
+    measurements are among the pieces. Each process runs its share of the windows.
     """
 
     def __init__(
@@ -50,10 +53,12 @@ class Damage:
         *,
         windows: int = 32,
         prefixes: bool = True,
+        pieces: Pieces | None = None,
     ) -> None:
         """base: all dense by default; prefixes: False if every assignment changes all blocks.
 
-        Then only the hidden states before the first block are held, and the factors of every linear.
+        Then only the hidden states before the first block are held, and the factors of every linear. pieces: keep what
+        is measured, so that it is not measured again after a kill.
 
         Raises:
             UsageError: if there are fewer calibration windows.
@@ -73,9 +78,10 @@ class Damage:
         holds = prefixes or spectra.held.room
         self._factors: dict[Unit, Factors] | None = None if holds else {}
         self._layers = self._model.linears | self._cuts(self.base)
-        self._known: dict[tuple[str, frozenset], float] = {}
+        self._known = Known(pieces, [key_of("base", self.base), windows], writes=self._world.main)
         self._stream, self._hidden = self._run_base(self._layers, prefixes)
         self._parts = self._cut_to_parts()
+        self.passes += self._known.passes
 
     def kl(self, ranks: Ranks) -> float:
         """KL(dense || base with `ranks`) in nats, summed over a window's tokens, mean over windows."""
@@ -92,11 +98,12 @@ class Damage:
 
     def _measured(self, kind: str, ranks: Ranks) -> float:
         changes = {unit: rank for unit, rank in ranks.items() if rank != self.base.get(unit)}
-        key = (kind, frozenset(changes.items()))
+        key = key_of(kind, changes)
         if key not in self._known:
-            compare = self._divergence if kind == "kl" else likelihood
-            self._known[key] = self._compared(compare, self._cuts(changes))
-        return self._known[key]
+            compare, before = self._divergence if kind == "kl" else likelihood, self.passes
+            value = self._compared(compare, self._cuts(changes))
+            self._known.add(key, Measured(value, self.passes - before))
+        return self._known[key].value
 
     def _cuts(self, ranks: Ranks) -> Modules:
         cuts = (cut(self.spectra, unit, rank, self._factors) for unit, rank in ranks.items())
@@ -115,8 +122,12 @@ class Damage:
     def _dense(self) -> list[tuple[Tensor, float]]:
         """By part the dense model's probabilities (windows, tokens, vocabulary), float32, and their sum of p log p."""
         dense = self._logits(self._cuts(dict.fromkeys(unit for unit, rank in self.base.items() if rank is not None)))
+        passes = self.passes
         pairs = ((logits.softmax(-1), logits) for logits in dense)
-        return [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
+        found = [(probabilities, -cross_nats(probabilities, logits)) for probabilities, logits in pairs]
+        if self._known.has("kl"):
+            self.passes = passes  # an earlier process has counted them
+        return found
 
     @torch.no_grad()
     def _run_base(self, layers: Modules, prefixes: bool) -> tuple[Stream, list[list[Tensor]]]:

@@ -19,7 +19,7 @@ def measure(problem: Problem, losses: dict[Unit, Floats], ranks: Ranks, *, point
 
     The ranks descend in equal steps from `top_rank`, or from the full rank where that is dense.
     """
-    damage = Damage(problem.spectra, windows=windows)
+    damage = Damage(problem.spectra, windows=windows, pieces=problem.run.pieces)
     tokens = problem.spectra.evidence.windows.calibration.shape[1]
     readings = {}
     for unit, curve in losses.items():

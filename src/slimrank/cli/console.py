@@ -19,7 +19,7 @@ from slimrank.plan import LinearPlan, Plan
 from slimrank.report import write_report as write_page
 from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
-from slimrank.run.rows import Row
+from slimrank.run.rows import Row, spent
 from slimrank.runtime.track import Description
 from slimrank.texts.tokens import WHERE
 
@@ -145,7 +145,7 @@ def show_comparison(rows: Sequence[Row]) -> None:
         cells = [(row.recipe, f"{row.keep:g}", *measured(row.texts[text], first)) for row in rows]
         table(["recipe", "keep", "perplexity", "nats lost", "KL"], cells, of_text(text, first))
     sizes = [
-        (row.recipe, f"{row.keep:g}", f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", f"{row.seconds:.1f}")
+        (row.recipe, f"{row.keep:g}", f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", spent(row.seconds))
         for row in rows
     ]
     table(["recipe", "keep", "linears", "parameters", "bytes", "seconds"], sizes)

@@ -10,6 +10,7 @@ from slimrank.report import charts
 from slimrank.report.data import Columns, columns, joined, linear_columns
 from slimrank.report.measured import TEXT_HEAD, read_json, text_cells
 from slimrank.report.page import render
+from slimrank.run.rows import spent
 
 ALIKE = ("name", "form", "shape")  # what a comparison's page leaves out, to stay small
 
@@ -89,7 +90,7 @@ def cells(row: dict[str, Any], texts: list[str]) -> list[str]:
     """A row of it."""
     found = [cell for text in texts for cell in text_cells({"nats_lost": row["nats_lost"][text]} | row["texts"][text])]
     counts = [f"{row[key]:,}" for key in ("linears", "parameters", "bytes")]
-    return [row["recipe"], f"{row['keep']:g}", *found, *counts, f"{row['seconds']:.1f}"]
+    return [row["recipe"], f"{row['keep']:g}", *found, *counts, spent(row["seconds"])]
 
 
 def fingerprints(plans: dict[str, Plan]) -> list[tuple[str, str]]:

@@ -86,11 +86,13 @@ class Comparison:
                 f"curves/{metric}/seconds",
                 lambda: decompose(self.model, evidence, recipe, keep=keep, held=held, run=run),
             )
-            started = time.perf_counter()
-            plan = allocated(spectra, recipe, keep, run).with_notes(self.loaded.notes)
-            plan = refine(spectra, factorize(spectra, plan, run), run)
-            seconds = calibrated + decomposed + time.perf_counter() - started
-            row = self.judged(recipe.name, keep, plan.budget.used, seconds, plan)
+
+            def applied() -> Plan:
+                plan = allocated(spectra, recipe, keep, run).with_notes(self.loaded.notes)
+                return refine(spectra, factorize(spectra, plan, run), run)
+
+            plan, compressed = self.timed(f"work/{own}/seconds", applied)
+            row = self.judged(recipe.name, keep, plan.budget.used, total(calibrated, decomposed, compressed), plan)
             if self.pieces.lasting:
                 self.pieces.save(f"rows/{own}", {}, row.facts())
             self.pieces.clear(f"work/{own}")
@@ -122,7 +124,7 @@ class Comparison:
             self.pieces.clear(f"curves/{metric}")
             self.held.pop(metric, None)
 
-    def judged(self, recipe: str, keep: float, used: int, seconds: float, plan: Plan | None = None) -> Row:
+    def judged(self, recipe: str, keep: float, used: int, seconds: float | None, plan: Plan | None = None) -> Row:
         """Evaluate the model as it is now; used: parameters of the linears; seconds: what the row took."""
         loaded, decoder = self.loaded, None if self.loaded.weights is None else self.model.decoder
         options = self.judging | {"first": self.first, "is_first": plan is None, "decoder": decoder}
@@ -130,7 +132,7 @@ class Comparison:
         size = stored_bytes(loaded.model, loaded.dtype)
         return Row(recipe, keep, measured, used, count_parameters(loaded.model), size, seconds, plan)
 
-    def calibrated(self, recipe: Recipe, run: Run) -> tuple[Evidence, float]:
+    def calibrated(self, recipe: Recipe, run: Run) -> tuple[Evidence, float | None]:
         """The evidence that a recipe needs, and the seconds that it took."""
         needs, spent = recipe.needs, blocks_with_curves(self.model, run.pieces)
         inputs = Needs(blocks=self.blocks_of(recipe).startswith("blocks"), all_experts=needs.all_experts)
@@ -143,15 +145,18 @@ class Comparison:
                 f"seconds/gradients/{self.gradients_of(needs)}",
                 lambda: calibrate(self.model, self.windows, needs | inputs, run, spent),
             )
-            seconds += more
+            seconds = total(seconds, more)
         return evidence, seconds
 
-    def timed(self, key: str, run: Callable[[], T]) -> tuple[T, float]:
-        """The result of `run`, and the seconds that its first run took, saved under `key`."""
-        started = time.perf_counter()
+    def timed(self, key: str, run: Callable[[], T]) -> tuple[T, float | None]:
+        """The result of `run`, and the seconds that its first run took, saved under `key`; None if that was killed."""
+        begun, started, known = f"{key}-begun", time.perf_counter(), key in self.pieces
+        killed = begun in self.pieces
+        if not known:
+            self.pieces.save(begun, {})
         result = run()
-        if key not in self.pieces:
-            self.pieces.save(key, {}, {"seconds": time.perf_counter() - started})
+        if not known:
+            self.pieces.save(key, {}, {"seconds": None if killed else time.perf_counter() - started})
         return result, self.pieces.load(key)[1]["seconds"]
 
     def blocks_of(self, recipe: Recipe) -> str:
@@ -176,6 +181,12 @@ class Comparison:
         """A name for a row, unique to its recipe, keep, texts and evaluation options."""
         texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
         return sha256_of_json([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
+
+
+def total(*seconds: float | None) -> float | None:
+    """Their sum, None if any is not known."""
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 @contextmanager

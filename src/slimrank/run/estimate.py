@@ -56,14 +56,14 @@ class Estimate:
             kind = UsageError if asked else SlimrankError
             given = f"--memory {gib(limits.host)} is" if asked else f"The free memory, {gib(limits.host)}, is"
             raise kind(
-                f"{given} too little: {self.largest} need about {gib(self.memory)}; "
+                f"{given} too little: about {gib(self.memory)} is needed, most of it for {self.largest}; "
                 "compute in --dtype bfloat16, use a --window of fewer tokens or a larger machine."
             )
 
 
 def gib(size: float) -> str:
-    """Bytes as text in GiB."""
-    return f"{size / 2**30:.1f} GiB"
+    """Bytes as text in GiB, or in MiB where they are few."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def estimate(

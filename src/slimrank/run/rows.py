@@ -17,7 +17,7 @@ class Row:
     """One recipe at one keep, or the dense model (plan None, keep 1).
 
     linears, parameters: parameters of the compressed linears and of the whole model; bytes: of the weights in the
-    stored dtype; seconds: of this row alone, without loading and evaluating.
+    stored dtype; seconds: of this row alone, without loading and evaluating, None if it went on after a kill.
     """
 
     recipe: str
@@ -26,7 +26,7 @@ class Row:
     linears: int
     parameters: int
     bytes: int
-    seconds: float
+    seconds: float | None
     plan: Plan | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -38,6 +38,11 @@ class Row:
         """The inverse of facts."""
         texts = {text: Perplexity.of(measured) for text, measured in facts["texts"].items()}
         return cls(**facts | {"texts": texts, "plan": facts["plan"] and Plan.model_validate(facts["plan"])})
+
+
+def spent(seconds: float | None) -> str:
+    """A row's seconds as a cell of a table."""
+    return "-" if seconds is None else f"{seconds:.1f}"
 
 
 def to_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:

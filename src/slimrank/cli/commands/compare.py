@@ -65,7 +65,7 @@ def compare(
     from slimrank.cli import console
     from slimrank.recipe import load_recipe, settings_by_recipe
     from slimrank.run.compare import compare
-    from slimrank.run.rows import to_json
+    from slimrank.run.rows import spent, to_json
     from slimrank.runtime.memory import parse_size
     from slimrank.texts.reading import Reading
 
@@ -100,7 +100,7 @@ def compare(
         out=out, resume=resume, memory=size, announce=console.show_estimate, track=console.track,
     ):  # fmt: skip
         rows.append(row)
-        console.err.print(f"{row.recipe} {row.keep:g}: done in {row.seconds:.1f} s")
+        console.err.print(f"{row.recipe} {row.keep:g}: done, seconds: {spent(row.seconds)}")
         if out:  # anew after each row: one that fails takes neither the others with it nor an earlier comparison
             write_text(out / "compare.partial.json", to_json(rows, asked))
     console.show_comparison(rows)
