@@ -116,7 +116,9 @@ class Decoder:
             for index, block in enumerate(self.blocks)
         ]
         if not any(found):
-            raise UsageError("--only and --skip, or the filter, leave none of the decoder blocks' linears to compress: widen them.")
+            raise UsageError(
+                "--only and --skip, or the filter, leave none of the decoder blocks' linears to compress: widen them."
+            )
         return found
 
     def role(self, name: str) -> str:
