@@ -60,11 +60,11 @@ def run(options: dict, die_after: int = NEVER, die_at: float | None = None) -> R
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file by its relative path, less what a run says of itself.
 
-    Its times and its peak of memory in the account, and in the model card the folder's own name.
+    In the account its times, its peak of memory and whether it was resumed, in the model card the folder's own name.
     """
     files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     if ACCOUNT in files:
-        account = {k: v for k, v in json.loads(files[ACCOUNT]).items() if k not in ("seconds", "memory")}
+        account = {k: v for k, v in json.loads(files[ACCOUNT]).items() if k not in ("seconds", "memory", "resumed")}
         files[ACCOUNT] = json.dumps(account).encode()
     if "README.md" in files:
         card = files["README.md"].decode()

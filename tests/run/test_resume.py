@@ -9,6 +9,7 @@ import torch
 
 from slimrank import compress
 from slimrank.checkpoint import find
+from slimrank.checkpoint.account import Account
 from slimrank.errors import UsageError
 from slimrank.run.estimate import Estimate
 from slimrank.runtime.memory import Limits, Room, parse_size
@@ -26,6 +27,7 @@ RECIPES = {
         "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 128, checks: 4}]"],
     },
     "searched": {"recipe": "dipsvd-bo", "settings": ["allocate.trials=12", "allocate.windows=4"]},
+    "measured": {"recipe": "duo-svd", "settings": ["allocate.windows=2", "form=low_rank"]},
     "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},
 }
 
@@ -87,7 +89,8 @@ def killed_then_resumed(options, out, whole, **moment):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "dtype"), [("slimrank", "float32"), ("distilled", "float32"), ("distilled", "bfloat16")]
+    ("recipe", "dtype"),
+    [("slimrank", "float32"), ("measured", "float32"), ("distilled", "float32"), ("distilled", "bfloat16")],
 )
 def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, dtype, tmp_path):
     options |= {**RECIPES[recipe], "dtype": dtype}
@@ -97,6 +100,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, dtype, tmp_
         assert (tmp_path / ".out.progress").is_dir() and not (tmp_path / "out").exists()
     assert kills.run(options).steps < steps
     assert kills.contents(tmp_path / "out") == kills.contents(tmp_path / "whole")
+    assert [Account.load(tmp_path / name).resumed for name in ("out", "whole")] == [True, False]
     assert not (tmp_path / ".out.progress").exists()
 
 

@@ -53,7 +53,8 @@ class Account(BaseModel):
 
     held_out: the models' quality, None where there was no held-out window; computed, stored: dtypes; parameters: of the
     whole model, "dense" and "compressed"; dense_bytes: of the dense weights; seconds: by stage; memory: peak bytes;
-    calibration: the tokens of each of its texts, none where an older version kept none.
+    resumed: whether the run was stopped and went on, so that both are of its last process alone; calibration: the
+    tokens of each of its texts, none where an older version kept none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,6 +68,7 @@ class Account(BaseModel):
     dense_bytes: int
     seconds: dict[str, float]
     memory: int
+    resumed: bool = False
     versions: dict[str, str]
     held_out: HeldOut | None = None
     calibration: list[Frequencies] = []

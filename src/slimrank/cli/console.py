@@ -119,7 +119,8 @@ def show_result(result: Result, size: int | None) -> None:
     """The plan and the totals of a run. size: bytes on disk."""
     show_plan(result.plan)
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items())
-    rows = result.summary() | {"seconds": f"{sum(result.seconds.values()):.1f} ({stages})"}
+    label = "seconds" + " since it was resumed" * result.resumed
+    rows = result.summary() | {label: f"{sum(result.seconds.values()):.1f} ({stages})"}
     if size is not None:
         rows["on disk"] = f"{size:,} bytes ({size / result.account().dense_bytes:.1%} of the dense weights)"
     totals(rows | {"peak memory": memory_for_people(peak_memory())})

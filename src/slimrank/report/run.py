@@ -117,7 +117,7 @@ def headline(plan: Plan, account: Account, rows: Sequence[tuple[str, ...]]) -> F
         ("of the linears' parameters", rows[0][3]),
         ("predicted relative error (RMS)", "-" if predicted is None else f"{predicted:.3g}"),
         ("relative error on held-out windows (RMS)", "-" if measured is None else f"{measured:.3g}"),
-        ("seconds", f"{sum(account.seconds.values()):,.1f}"),
+        ("seconds" + " since it was resumed" * account.resumed, f"{sum(account.seconds.values()):,.1f}"),
         ("peak memory", f"{account.memory / 2**20:,.0f} MiB"),
     ]
     return found

@@ -112,7 +112,7 @@ def compress(
         with run.clock("calibrate"):
             compressible, plan = chosen_linears(decoder, chosen, keep, plan, filter)
             job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run)
-            identify(pieces, identity_of(compressible, job.windows) | choices(chosen, plan, keep))
+            resumed = identify(pieces, identity_of(compressible, job.windows) | choices(chosen, plan, keep))
             if out is not None and not plan_only:
                 result = finished(pieces, out, loaded, overwrite=overwrite, device=device)
                 if result is not None:
@@ -130,7 +130,7 @@ def compress(
             fold_blocks(decoder, pieces)
         describe(loaded.model)
         place = None if out is None or loaded.weights is None else loaded.name if plan_only else str(out.resolve())
-        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place)
+        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place, resumed)
         if out is not None and plan_only:
             write_text(out, applied.to_json())
         elif out is not None:

@@ -34,7 +34,7 @@ class Result:
 
     curves: of every linear by name; parameters: of the whole model, before and after; tokens: of each calibration
     text's windows; held_out: the models' quality, None of a plan alone; place: MODEL that `model` is loaded from, where
-    the run had it on disk.
+    the run had it on disk; resumed: whether it was stopped and went on, `seconds` being those since then.
     """
 
     loaded: Loaded
@@ -45,6 +45,7 @@ class Result:
     tokens: list[Frequencies] = field(default_factory=list)
     held_out: HeldOut | None = None
     place: str | None = None
+    resumed: bool = False
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -103,6 +104,7 @@ class Result:
             dense_bytes=weight_bytes(directory) if directory else before * size,
             seconds=self.seconds,
             memory=peak_memory(),
+            resumed=self.resumed,
             versions=versions(),
             held_out=self.held_out,
             calibration=self.tokens,

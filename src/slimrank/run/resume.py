@@ -102,14 +102,15 @@ def choices(recipe: Recipe, plan: Plan | None, keep: float) -> dict[str, Any]:
     }
 
 
-def identify(pieces: Pieces, identity: dict[str, Any]) -> None:
-    """Record the run's identity, or compare it with the recorded one.
+def identify(pieces: Pieces, identity: dict[str, Any]) -> bool:
+    """Record the run's identity, or compare it with the recorded one; returns whether there was one.
 
     Raises:
         UsageError: naming the first difference.
     """
     identity = json.loads(json.dumps(identity))
-    if IDENTITY not in pieces:
+    resumed = IDENTITY in pieces
+    if not resumed:
         pieces.save(IDENTITY, {}, identity)
     theirs = pieces.load(IDENTITY)[1]
     for key in {**identity, **theirs}:
@@ -118,6 +119,7 @@ def identify(pieces: Pieces, identity: dict[str, Any]) -> None:
                 f"The progress beside --out is of a run whose {key} is {_short(theirs.get(key))}, and this one's is "
                 f"{_short(identity.get(key))}: give the same options, or --fresh to begin anew."
             )
+    return resumed
 
 
 def _short(value: Any) -> str:
