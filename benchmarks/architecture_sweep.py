@@ -35,7 +35,8 @@ from slimrank.errors import SlimrankError
 from slimrank.forms import Form, LowRank, compressed_layers
 from slimrank.forms.experts import Stack, fold, unfold
 from slimrank.forms.linear import bias_of, weight_of
-from slimrank.model.decoder import Decoder, set_module
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import set_module
 
 SECONDS = 120
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel
 
 from slimrank.forms.joint import joint_layers
 from slimrank.forms.linear import bias_of
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 from slimrank.plan import Plan
 from slimrank.serve.optimize import shared_inputs
 

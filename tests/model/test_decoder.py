@@ -5,8 +5,7 @@ from torch import nn
 
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms.linear import is_linear
-from slimrank.model.decoder import Decoder, find_blocks, fingerprint, require_finite_weights
-from slimrank.store.weights import sample
+from slimrank.model.decoder import Decoder, find_blocks
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def test_a_filter_chooses_and_one_that_matches_nothing_is_an_error(tiny_llama):
     decoder = Decoder(tiny_llama())
     chosen = decoder.linears(lambda name, module: module.weight.shape[0] == 48)
     assert [len(block) for block in chosen] == [2, 2]
-    with pytest.raises(UsageError, match="matches none"):
+    with pytest.raises(UsageError, match="leave none"):
         decoder.linears(lambda name, module: False)
 
 
@@ -52,20 +51,3 @@ def test_fused_experts_are_named(ids):
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(SlimrankError, match="no list of blocks"):
         find_blocks(nn.Sequential(nn.Linear(2, 2)))
-
-
-def test_a_weight_that_is_not_finite_is_named(tiny_llama):
-    model = tiny_llama()
-    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
-    with pytest.raises(SlimrankError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
-        require_finite_weights(model)
-
-
-def test_the_fingerprint_sees_settings_and_every_column(tiny_llama):
-    model = tiny_llama(hidden_size=64)
-    decoder = Decoder(model)
-    before = fingerprint(decoder)
-    assert before == fingerprint(Decoder(model))
-    model.config.rms_norm_eps = 1e-2
-    assert fingerprint(decoder) != before
-    assert set(sample(torch.arange(64.0).repeat(512, 1), 256).tolist()) == set(range(64))

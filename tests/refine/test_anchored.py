@@ -11,7 +11,8 @@ from slimrank.forms import Form, LowRank
 from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 from slimrank.model.compressible import Compressible
-from slimrank.model.decoder import Decoder, set_module
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import set_module
 from slimrank.refine.anchored import Anchored, anchored_target
 from slimrank.refine.base import Cuts
 from slimrank.spectrum.decompose import decompose

@@ -8,7 +8,7 @@ from tiny_spectra import spectra
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.forms.low_rank import LowRank
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 from slimrank.refine.base import Cuts
 from slimrank.refine.lora import Lora, held_out_loss, next_token_loss, train_adapter
 from slimrank.store.run import Run

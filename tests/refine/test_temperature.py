@@ -7,7 +7,8 @@ from transformers import OPTConfig
 from slimrank.allocate.measure import cut
 from slimrank.calibrate.stream import final_states
 from slimrank.factorize.low_rank import LowRankFactorizer
-from slimrank.model.decoder import Decoder, set_module
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import set_module
 from slimrank.refine.base import Cuts
 from slimrank.refine.temperature import Gain, Temperature, final_norm, lowest
 from slimrank.store.run import Run

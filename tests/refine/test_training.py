@@ -8,7 +8,7 @@ from torch import nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 from slimrank.numerics.losses import divergence
 from slimrank.recipe import load_recipe
 from slimrank.refine.distill import Distill, held_out_divergence, lr_for, states_error

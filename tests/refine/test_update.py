@@ -8,7 +8,7 @@ from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 from slimrank.refine.base import Cuts
 from slimrank.refine.update import Update, updated_left
 from slimrank.store.run import Run

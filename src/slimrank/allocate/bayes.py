@@ -12,7 +12,7 @@ from slimrank.allocate.budget import fit_ranks
 from slimrank.allocate.measure import Damage, holds
 from slimrank.allocate.study import Sampler, best_trial, best_value, completed, next_trial, open_study, quiet
 from slimrank.calibrate.needs import Holds, Work
-from slimrank.model.decoder import fingerprint
+from slimrank.model.fingerprint import fingerprint
 from slimrank.model.units import Unit
 from slimrank.store.disk import disk_errors
 from slimrank.texts.windows import Windows

@@ -11,7 +11,8 @@ from slimrank.calibrate.moments import BlockMoments, InputMoments, Moments
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.errors import SlimrankError
 from slimrank.forms.linear import shape_of
-from slimrank.model.decoder import Decoder, attached
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import attached
 from slimrank.runtime.track import Track, no_track
 
 Linears = list[dict[str, nn.Module]]

@@ -17,7 +17,8 @@ from slimrank.calibrate.stream import Part
 from slimrank.forms.experts import Unfolded, watching
 from slimrank.forms.experts.fused import Rows
 from slimrank.forms.linear import shape_of
-from slimrank.model.decoder import Decoder, attached
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import attached
 from slimrank.numerics.gram_sum import product
 from slimrank.runtime.track import Track, no_track
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.model.decoder import attached
+from slimrank.model.modules import attached
 from slimrank.numerics.gram_sum import GramSum, product
 from slimrank.runtime.world import World
 

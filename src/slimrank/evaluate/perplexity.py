@@ -14,7 +14,8 @@ from slimrank.evaluate.mean import Mean
 from slimrank.evaluate.predictions import at_once, blockwise
 from slimrank.evaluate.predictions import batch_size as batch_of
 from slimrank.evaluate.reference import Reference
-from slimrank.model.decoder import Decoder, evaluating
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import evaluating
 from slimrank.numerics.losses import next_token_losses
 from slimrank.runtime.digests import sha256_of_tensor
 from slimrank.runtime.track import Track, no_track

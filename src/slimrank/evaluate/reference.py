@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.calibrate.stream import Home
-from slimrank.model.decoder import Decoder, attached, evaluating
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import attached, evaluating
 from slimrank.numerics.losses import divergences
 from slimrank.runtime.memory import Room
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from slimrank.forms.experts import place_of
 from slimrank.forms.linear import shape_of
-from slimrank.model.decoder import Decoder, Filter, set_module
+from slimrank.model.decoder import Decoder, Filter
+from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
 
 

@@ -1,27 +1,24 @@
 """A causal LM as entry, blocks and head, found by walking its modules: no module name is ever looked at."""
 
-import hashlib
 import inspect
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import Experts, Form
 from slimrank.forms.linear import is_linear, weight_of
+from slimrank.model.modules import shared_linears
 from slimrank.runtime.memory import Room
 from slimrank.runtime.world import ALONE, World
 from slimrank.store.weights import Weights
 
 Filter = Callable[[str, nn.Module], bool]
-OUTWARD = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -246,64 +243,3 @@ def container(output: Any, hidden: Tensor) -> Any:
         return torch.empty(0)
     rest = [None if isinstance(one, Tensor) and one.numel() > hidden.numel() else one for one in output[1:]]
     return type(output)((None, *rest))
-
-
-def shared_linears(model: nn.Module) -> set[str]:
-    """The linears whose weight is also another module's, by every name that they have."""
-    holders: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        for parameter in module.parameters(recurse=False):
-            holders.setdefault(id(parameter), []).append(name)
-    linears = dict(model.named_modules(remove_duplicate=False))
-    return {name for names in holders.values() if len(names) > 1 for name in names if is_linear(linears[name])}
-
-
-@contextmanager
-def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """The hooks are removed at the end."""
-    handles = list(hooks)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode inside, each module's own mode coming back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def require_finite_weights(model: nn.Module) -> None:
-    """Raise a SlimrankError that names the first parameter with NaN or Inf in it."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise SlimrankError(f"{name} holds NaN or Inf: the model cannot be compressed, get intact weights.")
-
-
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the submodule of that name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def fingerprint(decoder: Decoder) -> dict[str, str]:
-    """The model's class, and a hash of its settings and of its tensors' names, shapes and 256 values of each."""
-    config = settings(json.loads(decoder.model.config.to_json_string(use_diff=False)))
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, shape, values in sorted(decoder.weights.dense_samples(256), key=lambda item: item[0]):
-        digest.update(f"{name} {tuple(shape)}".encode() + values.numpy().tobytes())
-    return {"class": type(decoder.model).__name__, "sha256": digest.hexdigest()}
-
-
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's settings, less what says where it came from and in what it computes."""
-    kept = {name: value for name, value in config.items() if not name.startswith("_") and name not in OUTWARD}
-    return {name: settings(value) if isinstance(value, dict) else value for name, value in kept.items()}

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from slimrank.errors import SlimrankError
 from slimrank.forms import LowRank
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 
 
 def failing_initializers(model: PreTrainedModel, linears: Collection[str]) -> set[str]:

@@ -14,7 +14,7 @@ from slimrank.factorize import Target
 from slimrank.forms import Form, link
 from slimrank.forms.experts import place_of
 from slimrank.forms.linear import weight_of
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
 from slimrank.numerics.damped import factor_, solved
 from slimrank.numerics.gram_sum import GramSum

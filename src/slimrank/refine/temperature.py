@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.stream import CPU_LOGITS, DEVICE_LOGITS, Part, Stream, final_states
-from slimrank.model.decoder import Decoder, attached
+from slimrank.model.decoder import Decoder
+from slimrank.model.modules import attached
 from slimrank.numerics.losses import scaled_divergences
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.divergences import logits_of, mean_divergences

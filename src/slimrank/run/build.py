@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.factorize.base import Built, Target
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
 from slimrank.numerics.grams import Grams, squared_error
 from slimrank.plan import LinearPlan, Plan

@@ -6,7 +6,7 @@ from typing import Any
 from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError
 from slimrank.model.compressible import Compressible
-from slimrank.model.decoder import fingerprint
+from slimrank.model.fingerprint import fingerprint
 from slimrank.model.units import Unit
 from slimrank.plan import VERSION, Budget, LinearPlan, Plan
 

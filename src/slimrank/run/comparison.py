@@ -13,8 +13,8 @@ from slimrank.calibrate.evidence import Evidence, calibrate
 from slimrank.calibrate.needs import Needs
 from slimrank.evaluate import Reference, count_parameters, perplexities, stored_bytes
 from slimrank.model.compressible import Compressible
-from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
+from slimrank.model.modules import set_module
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.run.estimate import Estimate, estimate, evaluation

@@ -10,9 +10,10 @@ from slimrank.errors import UsageError
 from slimrank.forms.experts import unfold
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
-from slimrank.model.decoder import Decoder, Filter, require_finite_weights
+from slimrank.model.decoder import Decoder, Filter
 from slimrank.model.globs import Globs
 from slimrank.model.load import Loaded, load, require_dense
+from slimrank.model.modules import require_finite_weights
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.run.check_plan import check_plan

@@ -12,8 +12,8 @@ from slimrank.checkpoint.account import Account
 from slimrank.errors import MissingLibrary, UsageError
 from slimrank.forms import Experts, Form, compressed_layers, form_of, has_bits, link
 from slimrank.forms.quantized import BITS, GROUP, pack_halves
-from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
+from slimrank.model.modules import set_module
 from slimrank.plan import Plan
 from slimrank.run.result import PLAN, card
 

@@ -10,7 +10,7 @@ from slimrank.calibrate import Windows
 from slimrank.checkpoint import check_free, discard, locked, place_of, recover
 from slimrank.errors import UsageError
 from slimrank.model.compressible import Compressible
-from slimrank.model.decoder import fingerprint
+from slimrank.model.fingerprint import fingerprint
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.runtime.digests import sha256_of_json

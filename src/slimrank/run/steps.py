@@ -13,7 +13,7 @@ from slimrank.calibrate.evidence import Evidence
 from slimrank.evaluate import count_parameters
 from slimrank.forms import compressed_layers
 from slimrank.model.compressible import Compressible
-from slimrank.model.decoder import fingerprint
+from slimrank.model.fingerprint import fingerprint
 from slimrank.model.units import Unit, described
 from slimrank.plan import Budget, LinearPlan, Plan
 from slimrank.recipe import Recipe

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from slimrank.forms.base import Form
 from slimrank.forms.linear import is_linear, permute_inputs, permute_outputs, shape_of
 from slimrank.forms.ordered import Ordered
-from slimrank.model.decoder import attached
+from slimrank.model.modules import attached
 
 
 @dataclass

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 
 ATTENTION = "slimrank"
 """The name under which transformers knows the attention."""

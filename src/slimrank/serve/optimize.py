@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrank.model.decoder import attached, set_module
+from slimrank.model.modules import attached, set_module
 from slimrank.serve.few_tokens import use_few_token_kernels
 from slimrank.serve.fold import fold_orders
 from slimrank.serve.one_token import use_one_token_kernels

@@ -12,7 +12,7 @@ from slimrank.forms import Experts, LowRank, Pivoted, compressed_layers
 from slimrank.forms.experts import Stack, fold, layout_of, unfold, unfolded
 from slimrank.forms.experts.stack import packed, unpacked
 from slimrank.forms.linear import bias_of, weight_of
-from slimrank.model.decoder import set_module
+from slimrank.model.modules import set_module
 
 FAMILIES = mixtures()
 fuses = pytest.mark.skipif(
