@@ -15,7 +15,8 @@ from slimrank.forms import has_bits
 from slimrank.forms.experts import unfold
 from slimrank.model.decoder import find_blocks
 from slimrank.model.stored_names import Names, expert_slots
-from slimrank.store.disk_weights import DiskWeights, Slot
+from slimrank.store.disk_weights import DiskWeights
+from slimrank.store.slot import Slot
 from slimrank.store.source import Source
 from slimrank.store.weights import part_of, put
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.experts import Unfolded, unfolded
-from slimrank.store.disk_weights import Slot
+from slimrank.store.slot import Slot
 from slimrank.store.source import Source
 
 

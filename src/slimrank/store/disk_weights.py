@@ -1,6 +1,5 @@
 """Weights that stay in the checkpoint's files and are loaded a part (a block) at a time."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,40 +12,12 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.store.pieces import Pieces
+from slimrank.store.slot import Slot
 from slimrank.store.source import Source
 from slimrank.store.stored import as_stored
 from slimrank.store.weights import Part, Weights, place, sample
 
 PIECE = 2**22  # elements to check at a time, since isfinite allocates
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A parameter of the dense model: its modules and names (several if it is tied) and its place in the source.
-
-    keys: of the tensors that it is made of, whose rows follow each other; index: where it is one of those that each of
-    these tensors stacks; transposed: the source has it (in, out).
-    """
-
-    places: tuple[tuple[nn.Module, str], ...]
-    names: tuple[str, ...]
-    keys: tuple[str, ...]
-    index: int | None = None
-    transposed: bool = False
-
-    def read(self, source: Source) -> Tensor:
-        """The tensor, in the file's dtype; mapped where it is in the file as it is."""
-        if self.index is None:
-            parts = [source.get(key) for key in self.keys]
-        else:
-            parts = [source.get(key)[self.index] for key in self.keys]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return tensor.T if self.transposed else tensor
-
-    def numel(self, source: Source) -> int:
-        """How many numbers it has."""
-        stacked = self.index is not None
-        return sum(math.prod(source.shape(key)[stacked:]) for key in self.keys)
 
 
 @dataclass(frozen=True)
