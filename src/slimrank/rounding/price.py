@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrank.numerics.grams import Blocks, Left
+from slimrank.numerics.grams import Blocks, Grams, Left
 from slimrank.rounding.feedback import Factor
 from slimrank.rounding.grid import Grid, search_scales
 from slimrank.rounding.resolve import diagonal, even
@@ -39,6 +39,34 @@ class Weights:
         """The costs (m, n) of squared residues (m, n)."""
         squares = squares if self.rows is None else squares * self.rows[:, None]
         return squares if self.columns is None else squares * self.columns
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What is to be priced: grids; two_sided: whether feedback will run along the outputs too; damping: see Factor.of."""
+
+    grids: tuple[Grid, ...]
+    two_sided: bool = True
+    damping: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The expected loss of a weight rounded on a grid: dense, as it is; factors, what it adds at every rank (q + 1,)."""
+
+    dense: float
+    factors: Tensor
+
+
+def prices_of(
+    weight: Tensor, left: Tensor, right: Tensor, grams: Grams, pricing: Pricing
+) -> dict[Grid, Prices]:
+    """The prices of W (m, n) on every grid; left (m, q), right (q, n): of its whole decomposition under `grams`."""
+    weights = Weights.of(grams.left, grams.right, two_sided=pricing.two_sided, damping=pricing.damping)
+    return {
+        grid: Prices(dense_price(weight, grid, weights), factors_price(left, right, grid, weights, grams.right))
+        for grid in pricing.grids
+    }
 
 
 def dense_price(weight: Tensor, grid: Grid, weights: Weights) -> float:
