@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo real docs test test-all test-vllm test-torchao test-triton test-oldest lint clean
+.PHONY: demo real docs test test-all test-vllm test-triton test-oldest lint clean
 
 # What the demo needs, which on a machine without a GPU is smallest with torch's CPU build:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
@@ -48,15 +48,6 @@ test-all: .venv/dev-installed lint
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/serve/test_vllm.py
 
-.venv-torchao/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-torchao
-	.venv-torchao/bin/$(INSTALL) torch -c constraints.txt
-	.venv-torchao/bin/$(INSTALL) -e '.[quantize]' pytest pytest-timeout -c constraints.txt
-	touch $@
-
-test-torchao: .venv-torchao/installed
-	.venv-torchao/bin/python -m pytest tests/run/test_quantize.py
-
 # Triton comes with torch's CUDA builds; beside the CPU build, its interpreter runs the kernels. MARK='slow or not slow'
 # also runs every size and dtype, and compiles for GPUs.
 MARK ?= not slow
@@ -89,4 +80,4 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-vllm .venv-torchao .venv-triton .venv-oldest demo-compressed
+	rm -rf .venv .venv-vllm .venv-triton .venv-oldest demo-compressed

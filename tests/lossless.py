@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slimrank.forms import FORMS
+from slimrank.forms import FORMS, compressed_layers
 from slimrank.forms.linear import is_linear, weight_of
+from slimrank.run.quantize import quantized
 
 
 def compress(model: PreTrainedModel, *forms: str) -> PreTrainedModel:
@@ -18,6 +19,14 @@ def compress(model: PreTrainedModel, *forms: str) -> PreTrainedModel:
     for number, (name, dense) in enumerate(linears):
         form = FORMS[(forms or ("low_rank",))[number % max(len(forms), 1)]]
         model.set_submodule(name, form.from_low_rank(*factors(weight_of(dense)), dense.bias))
+    return model
+
+
+def rounded(model: PreTrainedModel, bits: int, group: int | None, *forms: str) -> PreTrainedModel:
+    """As compress, then with loss: the factors rounded to so many bits, `group` inputs sharing a scale."""
+    compress(model, *forms)
+    for name in compressed_layers(model):
+        model.set_submodule(name, quantized(model.get_submodule(name), bits, group))
     return model
 
 

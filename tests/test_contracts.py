@@ -17,7 +17,8 @@ from slimrank.factorize import FACTORIZERS
 from slimrank.factorize.columns import bought_columns, every_trade, golden_section
 from slimrank.forms import FORMS
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
-from slimrank.forms.quantized import GROUP, dequantize, pack_halves
+from slimrank.forms.quantized import QuantizedLinear, stored_bytes
+from slimrank.numerics import packing as numeric
 from slimrank.numerics.gram_sum import GramSum
 from slimrank.numerics.grams import Grams, square_root, squared_error
 from slimrank.numerics.pivots import LARGEST, pivot_rows
@@ -60,14 +61,33 @@ def test_a_gram_in_half_the_space_is_symmetric_and_exact_and_the_order_of_batche
     assert torch.equal(forward.full(), flat.T @ flat) and torch.equal(forward.packed, backward.packed)
 
 
-@given(sizes, st.integers(1, 8), seeds)
+@given(sizes, st.integers(1, 90), st.sampled_from([8, 4, 3, 2]), seeds)
 @quick
-def test_halves_of_bytes_hold_whole_numbers_from_minus_8_to_7(rows, groups, seed):
+def test_whole_numbers_are_unpacked_as_they_were_packed(rows, columns, bits, seed):
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randint(-8, 8, (rows, groups * GROUP), generator=generator)
-    scales = 2.0 ** torch.randint(-4, 4, (rows, groups), generator=generator)
-    expected = numbers * scales.repeat_interleave(GROUP, 1)
-    assert torch.equal(dequantize(pack_halves(numbers), scales, groups * GROUP), expected)
+    numbers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, columns), generator=generator)
+    packed = numeric.pack(numbers, bits)
+    assert torch.equal(numeric.unpack(packed, bits, columns), numbers) and packed.nbytes == rows * numeric.row_bytes(
+        columns, bits
+    )
+    for row, own in zip(packed.tolist(), numbers.tolist(), strict=True):
+        stream = int.from_bytes(bytes(number % 256 for number in row), "little")
+        places = [stream >> bits * place & 2**bits - 1 for place in range(columns)]
+        assert [place - 2 ** (bits - 1) if bits < 8 else (place + 128) % 256 - 128 for place in places] == own
+
+
+@given(sizes, st.integers(1, 90), st.sampled_from([8, 4, 3, 2]), st.sampled_from([None, 16, 32, 64]), seeds)
+@quick
+def test_a_layer_stores_as_many_bytes_as_it_says_and_gives_its_numbers_back(rows, columns, bits, group, seed):
+    generator = torch.Generator().manual_seed(seed)
+    layer = QuantizedLinear(torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16), bits, group)
+    numbers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, columns), generator=generator).to(torch.int8)
+    scale = torch.rand(layer.scale.shape, generator=generator).bfloat16()
+    layer.store(numbers, scale)
+    assert sum(t.nbytes for t in layer.state_dict().values()) == stored_bytes(rows, columns, bits, group)
+    assert torch.equal(layer.numbers(), numbers)
+    wide = scale.double().repeat_interleave(group or columns, dim=1)[:, :columns]
+    assert torch.equal(layer.matrix(torch.float64), numbers * wide)
 
 
 @given(sizes, sizes, st.integers(1, 24), seeds)

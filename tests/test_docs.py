@@ -26,7 +26,6 @@ REASONS = {
     "needs local copies of the sets",
     "needs a GPU",
     "needs vLLM",
-    "needs torchao",
     "takes minutes",
     "takes minutes, and installs",
 }

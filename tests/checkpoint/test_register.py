@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES, llama
-from lossless import compress
+from lossless import compress, rounded
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -174,6 +174,7 @@ def test_plain_transformers_fails_loudly(write, tmp_path):
         written = write(compress(ARCHITECTURES[name](), "low_rank", "pivoted"), name)
         load(written).save_pretrained(tmp_path / f"{name}-again")
         paths += [written, tmp_path / f"{name}-again"]
+    paths.append(write(rounded(llama(), 4, 32, "dense"), "rounded"))
     run = subprocess.run([sys.executable, "-c", PLAIN, *map(str, paths)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 

@@ -9,40 +9,36 @@ from slimrank.evaluate.models import linear_parameters
 from slimrank.evaluate.results import count_parameters
 from slimrank.evaluate.speed import read_numbers
 from slimrank.forms import FORMS, Form, form_of
-from slimrank.forms.quantized import GROUP, QuantizedLinear, dequantize, pack_halves
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.model.load import Loaded
 
 
-def filled(bits: int, out: int = 5, inp: int = 40, bias: bool = False) -> tuple[QuantizedLinear, torch.Tensor]:
+def filled(bits: int, group: int | None = None, out: int = 5, inp: int = 40, bias: bool = False):
     """A layer of known whole numbers, and its weight."""
     generator = torch.Generator().manual_seed(bits)
-    layer = QuantizedLinear(nn.Linear(inp, out, bias=bias), bits)
-    width = inp if bits == 8 else -(-inp // GROUP) * GROUP
+    layer = QuantizedLinear(nn.Linear(inp, out, bias=bias), bits, group)
     low = -(2 ** (bits - 1))
-    numbers = torch.randint(low, -low, (out, width), generator=generator)
+    numbers = torch.randint(low, -low, (out, inp), generator=generator).to(torch.int8)
     scale = torch.rand(layer.scale.shape, generator=generator) + 0.1
-    layer.weight.copy_(numbers if bits == 8 else pack_halves(numbers))
-    layer.scale.copy_(scale)
-    spread = scale.repeat_interleave(width // scale.shape[1], dim=1)
-    return layer, (numbers * spread)[:, :inp]
+    layer.store(numbers, scale)
+    return layer, numbers * scale.repeat_interleave(group or inp, dim=1)[:, :inp]
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group", [None, 16, 32])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
 @torch.no_grad()
-def test_multiplies_with_its_numbers_times_their_scales(bits, bias):
-    layer, weight = filled(bits, bias=bias)
+def test_multiplies_with_its_numbers_times_their_scales(bits, group, bias):
+    layer, weight = filled(bits, group, bias=bias)
     x = torch.randn(3, 2, 40)
-    torch.testing.assert_close(layer.matrix(), weight)
+    assert torch.equal(layer.matrix(), weight)
     torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, layer.bias), rtol=1e-5, atol=1e-4)
-    assert dequantize(layer.weight, layer.scale, 40).shape == (5, 40)
-    assert layer.weight.element_size() * layer.weight.numel() == (5 * 40 if bits == 8 else 5 * 64 // 2)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
 @torch.no_grad()
-def test_float16_does_not_overflow_before_the_scale(bits):
-    layer, weight = filled(bits, inp=1024)
+def test_float16_does_not_overflow_before_the_scale(bits, group):
+    layer, weight = filled(bits, group, inp=1024)
     layer.scale.mul_(0.01)
     x = torch.full((1, 1024), 8.0) * weight[0].sign()  # 127 * 8 * 1024 is beyond float16
     found = layer.half()(x.half())
@@ -51,25 +47,64 @@ def test_float16_does_not_overflow_before_the_scale(bits):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_shell_of_the_entry_takes_the_state(form):
-    entry = {"form": form, "rank": 3, "bits": 8}
+    entry = {"form": form, "rank": 3, "bits": 8, "group": 16}
     shell = form_of("a", entry).shell(nn.Linear(8, 12), entry)
     again = form_of("a", shell.entry()).shell(nn.Linear(8, 12), shell.entry())
-    assert shell.entry().items() >= entry.items()
+    expected = {key: value for key, value in entry.items() if FORMS[form].ranked or key != "rank"}
+    assert shell.entry().items() >= expected.items()
     again.load_state_dict(shell.state_dict())
     assert {tensor.dtype for name, tensor in shell.state_dict().items() if name.count(".") and "weight" in name} == {
         torch.int8
     }
 
 
-def test_bits_that_cannot_be():
-    with pytest.raises(SlimrankError, match="The layer a has factors of 3 bits; give 8 or 4"):
-        form_of("a", {"form": "low_rank", "rank": 2, "bits": 3})
+def test_the_layout_of_checkpoints_without_groups_is_read():
+    """Rows of 8 bits have a scale, those of 4 bits are filled up to a multiple of 32, and the entry has no group."""
+    halves = torch.tensor([[0x21, 0xF8, *[0x88] * 14, 0x0F, *[0x88] * 15]], dtype=torch.uint8)
+    tensors = {"down.weight": halves, "down.scale": torch.tensor([[0.5, 2.0]])}
+    ups = torch.tensor([[7 + 8]], dtype=torch.uint8), torch.full((1, 15), 0x88, dtype=torch.uint8)
+    tensors |= {"up.weight": torch.cat(ups, 1), "up.scale": torch.tensor([[1.0]])}
+    layer = form_of("a", {"form": "low_rank", "rank": 1, "bits": 4}).from_stored(
+        "a", 34, {"form": "low_rank", "rank": 1, "bits": 4}, tensors
+    )
+    expected = torch.zeros(1, 34, dtype=torch.float64)
+    expected[0, :4] = 0.5 * torch.tensor([1 - 8, 2 - 8, 0, 7])
+    expected[0, 32:] = 2.0 * torch.tensor([7, -8])
+    assert torch.equal(layer.dense_weight(), 7 * expected)
+    assert layer.entry() == {"form": "low_rank", "rank": 1, "bits": 4, "group": 32}
+    eight = {"form": "low_rank", "rank": 1, "bits": 8}
+    down = {"down.weight": torch.tensor([[-128, 127, 3]], dtype=torch.int8), "down.scale": torch.tensor([[0.25]])}
+    up = {"up.weight": torch.tensor([[2]], dtype=torch.int8), "up.scale": torch.tensor([[1.0]])}
+    layer = form_of("a", eight).from_stored("a", 3, eight, down | up)
+    assert layer.dense_weight().tolist() == [[-64.0, 63.5, 1.5]] and layer.entry() == eight
+
+
+def test_what_cannot_be_stored_is_one_sentence():
+    layer, _ = filled(3, 16)
+    numbers, scale = layer.numbers(), layer.scale.clone()
+    with pytest.raises(
+        SlimrankError, match=r"A layer of \(5, 40\) takes whole numbers of that shape and scales \(5, 3\)"
+    ):
+        layer.store(numbers[:, 1:], scale)
+    with pytest.raises(SlimrankError, match="Whole numbers of 3 bits lie from -4 to 3"):
+        layer.store(numbers + 1, scale)
+    scale[0, 0] = torch.nan
+    with pytest.raises(SlimrankError, match="hold NaN or Inf"):
+        layer.store(numbers, scale)
+
+
+def test_bits_and_groups_that_cannot_be():
+    with pytest.raises(SlimrankError, match="The layer a has factors of 5 bits; give 8, 4, 3 or 2"):
+        form_of("a", {"form": "low_rank", "rank": 2, "bits": 5})
     with pytest.raises(SlimrankError, match="pivoted, whose factors can't have 4 bits: its coefficients"):
         form_of("a", {"form": "pivoted", "rank": 2, "bits": 4})
+    for wrong in ({"group": 32}, {"bits": 4, "group": 0}, {"bits": 4, "group": "row"}):
+        with pytest.raises(SlimrankError, match=r"The layer a has groups of .* give bits, and a group from 1 on"):
+            form_of("a", {"form": "dense"} | wrong)
 
 
 def test_a_model_of_quantized_factors_alone_is_counted_like_that_of_floats():
-    model = compress(llama(), "low_rank", "pivoted")
+    model = compress(llama(), "low_rank", "pivoted", "dense")
     floats = Loaded("tiny", model, None, torch.float32, None)
     expected, read, whole = linear_parameters(floats), read_numbers(model), count_parameters(model)
     for form in [module for module in model.modules() if isinstance(module, Form)]:

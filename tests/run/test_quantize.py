@@ -13,11 +13,10 @@ from slimrank.checkpoint.account import Account
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
+from slimrank.forms.quantized import dequantize
 from slimrank.model.load import load
 from slimrank.plan import Plan
 from slimrank.run.quantize import quantize, rounded
-
-pytest.importorskip("torchao")
 
 
 @pytest.fixture
@@ -32,17 +31,16 @@ def write(tmp_path, tiny_tokenizer):
     return write
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_rounds_to_the_nearest_number_of_the_largest_ones_scale(bits):
-    from slimrank.forms.quantized import GROUP, dequantize
-
+@pytest.mark.parametrize("group", [None, 16, 32])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_rounds_to_the_nearest_number_of_the_largest_ones_scale(bits, group):
     weight = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
-    numbers, scale = rounded(weight, bits)
-    group = GROUP if bits == 4 else 40
-    largest = torch.stack([block.abs().amax(1) for block in weight.split(group, dim=1)], dim=1)
+    numbers, scale = rounded(weight, bits, group)
+    largest = torch.stack([block.abs().amax(1) for block in weight.split(group or 40, dim=1)], dim=1)
     torch.testing.assert_close(scale, largest / (2**bits - 1) * 2, rtol=1e-5, atol=0)
-    error = (dequantize(numbers, scale, 40) - weight).abs()
-    assert (error <= scale.repeat_interleave(group, dim=1)[:, :40]).all()
+    wide = scale.repeat_interleave(group or 40, dim=1)[:, :40]
+    assert (dequantize(numbers, scale, group) == numbers * wide).all()
+    assert ((numbers * wide - weight).abs() <= 0.5001 * wide).all()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,9 @@ def test_the_same_loader_reads_the_smaller_checkpoint(bits, forms, bound, write,
     assert (model(tokens).logits - logits).abs().max() < bound
     assert weight_bytes(tmp_path / "out") < size * (0.5 if bits == 8 else 0.4)
     layer = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["layers"]
-    assert layer["model.layers.0.self_attn.q_proj"] == {"form": "low_rank", "rank": 64, "bits": bits}
+    assert layer["model.layers.0.self_attn.q_proj"] == {
+        "form": "low_rank", "rank": 64, "bits": bits, **({"group": 32} if bits == 4 else {}),
+    }  # fmt: skip
     dtypes = {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
     assert (torch.int8 if bits == 8 else torch.uint8) in dtypes
     model.save_pretrained(tmp_path / "again")
@@ -83,8 +83,8 @@ def test_what_cannot_be_quantized_is_one_sentence(write, tmp_path):
     loaded = write("low_rank", "pivoted")
     with pytest.raises(SlimrankError, match="is pivoted, whose factors can't have 4 bits"):
         quantize(loaded, tmp_path / "out", bits=4)
-    with pytest.raises(UsageError, match="--bits 3 is unknown"):
-        quantize(loaded, tmp_path / "out", bits=3)
+    with pytest.raises(UsageError, match="--bits 5 is unknown"):
+        quantize(loaded, tmp_path / "out", bits=5)
     quantize(write("low_rank"), tmp_path / "out")
     with pytest.raises(UsageError, match="has quantized factors already"):
         quantize(load(str(tmp_path / "out")), tmp_path / "twice")

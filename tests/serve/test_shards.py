@@ -107,11 +107,21 @@ def test_columns_split_over_devices_add_up(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"), [("low_rank", 8), ("low_rank", 4), ("pivoted", 8), ("columns", 8), ("columns", 4)]
+    ("name", "bits"),
+    [
+        ("low_rank", 8),
+        ("low_rank", 4),
+        ("pivoted", 8),
+        ("columns", 8),
+        ("columns", 4),
+        ("dense", 8),
+        ("dense", 4),
+        ("dense", 3),
+    ],
 )
 @torch.no_grad()
 def test_quantized_factors_are_served_as_floats(name, bits):
-    part = layers()[name]
+    part = FORMS["dense"].from_low_rank(torch.randn(OUT, 3), torch.randn(3, IN)) if name == "dense" else layers()[name]
     part.use_bits(bits)
     for factor in part.present_factors().values():
         factor.weight.copy_(torch.randint(-100, 100, factor.weight.shape) if bits == 8 else factor.weight.random_(256))

@@ -19,6 +19,7 @@ from slimrank.errors import SlimrankError
 from slimrank.forms import Experts, compressed_layers, form_of, has_bits, link
 from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import is_linear
+from slimrank.forms.quantized import QuantizedLinear
 
 
 @register_quantization_config(METHOD)
@@ -80,6 +81,9 @@ class SlimrankQuantizer(HfQuantizer):
         if self.is_trainable:
             del model.hf_quantizer
             model.is_quantized = False  # type: ignore[assignment]
+        for name, module in model.named_modules():
+            if isinstance(module, QuantizedLinear):
+                module.require_finite(name)
         describe(model)
         return model
 

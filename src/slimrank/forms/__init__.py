@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from slimrank.forms.base import Form
+from slimrank.forms.dense import Dense
 from slimrank.forms.experts import Experts
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
@@ -34,6 +35,7 @@ def check_entry(name: str, entry: dict[str, Any]) -> None:
 
 __all__ = [
     "FORMS",
+    "Dense",
     "Experts",
     "Form",
     "KeptColumns",

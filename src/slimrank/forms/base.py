@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.linear import bias_of, shape_of, weight_of
 from slimrank.forms.outputs import Outputs
-from slimrank.forms.quantized import BITS, STORED, QuantizedLinear
+from slimrank.forms.quantized import BITS, STORED, QuantizedLinear, group_of
 from slimrank.forms.shard import Shard
 
 
@@ -27,6 +27,9 @@ class Form(nn.Module):
 
     form: ClassVar[str]
     """The form's name in the checkpoint's config."""
+
+    ranked: ClassVar[bool] = True
+    """Whether an entry has a rank."""
 
     sizes: ClassVar[tuple[str, ...]] = ()
     """The keys of an entry, beside the rank, that __init__ takes by these names; each has a default there."""
@@ -48,6 +51,9 @@ class Form(nn.Module):
 
     bits: int | None = None
     """The bit width of the factors' stored numbers where they are quantized."""
+
+    per_scale: int | None = None
+    """The inputs that share a scale where they are quantized, None for a whole row."""
 
     leader: str | None = None
     """The name, beside this layer, of the layer that stores the input factor which this one uses too."""
@@ -125,8 +131,8 @@ class Form(nn.Module):
     ) -> Self:
         """A module on the meta device, quantized where the entry says so."""
         sizes = {size: entry[size] for size in cls.sizes if size in entry}
-        module = cls.empty(in_features, out_features, entry["rank"], bias, dtype, **sizes)
-        module.use_bits(entry.get("bits"))
+        module = cls.empty(in_features, out_features, entry.get("rank", 0), bias, dtype, **sizes)
+        module.use_bits(entry.get("bits"), entry.get("group"))
         return module
 
     @classmethod
@@ -161,10 +167,17 @@ class Form(nn.Module):
         return *cls.tensors, *(f"{factor}.{stored}" for factor in cls.factors for stored in STORED)
 
     @classmethod
-    def check_bits(cls, name: str, bits: Any) -> None:
-        """Raise a SlimrankError if the factors of the layer `name` can't have this bit width; None means floats."""
+    def check_bits(cls, name: str, bits: Any, group: Any = None) -> None:
+        """Raise a SlimrankError if the factors of the layer `name` can't have this bit width; None means floats.
+
+        group: the inputs that share a scale, None where the entry doesn't say.
+        """
         if bits is not None and bits not in BITS:
-            raise SlimrankError(f"The layer {name} has factors of {bits!r} bits; give 8 or 4.")
+            raise SlimrankError(f"The layer {name} has factors of {bits!r} bits; give 8, 4, 3 or 2.")
+        if group is not None and (bits is None or type(group) is not int or group < 1):
+            raise SlimrankError(
+                f"The layer {name} has groups of {group!r} inputs and {bits!r} bits; give bits, and a group from 1 on."
+            )
         if bits in cls.refused_bits:
             reason = cls.refused_bits[bits]
             raise SlimrankError(f"The layer {name} is {cls.form}, whose factors can't have {bits} bits: {reason}.")
@@ -184,16 +197,21 @@ class Form(nn.Module):
         found = {name: getattr(self, name, None) for name in self.factors}
         return {name: factor for name, factor in found.items() if factor is not None}
 
-    def use_bits(self, bits: int | None) -> None:
-        """Store the factors in so many bits; their values are lost."""
+    def use_bits(self, bits: int | None, group: int | None = None) -> None:
+        """Store the factors in so many bits; their values are lost.
+
+        group: inputs that share a scale, by default 32 in 4 bits and else a whole row.
+        """
         if bits is not None:
+            self.bits, self.per_scale = bits, group_of(bits, group)
             for name, factor in self.present_factors().items():
-                setattr(self, name, QuantizedLinear(factor, bits))
-            self.bits = bits
+                setattr(self, name, QuantizedLinear(factor, bits, self.per_scale))
 
     def entry(self) -> dict[str, Any]:
         """The layer's JSON, from which `shell` builds the same module again."""
-        return {"form": self.form, "rank": self.rank} | ({} if self.bits is None else {"bits": self.bits})
+        rank = {"rank": self.rank} if self.ranked else {}
+        stored = {"bits": self.bits, "group": self.per_scale}
+        return {"form": self.form, **rank, **{key: value for key, value in stored.items() if value is not None}}
 
     def dense_weight(self) -> Tensor:
         """W' (out, in), multiplied out in float64."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.dense import Dense
 from slimrank.forms.joint import Joint
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
@@ -15,6 +16,7 @@ FORMS: dict[str, type[Form]] = {
     Pivoted.form: Pivoted,
     KeptColumns.form: KeptColumns,
     Joint.form: Joint,
+    Dense.form: Dense,
 }
 
 
@@ -26,7 +28,7 @@ def form_of(name: str, entry: dict[str, Any], least: int = 1) -> type[Form]:
     form, rank = entry.get("form"), entry.get("rank")
     if not isinstance(form, str) or form not in FORMS:
         raise SlimrankError(f"The layer {name} has the unknown form {shortly(form)}; known are {', '.join(FORMS)}.")
-    if type(rank) is not int or rank < least:
+    if FORMS[form].ranked and (type(rank) is not int or rank < least):
         raise SlimrankError(f"The layer {name} has the rank {shortly(rank)}; give a whole number from {least}.")
-    FORMS[form].check_bits(name, entry.get("bits"))
+    FORMS[form].check_bits(name, entry.get("bits"), entry.get("group"))
     return FORMS[form]

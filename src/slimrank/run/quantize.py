@@ -1,4 +1,4 @@
-"""Weight-only quantization of the factors by torchao, stored in the same checkpoint format."""
+"""Weight-only quantization of the factors, stored in the same checkpoint format."""
 
 import copy
 from pathlib import Path
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from slimrank.checkpoint import write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account
-from slimrank.errors import MissingLibrary, UsageError
+from slimrank.errors import UsageError
 from slimrank.forms import Experts, Form, compressed_layers, form_of, has_bits, link
-from slimrank.forms.quantized import BITS, GROUP, pack_halves
+from slimrank.forms.quantized import BITS, groups_of
 from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
 from slimrank.plan import Plan
@@ -27,7 +27,7 @@ def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = Fals
     """
     layers = compressed_layers(loaded.model)
     if bits not in BITS:
-        raise UsageError(f"--bits {bits} is unknown: choose 8 or 4.")
+        raise UsageError(f"--bits {bits} is unknown: choose 8, 4, 3 or 2.")
     if not layers or any(has_bits(entry) for entry in layers.values()):
         state = "has quantized factors already" if layers else "has no compressed layers"
         raise UsageError(f"MODEL {loaded.name} {state}: give what slimrank compress wrote.")
@@ -69,31 +69,24 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
 
 
 @torch.no_grad()
-def quantized(form: Form, bits: int) -> Form:
-    """A copy of the form with quantized factors."""
+def quantized(form: Form, bits: int, group: int | None = None) -> Form:
+    """A copy of the form with quantized factors; group: inputs that share a scale, as Form.use_bits."""
     copied = copy.deepcopy(form)
-    copied.use_bits(bits)
+    copied.use_bits(bits, group)
     stored = copied.present_factors()
     for name, linear in form.present_factors().items():
-        weight, scale = rounded(linear.weight, bits)
-        stored[name].weight.copy_(weight)
-        stored[name].scale.copy_(scale)
+        stored[name].store(*rounded(linear.weight, bits, copied.per_scale))
     return copied
 
 
-def rounded(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """torchao's symmetric quantization of weight (out, in): integers and scales as QuantizedLinear stores them."""
-    try:
-        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
-    except ImportError as error:
-        raise MissingLibrary("Quantizing needs torchao: run pip install 'slimrank[quantize]'.") from error
-    padded = weight.float()
-    if bits == 4:
-        padded = nn.functional.pad(padded, (0, -weight.shape[1] % GROUP))
-    block, low, high = (1, GROUP if bits == 4 else weight.shape[1]), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    scale, zero = choose_qparams_affine(
-        padded, MappingType.SYMMETRIC, block, torch.int8, low, high, torch.finfo(torch.float32).tiny,
-        scale_dtype=torch.float32,
-    )  # fmt: skip
-    numbers = quantize_affine(padded, block, scale, zero, torch.int8, low, high)
-    return (pack_halves(numbers) if bits == 4 else numbers), scale.reshape(len(weight), -1)
+def rounded(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
+    """Whole numbers (out, in) int8 nearest to weight / scale, and the scales (out, groups) in weight's dtype.
+
+    group: inputs that share a scale, None for a whole row. Such a group's largest number becomes 2^(bits-1) - 1/2.
+    """
+    columns, low, high = weight.shape[1], -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    size, groups = group or max(columns, 1), groups_of(columns, group)
+    padded = nn.functional.pad(weight.float(), (0, groups * size - columns)).unflatten(1, (groups, size))
+    scale = (padded.abs().amax(-1) / (high + 0.5)).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
+    numbers = (padded / scale.float()[..., None]).round().clamp(low, high).to(torch.int8)
+    return numbers.flatten(1)[:, :columns], scale

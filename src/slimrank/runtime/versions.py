@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 REQUIRED = ("slimrank", "torch", "transformers", "safetensors", "accelerate", "huggingface_hub", "numpy", "scipy")
 OPTIONAL = (
-    "datasets", "optuna", "peft", "altair", "vl-convert-python", "lm-eval", "gguf", "torchao", "vllm", "onnxruntime",
+    "datasets", "optuna", "peft", "altair", "vl-convert-python", "lm-eval", "gguf", "vllm", "onnxruntime",
     "openvino",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slimrank.forms.dense import DenseShard
 from slimrank.forms.outputs import Outputs
 from slimrank.forms.shard import Shard, frozen
 from slimrank.serve import few_tokens
@@ -109,16 +110,4 @@ class Dense:
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """W[rows][:, columns], all of it an input factor."""
-        return _DenseShard(self.weight[rows][:, columns])
-
-
-class _DenseShard(Shard):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight)
-        self.size = len(weight)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h
-
-    def outputs(self) -> Outputs:
-        return Outputs(None, None, copies=self.size)
+        return DenseShard(self.weight[rows][:, columns])

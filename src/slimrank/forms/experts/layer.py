@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.experts.fused import Layout, activation, layout_of, norm_of
-from slimrank.forms.experts.stack import DENSE, Entry, Stack, packed, unpacked
+from slimrank.forms.experts.stack import Entry, Stack, is_dense, packed, unpacked
 from slimrank.forms.experts.stand_in import StandIn
 from slimrank.forms.experts.unfolded import Unfolded, unfolded
 from slimrank.forms.linear import bias_of, weight_of
@@ -67,7 +67,7 @@ class Experts(StandIn):
                 raise SlimrankError(f"The experts {name} have no key {key} that says each one's form: fetch it again.")
             count = max([len(value) for value in columns.values() if isinstance(value, list)], default=1)
             for one in unpacked(columns, count):
-                if one["form"] != DENSE:
+                if not is_dense(one):
                     form_of(f"{name}.{key}", one, 0)
 
     def entry(self) -> Entry:
@@ -76,7 +76,7 @@ class Experts(StandIn):
 
     def entries(self) -> list[Entry]:
         """The entries of all compressed matrices."""
-        return [entry for stack in (self.ups, self.downs) for entry in stack.entries if entry["form"] != DENSE]
+        return [entry for stack in (self.ups, self.downs) for entry in stack.entries if not is_dense(entry)]
 
     def mapped(self, change: Callable[[Form], Form]) -> Self:
         """The layer with a change of every compressed matrix, alone in its form."""

@@ -99,10 +99,7 @@ class Stack(nn.Module):
     def count_parameters(self) -> int:
         """How many numbers the matrices store, indices included, without biases."""
         shape = self.out_features, self.in_features
-        return sum(
-            form_of("", entry, 0).count_parameters(*shape, entry) if entry["form"] != DENSE else prod(shape)
-            for entry in self.entries
-        )
+        return sum(form_of("", entry, 0).count_parameters(*shape, entry) for entry in self.entries)
 
     def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Map x (tokens, in), sorted by expert, to y (tokens, out); counts: of each expert's tokens."""
@@ -148,9 +145,14 @@ class Stack(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, experts={len(self.entries)}"
 
 
+def is_dense(entry: Entry) -> bool:
+    """Whether an expert's matrix is left as it is."""
+    return entry["form"] == DENSE and "bits" not in entry
+
+
 def shell_of(out_features: int, in_features: int, entry: Entry, bias: bool, dtype: torch.dtype) -> nn.Module:
     """An expert's layer on the meta device."""
-    if entry["form"] == DENSE:
+    if is_dense(entry):
         return nn.Linear(in_features, out_features, bias=bias, device="meta", dtype=dtype)
     return form_of("of an expert", entry, 0)._of_entry(in_features, out_features, entry, bias, dtype)
 
