@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -89,6 +90,9 @@ class Allocator(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+
+    cuts: ClassVar[bool] = True
+    """Whether it chooses ranks within `keep`; otherwise all linears stay dense and `keep` is 1."""
 
     @property
     def needs(self) -> Needs:

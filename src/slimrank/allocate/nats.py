@@ -136,7 +136,8 @@ def notes(ranks: Ranks) -> tuple[str, ...]:
 
 def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices[int | None]:
     """The options of a linear factorised alone: the ranks cheaper than dense, and dense (None)."""
-    dense = Choices(np.array([float(unit.parameters)]), np.zeros(1), [{unit: None}])
+    uncut: dict[Unit, int | None] = {unit: None}
+    dense = Choices(np.array([float(unit.parameters)]), np.zeros(1), [uncut])
     return by_rank(problem, unit, losses[unit]).beside(dense)
 
 

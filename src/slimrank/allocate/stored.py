@@ -43,7 +43,10 @@ class Options:
             return unit.parameters * self.itemsize + header(unit, ("weight",))
         if grid is None:
             names = {entry["form"] for entry in self.form.entries(unit.shapes, rank or 1)}
-            tensors = ("weight", *(name for form in names for name in FORMS[form].stored_names() if "scale" not in name))
+            tensors = (
+                "weight",
+                *(name for form in names for name in FORMS[form].stored_names() if "scale" not in name),
+            )
             return self.form.cost(unit.shapes, rank or 0) * self.itemsize + header(unit, tensors)
         form = Dense if rank is None else LowRank
         payload = sum(

@@ -1,6 +1,7 @@
 """Layers of whole numbers, from weights that were rounded."""
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from slimrank.forms import Dense, Form, LowRank
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.rounding.grid import Grid, Rounded
 from slimrank.rounding.resolve import RoundedFactors
+
+F = TypeVar("F", bound=Form)
 
 
 def dense_layer(dense: nn.Module, rounded: Rounded) -> Dense:
@@ -22,14 +25,14 @@ def low_rank_layer(dense: nn.Module, rounded: RoundedFactors) -> LowRank:
     return _filled(LowRank.shell(dense, entry), dense, {"down": rounded.down, "up": rounded.up})
 
 
-def entry_of(grid: Grid, rank: int | None = None) -> dict[str, object]:
+def entry_of(grid: Grid, rank: int | None = None) -> dict[str, Any]:
     """The entry of a layer on a grid: low rank, or dense where there is no rank."""
-    form = {"form": Dense.form} if rank is None else {"form": LowRank.form, "rank": rank}
+    form: dict[str, Any] = {"form": Dense.form} if rank is None else {"form": LowRank.form, "rank": rank}
     return {**form, "bits": grid.bits, **({} if grid.group is None else {"group": grid.group})}
 
 
 @torch.no_grad()
-def _filled[F: Form](layer: F, dense: nn.Module, factors: Mapping[str, Rounded]) -> F:
+def _filled(layer: F, dense: nn.Module, factors: Mapping[str, Rounded]) -> F:
     for name, factor in layer.present_factors().items():
         factor.store(factors[name].numbers, factors[name].scale.to(weight_of(dense).dtype))
     bias = bias_of(dense)

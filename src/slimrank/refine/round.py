@@ -13,7 +13,7 @@ from slimrank.factorize.rounded import dense_layer, low_rank_layer
 from slimrank.forms import Form, LowRank
 from slimrank.forms.quantized import matrix_of
 from slimrank.model.units import Unit
-from slimrank.numerics.grams import Grams, shrunk_
+from slimrank.numerics.grams import Blocks, Grams, shrunk_
 from slimrank.numerics.threads import Job
 from slimrank.refine.anchored import truncated
 from slimrank.refine.base import Cuts
@@ -85,9 +85,15 @@ class Round(Sequential):
                 factors = decompose_weight(weight, grams, spectra.route, rank).cut(rank)
             if factors is None:
                 return [dense_layer(dense, round_weight(weight, grid, *self.sides(grams)))]
-            options = {"two_sided": self.feedback == "both", "feedback": self.feedback != "none"}
             rounded = round_factors(
-                weight, *factors, grams, grid, **options, resolve=self.resolve, damping=self.ridge
+                weight,
+                *factors,
+                grams,
+                grid,
+                two_sided=self.feedback == "both",
+                feedback=self.feedback != "none",
+                resolve=self.resolve,
+                damping=self.ridge,
             )
             return [low_rank_layer(dense, rounded)]
 
@@ -95,7 +101,7 @@ class Round(Sequential):
 
     def sides(self, grams: Grams) -> tuple[Factor, Factor]:
         """The factors of G and H along which feedback runs."""
-        assert not grams.left or isinstance(grams.left, Tensor), "one linear is rounded"
+        assert not isinstance(grams.left, Blocks), "one linear is rounded"
         if self.feedback == "none":
             return Factor(), Factor.of(None if grams.right is None else grams.right.diagonal())
         left = grams.left if self.feedback == "both" else None
@@ -105,9 +111,7 @@ class Round(Sequential):
 def require_single(unit: Unit, grid: Grid | None) -> None:
     """Raise a UsageError for several linears that are factorised together and would be rounded."""
     if grid is not None and len(unit.names) > 1:
-        raise UsageError(
-            f"refine.round can't round {unit.key}, which share one right factor: set form.joint to false."
-        )
+        raise UsageError(f"refine.round can't round {unit.key}, which share one right factor: set form.joint to false.")
 
 
 def factors_of(unit: Unit, built: torch.nn.Module | None) -> tuple[Tensor, Tensor] | None:

@@ -43,7 +43,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Pricing:
-    """What is to be priced: grids; two_sided: whether feedback will run along the outputs too; damping: see Factor.of."""
+    """What to price: the grids; two_sided: whether feedback will run along the outputs too; damping: see Factor.of."""
 
     grids: tuple[Grid, ...]
     two_sided: bool = True
@@ -52,15 +52,13 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Prices:
-    """The expected loss of a weight rounded on a grid: dense, as it is; factors, what it adds at every rank (q + 1,)."""
+    """The expected loss of a weight on a grid: dense, rounded as it is; factors, what it adds by rank (q + 1,)."""
 
     dense: float
     factors: Tensor
 
 
-def prices_of(
-    weight: Tensor, left: Tensor, right: Tensor, grams: Grams, pricing: Pricing
-) -> dict[Grid, Prices]:
+def prices_of(weight: Tensor, left: Tensor, right: Tensor, grams: Grams, pricing: Pricing) -> dict[Grid, Prices]:
     """The prices of W (m, n) on every grid; left (m, q), right (q, n): of its whole decomposition under `grams`."""
     weights = Weights.of(grams.left, grams.right, two_sided=pricing.two_sided, damping=pricing.damping)
     return {

@@ -32,10 +32,8 @@ class Ledger:
         model = self.model.decoder.model
         inside = {id(tensor) for linear in self.model.linears.values() for tensor in linear.parameters()}
         parameters = {name: tensor for name, tensor in model.named_parameters() if id(tensor) not in inside}
-        unsaved = {
-            f"{name}.{key}".lstrip(".") for name, part in model.named_modules() for key in part._non_persistent_buffers_set
-        }
-        buffers = {name: tensor for name, tensor in model.named_buffers() if name not in unsaved}
+        saved = model.state_dict().keys()
+        buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
         return {name: self._spec(tensor) for name, tensor in {**parameters, **buffers}.items()}
 
     def of(self, unit: Unit, rank: int | None, grid: Grid | None) -> Specs:
@@ -76,7 +74,7 @@ class Ledger:
 
 
 def shared(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
-    """The entries of a unit; of one whose members share pivots with these dealt out, since the plan does not say how."""
+    """The entries of a unit; members that share pivots have them dealt out, since the plan does not say how."""
     if entries[0]["form"] != Joint.form:
         return entries
     left, first, dealt = entries[0]["rank"], 0, []
