@@ -16,7 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from slimrank.checkpoint.schema import METHOD, VERSION, check_layers, quantization_config
 from slimrank.errors import SlimrankError
-from slimrank.forms import Experts, compressed_layers, form_of, has_bits, link
+from slimrank.forms import Embedding, Experts, compressed_layers, form_of, has_bits, link
+from slimrank.forms.embedding import put_embedding
 from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import is_linear
 from slimrank.forms.quantized import QuantizedLinear
@@ -97,29 +98,38 @@ class SlimrankQuantizer(HfQuantizer):
         return not any(has_bits(entry) for entry in self.quantization_config.layers.values())
 
 
+_PLACES: dict[str, tuple[Any, str]] = {
+    Experts.form: (layout_of, "fused experts"),
+    Embedding.form: (lambda module: isinstance(module, nn.Embedding), "an embedding"),
+}
+"""By form, what is a place for it, and how that is called."""
+
+
 def put_layers(model: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
     """Put the compressed layers of these entries, without values, in the places of the dense ones."""
     for name, entry in layers.items():
+        path = _path_in(model, name, entry["form"])
+        dense: Any = model.get_submodule(path)
+        if entry["form"] == Embedding.form:
+            put_embedding(model, path, Embedding.shell(dense, entry))
+            continue
         experts = entry["form"] == Experts.form
-        path = _path_in(model, name, experts)
-        dense = model.get_submodule(path)
         layer = Experts.shell(dense, entry) if experts else form_of(name, entry).shell(dense, entry)
         model.set_submodule(path, layer)
     link(model)
 
 
-def _path_in(model: nn.Module, name: str, experts: bool) -> str:
+def _path_in(model: nn.Module, name: str, form: str) -> str:
     """The path of the layer `name` in `model`, which may be the checkpoint's model with or without its head.
 
-    experts: whether it is a module of fused experts, else a linear.
+    form: of its entry, which says whether it is fused experts, an embedding or a linear.
     """
-    fits: Any = layout_of if experts else is_linear
+    fits, what = _PLACES.get(form, (is_linear, "a linear layer"))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     modules = dict(model.named_modules())
     for path in (name, name.removeprefix(prefix), prefix + name):
         if path in modules and fits(modules[path]):
             return path
-    what = "fused experts" if experts else "a linear layer"
     raise SlimrankError(
         f"The checkpoint compresses the layer {name}, which {type(model).__name__} doesn't have as {what}; "
         "load it with the model class and the transformers version that wrote it."

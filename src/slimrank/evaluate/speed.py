@@ -15,6 +15,7 @@ from slimrank.errors import UsageError
 from slimrank.evaluate.decoding import decoder, first_token, prefill, prompt
 from slimrank.evaluate.memory import peak_of
 from slimrank.evaluate.roofline import Limits, measure_limits, reason
+from slimrank.forms.embedding import Embedding, TiedHead
 from slimrank.forms.quantized import QuantizedLinear
 from slimrank.runtime.finite import require_finite
 from slimrank.runtime.track import Track, no_track
@@ -162,5 +163,6 @@ def read_numbers(model: PreTrainedModel) -> int:
     looked_up, head = model.get_input_embeddings(), model.get_output_embeddings()
     skipped = {id(p) for p in looked_up.parameters()} - ({id(p) for p in head.parameters()} if head else set())
     floats = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in skipped)
-    whole = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    only = id(looked_up.table) if isinstance(looked_up, Embedding) and not isinstance(head, TiedHead) else None
+    whole = [m for m in model.modules() if isinstance(m, QuantizedLinear) and id(m) != only]
     return floats + sum(m.out_features * m.in_features for m in whole)

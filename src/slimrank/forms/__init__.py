@@ -6,6 +6,7 @@ from torch import nn
 
 from slimrank.forms.base import Form
 from slimrank.forms.dense import Dense
+from slimrank.forms.embedding import Embedding
 from slimrank.forms.experts import Experts
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
@@ -13,10 +14,13 @@ from slimrank.forms.pivoted import Pivoted
 from slimrank.forms.table import FORMS, form_of
 from slimrank.forms.units import link
 
+LAYERS = Form | Experts | Embedding
+"""What a compressed layer can be."""
+
 
 def compressed_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The JSON entry of every compressed layer of `model`, experts stacked in one layer included, by module name."""
-    return {name: module.entry() for name, module in model.named_modules() if isinstance(module, Form | Experts)}
+    """The JSON entry of every compressed layer of `model`, stacked experts and embedding included, by module name."""
+    return {name: module.entry() for name, module in model.named_modules() if isinstance(module, LAYERS)}
 
 
 def has_bits(entry: dict[str, Any]) -> bool:
@@ -26,16 +30,20 @@ def has_bits(entry: dict[str, Any]) -> bool:
 
 
 def check_entry(name: str, entry: dict[str, Any]) -> None:
-    """Raise a SlimrankError where the layer `name`, a linear or experts, can't have this entry."""
+    """Raise a SlimrankError where the layer `name`, a linear, experts or an embedding, can't have this entry."""
     if entry.get("form") == Experts.form:
         Experts.check(name, entry)
+    elif entry.get("form") == Embedding.form:
+        Embedding.check(name, entry)
     else:
         form_of(name, entry)
 
 
 __all__ = [
     "FORMS",
+    "LAYERS",
     "Dense",
+    "Embedding",
     "Experts",
     "Form",
     "KeptColumns",

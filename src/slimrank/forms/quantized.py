@@ -83,6 +83,11 @@ class QuantizedLinear(nn.Module):
         """q (out, in) int8."""
         return unpack(self.weight, self.bits, self.in_features)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of the weight (n, in), in the scale's dtype, by their numbers (n,)."""
+        numbers = unpack(self.weight.index_select(0, index), self.bits, self.in_features)
+        return dequantize(numbers, self.scale.index_select(0, index), self.group)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         if self.bits == 8 and self.group is None and x.dtype != torch.float16:  # where unscaled numbers would overflow

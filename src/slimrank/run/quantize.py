@@ -10,7 +10,7 @@ from slimrank.checkpoint import write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account
 from slimrank.errors import UsageError
-from slimrank.forms import Experts, Form, compressed_layers, form_of, has_bits, link
+from slimrank.forms import Embedding, Experts, Form, compressed_layers, form_of, has_bits, link
 from slimrank.forms.quantized import BITS, groups_of
 from slimrank.model.decoder import set_module
 from slimrank.model.load import Loaded
@@ -77,6 +77,14 @@ def quantized(form: Form, bits: int, group: int | None = None) -> Form:
     for name, linear in form.present_factors().items():
         stored[name].store(*rounded(linear.weight, bits, copied.per_scale))
     return copied
+
+
+@torch.no_grad()
+def quantized_embedding(plain: nn.Embedding, bits: int, group: int | None = None) -> Embedding:
+    """The embedding in whole numbers; group: inputs that share a scale, as Form.use_bits."""
+    made = Embedding(plain, bits, group)
+    made.table.store(*rounded(plain.weight, bits, made.per_scale))
+    return made
 
 
 def rounded(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:

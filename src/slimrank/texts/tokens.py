@@ -46,7 +46,11 @@ def beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 def require_embedded(ids: Tensor, model: "PreTrainedModel") -> None:
     """Raise SlimrankError where an id is beyond the model's embedding."""
-    most, rows = int(ids.max()), len(cast(nn.Embedding, model.get_input_embeddings()).weight)
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    most, rows = (
+        int(ids.max()),
+        embedding.num_embeddings if hasattr(embedding, "num_embeddings") else len(embedding.weight),
+    )
     if most >= rows:
         raise SlimrankError(
             f"The tokenizer gives the id {most}, but the model embeds ids below {rows}: get the model's own tokenizer."

@@ -2,13 +2,15 @@
 
 import copy
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimrank.checkpoint import write_checkpoint
-from slimrank.forms import Experts, Form
+from slimrank.forms import Embedding, Experts, Form
+from slimrank.forms.embedding import TIES, TiedHead, dense_head
 from slimrank.model.load import Loaded
 from slimrank.serve.export.parity import Runner, torch_runner
 
@@ -41,7 +43,23 @@ def multiplied_out(model: PreTrainedModel) -> PreTrainedModel:
         plain.set_submodule(name, _dense(form, skeleton.get_submodule(name), form.dense_bias(), model.dtype))
     for name, experts in [(name, module) for name, module in plain.named_modules() if isinstance(module, Experts)]:
         plain.set_submodule(name, experts.dense(skeleton.get_submodule(name), model.dtype))
+    _plain_embeddings(plain, skeleton)
     return plain
+
+
+def _plain_embeddings(plain: PreTrainedModel, skeleton: PreTrainedModel) -> None:
+    """Put plain embeddings in the places of those of few bits, and heads tied to them as the skeleton's are."""
+    modules = dict(plain.named_modules())
+    tables = {id(one): (name, one.plain(plain.dtype)) for name, one in modules.items() if isinstance(one, Embedding)}
+    for name, head in modules.items():
+        if isinstance(head, TiedHead):
+            like = cast(nn.Linear, skeleton.get_submodule(name))
+            plain.set_submodule(name, dense_head(head, like, tables[id(head.embedding)][1]))
+    for name, table in tables.values():
+        plain.set_submodule(name, table)
+    for name in TIES if tables else ():
+        vars(plain).pop(name, None)
+        vars(plain).update({name: vars(skeleton)[name]} if name in vars(skeleton) else {})
 
 
 def _dense(form: Form, like: nn.Module, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Module:
