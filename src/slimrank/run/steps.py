@@ -51,6 +51,7 @@ def decompose(
 
 def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = None) -> Plan:
     """Spectra -> Plan; keep: the share of the linears' parameters that stays."""
+    keep = keep if recipe.allocate.cuts else 1.0
     problem, weights = Problem(keep, recipe.form, spectra, run or Run()), spectra.model.decoder.weights
     with weights.whole() if recipe.allocate.measures else nullcontext():
         allocation = recipe.allocate.allocate(problem)
