@@ -24,6 +24,7 @@ class LinearPlan(BaseModel):
     loss: the squared error in the metric; relative: the error's norm over the output's norm there. Known after
     compression: measured, that ratio on held-out windows, and layer, the entry of the layer that was built, such as
     {"form": "columns", "rank": 20, "columns": 7}, which may have fewer parameters than `rank` allows.
+    expert, routed: of the matrix of a mixture's expert, the expert's number and the calibration tokens routed to it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,6 +40,8 @@ class LinearPlan(BaseModel):
     relative: float = 0.0
     measured: float | None = None
     layer: dict[str, Any] | None = None
+    expert: int | None = None
+    routed: int | None = None
 
     @property
     def own_rank(self) -> int | None:

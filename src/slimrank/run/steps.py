@@ -57,6 +57,7 @@ def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = No
     plans: dict[str, LinearPlan] = {}
     for unit, rank in allocation.ranks.items():
         plans |= planned(problem, unit, rank)
+    plans |= experts_noted(spectra, plans)
     linears = {name: plans[name] for name in spectra.model.linears if name in plans}
     return Plan(
         keep=keep,
@@ -95,6 +96,15 @@ def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearP
             relative=curve.relative(rank),
         )
         for single, cost, entry in zip(singles, costs, entries, strict=True)
+    }
+
+
+def experts_noted(spectra: Spectra, plans: Mapping[str, LinearPlan]) -> dict[str, LinearPlan]:
+    """The plans of experts' matrices, with the number of each one's expert and the tokens routed to it."""
+    routed = spectra.evidence.moments.routed(name for name in plans if spectra.model.units[name].mixture)
+    return {
+        name: plans[name].model_copy(update={"expert": int(name.split(".")[-2]), "routed": count})
+        for name, count in routed.items()
     }
 
 
