@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimrank.errors import UsageError, uncapitalized
 from slimrank.forms import FORMS
-from slimrank.model.units import Unit, stacked
+from slimrank.forms.shared import side_of
+from slimrank.model.units import Unit, shared, stacked
 from slimrank.recipe import Recipe
 from slimrank.runtime.finite import require_finite
 
@@ -96,7 +97,11 @@ class Plan(BaseModel):
             members.setdefault(leader, []).append(single)
         for leader, units in members.items():
             units.sort(key=lambda unit, leader=leader: unit.leader != leader)  # type: ignore[misc]
-        return {stacked(units): self.linears[units[0].leader].rank for units in members.values()}
+        firsts = {leader: self.linears[units[0].leader] for leader, units in members.items()}
+        return {
+            shared(units, side) if (side := side_of(firsts[leader].form)) else stacked(units): firsts[leader].rank
+            for leader, units in members.items()
+        }
 
     def with_linears(self, linears: dict[str, LinearPlan]) -> "Plan":
         """The plan with these linears, their parameters added up in the budget."""

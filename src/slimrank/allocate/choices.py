@@ -8,6 +8,7 @@ import numpy as np
 
 from slimrank.allocate.base import Ranks
 from slimrank.allocate.hull import Floats, Tradeoff, lower_hull
+from slimrank.allocate.listed import Listed
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,15 @@ class Choices:
     def efficient(self) -> tuple[Tradeoff, "Choices"]:
         """The Pareto-optimal options, by ascending cost, as a curve and as Choices."""
         curve, places = Tradeoff.of(self.costs, self.losses)
-        return curve, Choices(curve.costs, curve.losses, [self.ranks[place] for place in places])
+        return curve, Choices(curve.costs, curve.losses, Listed(len(places), lambda index: self.ranks[places[index]]))
 
     def beside(self, other: "Choices") -> "Choices":
         """The union of both sets of options."""
         costs, losses = (np.concatenate(both) for both in ((self.costs, other.costs), (self.losses, other.losses)))
-        return Choices(costs, losses, [*self.ranks, *other.ranks])
+        own, count = len(self.ranks), len(costs)
+        return Choices(
+            costs, losses, Listed(count, lambda index: self.ranks[index] if index < own else other.ranks[index - own])
+        )
 
 
 def sums(members: Sequence[Choices]) -> Choices:
@@ -34,21 +38,18 @@ def sums(members: Sequence[Choices]) -> Choices:
     curves, efficient = zip(*(member.efficient() for member in members), strict=True)
     hulls = [lower_hull(curve.costs, curve.losses) for curve in curves]
     steps = [
-        ((curve.losses[b] - curve.losses[a]) / (curve.costs[b] - curve.costs[a]), index, b)
+        ((curve.losses[b] - curve.losses[a]) / (curve.costs[b] - curve.costs[a]), index, a, b)
         for index, (curve, hull) in enumerate(zip(curves, hulls, strict=True))
         for a, b in pairwise(hull)
     ]
-    at = [0] * len(members)
-    vertices = [tuple(at)]
-    for _, index, place in sorted(steps):
-        at[index] = place
-        vertices.append(tuple(at))
-    ranks = [
-        {unit: rank for own, i in zip(efficient, vertex, strict=True) for unit, rank in own.ranks[i].items()}
-        for vertex in vertices
-    ]
+    steps.sort()
     costs, losses = (
-        np.array([sum(values[i] for values, i in zip(each, vertex, strict=True)) for vertex in vertices])
+        np.cumsum([sum(values[0] for values in each), *(each[i][b] - each[i][a] for _, i, a, b in steps)])
         for each in ([curve.costs for curve in curves], [curve.losses for curve in curves])
     )
-    return Choices(costs, losses, ranks)
+
+    def at(vertex: int) -> Ranks:
+        places = dict.fromkeys(range(len(members)), 0) | {index: place for _, index, _, place in steps[:vertex]}
+        return {unit: rank for index, place in places.items() for unit, rank in efficient[index].ranks[place].items()}
+
+    return Choices(costs, losses, Listed(len(steps) + 1, at))

@@ -9,12 +9,15 @@ from slimrank.forms.joint import Joint
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
+from slimrank.forms.shared import SharedInput, SharedOutput
 
 FORMS: dict[str, type[Form]] = {
     LowRank.form: LowRank,
     Pivoted.form: Pivoted,
     KeptColumns.form: KeptColumns,
     Joint.form: Joint,
+    SharedInput.form: SharedInput,
+    SharedOutput.form: SharedOutput,
 }
 
 

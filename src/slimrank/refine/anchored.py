@@ -11,6 +11,7 @@ from slimrank.calibrate.experts import prior_tokens, sum_of
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.pairs import PairMoments
 from slimrank.factorize import Target
+from slimrank.factorize.shared import SharedFactorizer
 from slimrank.forms import Form, link
 from slimrank.forms.experts import place_of
 from slimrank.forms.linear import weight_of
@@ -19,11 +20,13 @@ from slimrank.model.units import Unit
 from slimrank.numerics.damped import factor_, solved
 from slimrank.numerics.gram_sum import GramSum
 from slimrank.numerics.grams import Grams, shrunk_
+from slimrank.numerics.shared import Part, own_factor
 from slimrank.numerics.threads import Job
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
 from slimrank.spectrum.decomposition import decompose_weight
+from slimrank.spectrum.shared import by_step, common_factor
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
@@ -80,6 +83,7 @@ class Anchored(Refiner):
 
     def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
         """Replace a block's linears, in groups that share an input, in forward order."""
+        common = {name: unit for unit in cuts.of_block(index) if unit.shared for name in unit.names}
         for stage in stages(spectra, cuts.of_block(index)):
             groups = [[name for unit in reading for name in unit.names] for reading in stage]
             found = pair.moments(groups, self.residual)
@@ -87,7 +91,31 @@ class Anchored(Refiner):
                 completed(found, {name: spectra.weight(spectra.model.units[name]) for (name,) in groups})
             for reading, moments in zip(stage, found, strict=True):
                 moments.settle()
-                self._build(spectra, cuts, reading, moments)
+                if reading[0].leader in common:
+                    self._build_expert(spectra, cuts, common[reading[0].leader], reading[0].leader, moments)
+                else:
+                    self._build(spectra, cuts, reading, moments)
+            link(spectra.model.decoder.model)
+
+    def _build_expert(self, spectra: Spectra, cuts: Cuts, unit: Unit, name: str, moments: PairMoments) -> None:
+        """Replace one expert's matrix, whose other factor all experts share as calibration chose it."""
+        assert unit.shared, "a unit of all experts"
+        single, form = spectra.model.units[name], SharedFactorizer(side=unit.shared)
+
+        def layers(single: Unit) -> Job[Sequence[Form]]:
+            weight, cross, left = spectra.weight(single), moments.cross.pop(name), spectra.left(single)
+            rows = common_factor(spectra, unit, cuts.ranks[unit])
+
+            def made() -> Sequence[Form]:
+                target = self._target(weight, moments.gram(), cross)
+                part = Part.of(target, Grams(left, shrunk_(moments.gram(), self.shrink)), form.side)
+                own = by_step(unit, rows, own_factor(part, rows))
+                return [form.layer(own, spectra.model.linears[name], None if name == unit.leader else unit.local)]
+
+            return made
+
+        for own, layer in dealt_layers(spectra.model, [single], layers).items():
+            set_module(spectra.model.decoder.model, own, layer)
 
     def _build(self, spectra: Spectra, cuts: Cuts, units: Sequence[Unit], moments: PairMoments) -> None:
         def layers(unit: Unit) -> Job[Sequence[Form]]:
@@ -108,7 +136,6 @@ class Anchored(Refiner):
 
         for name, made in dealt_layers(spectra.model, units, layers).items():
             set_module(spectra.model.decoder.model, name, made)
-        link(spectra.model.decoder.model)
 
     def _target(self, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
         return anchored_target(weight, gram, cross, self.mix, self.damping)
@@ -128,19 +155,21 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
 def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
     """A block's units in groups that share an input, in forward order, and the groups in stages, each summed in a pass.
 
-    The experts of a module and role are a stage, or several where their moments take much memory.
+    The experts of a module and role are a stage, or several where their moments take much memory; those of a unit that
+    shares a factor are groups of their own.
     """
-    leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
+    leader, model = spectra.evidence.moments.leader, spectra.model
     reading: dict[str, list[Unit]] = {}
     for unit in units:
-        reading.setdefault(leader[unit.leader], []).append(unit)
+        for one in [model.units[name] for name in unit.names] if unit.shared else [unit]:
+            reading.setdefault(leader[one.leader], []).append(one)
     found: dict[object, list[list[list[Unit]]]] = {}
     for first in dict.fromkeys(leader.values()):
         if first not in reading:
             continue
         rows, columns = reading[first][0].shape
         size = max(1, HELD // (8 * columns * (columns // 2 + rows)))
-        alike = found.setdefault(place_of(model, first) or first, [])
+        alike = found.setdefault(place_of(model.decoder.model, first) or first, [])
         if not alike or len(alike[-1]) == size:
             alike.append([])
         alike[-1].append(reading[first])

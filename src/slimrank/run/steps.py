@@ -11,6 +11,7 @@ from functools import partial
 from slimrank.allocate import Problem
 from slimrank.calibrate.evidence import Evidence
 from slimrank.evaluate import count_parameters
+from slimrank.factorize.shared import form_for
 from slimrank.forms import compressed_layers
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import fingerprint
@@ -42,6 +43,7 @@ def decompose(
         route=recipe.route,
         keep=keep,
         stacks=recipe.form.stacks,
+        shared=recipe.form.shared,
         bases=recipe.cuts_later,
         measured_later=recipe.form.searches,
         held=held,
@@ -81,7 +83,8 @@ def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearP
             for single in singles
         }
     curve = problem.spectra.curve(unit)
-    costs, entries = problem.form.costs(unit.shapes, rank), problem.form.entries(unit.shapes, rank)
+    form = form_for(problem.form, unit)
+    costs, entries = form.costs(unit.shapes, rank), form.entries(unit.shapes, rank)
     named = problem.form.name if len(singles) == 1 else None
     return {
         single.leader: LinearPlan(
