@@ -34,15 +34,15 @@ def shared_units(model: Compressible, reached: Iterable[str]) -> list[Unit]:
 
 
 def shared_curve(spectra: Spectra, unit: Unit, keep: float) -> Curve:
-    """The curve of a unit of all experts, its basis the shared factor's directions (q, q); nothing is measured."""
+    """The curve of a unit of all experts, its basis the shared factor's directions (q, q) float32; not measured."""
     choices = {name: spectra.choice(spectra.model.units[name], keep) for name in unit.names}
 
     def parts() -> Iterator[Part]:
         return (part_of(spectra, unit, name, choices[name]) for name in unit.names)
 
     with one_thread(spectra.weight(spectra.model.units[unit.leader])):
-        rows = directions(parts)
-        return Curve(values(parts, rows), basis=rows)
+        rows = directions(parts).float()  # the own factors are the best ones for the rounded directions
+        return Curve(values(parts, rows.double()), basis=rows)
 
 
 def part_of(spectra: Spectra, unit: Unit, name: str, choice: float | None) -> Part:
@@ -56,7 +56,7 @@ def common_factor(spectra: Spectra, unit: Unit, rank: int) -> Tensor:
     """The shared factor (r, n), or transposed (r, m) where it is the output's, float64."""
     basis = spectra.curve(unit).basis
     assert basis is not None, "the directions are kept with the curve"
-    return basis[:rank].to(spectra.model.decoder.device)
+    return basis[:rank].to(spectra.model.decoder.device).double()
 
 
 def factors(spectra: Spectra, unit: Unit, rank: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

@@ -10,7 +10,7 @@ from torch import nn
 from slimrank.errors import SlimrankError
 from slimrank.forms import Experts, LowRank, Pivoted, compressed_layers, link
 from slimrank.forms.experts import Stack, fold, layout_of, unfold, unfolded
-from slimrank.forms.experts.stack import packed, unpacked
+from slimrank.forms.experts.entries import packed, unpacked
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.forms.shared import SIDES
 from slimrank.model.decoder import set_module

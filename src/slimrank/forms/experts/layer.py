@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.experts.entries import DENSE, Entry, packed, unpacked
 from slimrank.forms.experts.fused import Layout, activation, layout_of, norm_of
-from slimrank.forms.experts.stack import DENSE, Entry, Stack, packed, unpacked
+from slimrank.forms.experts.stack import Stack
 from slimrank.forms.experts.stand_in import StandIn
 from slimrank.forms.experts.unfolded import Unfolded, unfolded
 from slimrank.forms.linear import bias_of, weight_of

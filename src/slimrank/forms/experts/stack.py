@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.experts.entries import DENSE, Entry
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.pivoted import Pivoted, permute_last
 from slimrank.forms.shared import SIDES, side_of
 from slimrank.forms.table import form_of
 
-DENSE = "dense"
-Entry = dict[str, Any]
 Product = Callable[[Tensor, Mapping[str, Tensor], "Tensor | None"], Tensor]
 
 
@@ -246,26 +244,3 @@ def pivoted(x: Tensor, tensors: Mapping[str, Tensor], order: Tensor | None) -> T
 
 
 PRODUCTS: dict[str, Product] = {DENSE: dense, LowRank.form: low_rank, Pivoted.form: pivoted}
-
-
-def packed(entries: Sequence[Entry]) -> Entry:
-    """Entries of many experts as one, each key's value alone where all have it, else a list, null for none."""
-    keys = dict.fromkeys(key for entry in entries for key in entry)
-    columns = {key: [entry.get(key) for entry in entries] for key in keys}
-    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in columns.items()}
-
-
-def unpacked(entry: Entry, experts: int) -> list[Entry]:
-    """The inverse of `packed`.
-
-    Raises:
-        SlimrankError: if a list is not as long as there are experts.
-    """
-    columns = {key: value if isinstance(value, list) else [value] * experts for key, value in entry.items()}
-    wrong = [key for key, values in columns.items() if len(values) != experts]
-    if wrong:
-        raise SlimrankError(f"The key {wrong[0]} of an experts layer has not one value for each of {experts} experts.")
-    return [
-        {key: values[e] for key, values in columns.items() if values[e] is not None or key == "form"}
-        for e in range(experts)
-    ]
