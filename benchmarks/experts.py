@@ -5,6 +5,8 @@
 The shape is a layer of Qwen3-30B-A3B with half of its experts: width 2048, expert width 768, 64 experts, 8 a token.
 The factors are random and of one size for all experts, at the share `--keep` of the numbers; the dense module runs by
 each implementation that transformers has for the device, and the fastest is what the stacks are compared with. Medians.
+Beside factors of each expert's own, `shared_input` has one input factor for all experts' gate and up, their down being
+pivoted, and `shared` also one output factor for down.
 """
 
 import argparse
@@ -22,9 +24,16 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from slimrank.factorize import FACTORIZERS
 from slimrank.forms import FORMS, Experts
 from slimrank.forms.experts import Stack, layout_of
+from slimrank.forms.shared import SIDES
 from slimrank.model.load import DTYPES
 
 DENSE = ("eager", "grouped_mm", "batched_mm")
+FORMS_OF = {  # of gate and up, and of down
+    "low_rank": ("low_rank", "low_rank"),
+    "pivoted": ("pivoted", "pivoted"),
+    "shared_input": ("input", "pivoted"),
+    "shared": ("input", "output"),
+}
 
 
 def main() -> None:
@@ -50,7 +59,7 @@ def measure(options: argparse.Namespace, tasks: list[rows.Task]) -> Iterator[row
     """The row of each number of tokens: milliseconds by module, and what the stacks gain."""
     torch.manual_seed(0)
     dense = fused(options)
-    layers: dict[str, nn.Module] = {form: stacks(dense, form, options.keep) for form in ("low_rank", "pivoted")}
+    layers: dict[str, nn.Module] = {name: stacks(dense, forms, options.keep) for name, forms in FORMS_OF.items()}
     for task in tasks:
         given = inputs(task["tokens"], options)
         times: dict[str, list[float]] = {}
@@ -78,19 +87,35 @@ def fused(options: argparse.Namespace) -> Any:
     return module
 
 
-def stacks(dense: nn.Module, form: str, keep: float) -> Experts:
-    """Random experts of that form, of the share `keep` of the numbers."""
+def stacks(dense: nn.Module, forms: tuple[str, str], keep: float) -> Experts:
+    """Random experts, their two matrices of these forms and of the share `keep` of the numbers."""
     layout = layout_of(dense)
     assert layout is not None
     made = []
-    for role in layout.roles:
+    for role, form in zip(layout.roles, forms, strict=True):
         matrix = dense.get_parameter(role)
         rows_, columns = matrix.shape[1:]
-        rank = FACTORIZERS[form].model_validate({"name": form}).rank_for([(rows_, columns)], keep * rows_ * columns)
-        left, right = (torch.randn(size, device=matrix.device) for size in ((rows_, rank), (rank, columns)))
-        one = FORMS[form].from_low_rank(left / rank**0.5, right * 0.02).to(matrix.dtype)
-        made.append(Stack.of([one] * layout.experts, (rows_, columns)))
+        make = shared if form in SIDES else alone
+        made.append(Stack.of(make(form, layout.experts, (rows_, columns), keep, matrix), (rows_, columns)))
     return Experts(dense, layout, *made)
+
+
+def alone(form: str, experts: int, shape: tuple[int, int], keep: float, like: Tensor) -> list[nn.Module]:
+    """The same random factors for every expert."""
+    (m, n), made = shape, FACTORIZERS[form].model_validate({"name": form})
+    rank = made.rank_for([shape], keep * m * n)
+    left, right = (torch.randn(size, device=like.device) for size in ((m, rank), (rank, n)))
+    return [FORMS[form].from_low_rank(left / rank**0.5, right * 0.02).to(like.dtype)] * experts
+
+
+def shared(side: str, experts: int, shape: tuple[int, int], keep: float, like: Tensor) -> list[nn.Module]:
+    """Random factors, of which one is every expert's."""
+    m, n = shape
+    rank = int(keep * experts * m * n / (experts * m + n if side == "input" else m + experts * n))
+    factors = {"down": torch.randn(rank, n) * 0.02, "up": torch.randn(m, rank) / rank**0.5}
+    kind = SIDES[side]
+    layers: list[nn.Module] = [kind.member(factors, None, "0.matrix" if e else None) for e in range(experts)]
+    return [layer.to(like.device, like.dtype) for layer in layers]
 
 
 def inputs(tokens: int, options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:

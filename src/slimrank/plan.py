@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 
 from slimrank.errors import UsageError, uncapitalized
 from slimrank.forms import FORMS
-from slimrank.model.units import Unit, stacked
+from slimrank.forms.shared import side_of
+from slimrank.model.units import Unit, shared, stacked
 from slimrank.recipe import Recipe
 from slimrank.rounding.grid import Grid
 from slimrank.runtime.finite import require_finite
@@ -31,7 +32,8 @@ class LinearPlan(BaseModel):
     compression: measured, that ratio on held-out windows, and layer, the entry of the layer that was built, such as
     {"form": "columns", "rank": 20, "columns": 7}, which may have fewer parameters than `rank` allows. bits, group: the
     width of its numbers and the inputs that share a scale (None: a whole row), where it is rounded; bytes: what its
-    tensors take, where the budget is one of bytes.
+    tensors take, where the budget is one of bytes. expert, routed: of the matrix of a mixture's expert, the expert's
+    number and the calibration tokens routed to it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +49,8 @@ class LinearPlan(BaseModel):
     relative: float = 0.0
     measured: float | None = None
     layer: dict[str, Any] | None = None
+    expert: int | None = None
+    routed: int | None = None
     bits: int | None = None
     group: int | None = None
     bytes: int | None = None
@@ -141,7 +145,11 @@ class Plan(BaseModel):
             members.setdefault(leader, []).append(single)
         for leader, units in members.items():
             units.sort(key=lambda unit, leader=leader: unit.leader != leader)  # type: ignore[misc]
-        return {stacked(units): self.linears[units[0].leader].rank for units in members.values()}
+        firsts = {leader: self.linears[units[0].leader] for leader, units in members.items()}
+        return {
+            shared(units, side) if (side := side_of(firsts[leader].form)) else stacked(units): firsts[leader].rank
+            for leader, units in members.items()
+        }
 
     def grids(self) -> dict[str, Grid]:
         """The grid of every linear that is rounded."""

@@ -65,7 +65,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        if self.form.stacks and not self.allocate.stacks:
+        if (self.form.stacks or self.form.shared) and not self.allocate.stacks:
             raise UsageError(
                 f"Recipe key form: {self.form.name} may factorise several linears together, which allocate "
                 f"{self.allocate.name} cannot choose: set allocate to nats, or leave that option of the form out."

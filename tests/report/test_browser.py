@@ -64,6 +64,17 @@ def test_a_cell_for_every_linear_and_a_choice_that_changes_the_chart(browser, pa
     page.close()
 
 
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_mixtures_page_has_a_cell_for_every_expert(browser, mixture_folder, width):
+    file = write_report(mixture_folder, mixture_folder.parent / "page.html")
+    page, said, asked = opened(browser, file, width)
+    assert said == [] and asked == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("experts-kept", "experts-tokens"):
+        assert page.locator(f"#{name} svg .mark-rect.role-mark path").count() == 2 * 4
+    page.close()
+
+
 def test_it_opens_within_a_second(browser, pages):
     """The best of five: other tests run beside this one."""
     for name in pages:

@@ -3,7 +3,16 @@ from types import SimpleNamespace
 import pytest
 
 from slimrank.plan import LinearPlan
-from slimrank.report.data import columns, joined, linear_columns, root_mean_square, types_of
+from slimrank.report.data import (
+    CURVES,
+    columns,
+    expert_columns,
+    joined,
+    linear_columns,
+    root_mean_square,
+    shown_alone,
+    types_of,
+)
 
 
 def plan_of(*roles):
@@ -32,6 +41,31 @@ def test_columns_of_the_linears():
     assert made["block"] == [0, 0, 1, 1] and made["type"] == ["q", "k"] * 2 and made["cell"] == ["2", "2", "3", "3"]
     assert made["kept"] == [0.75] * 4 and made["predicted"] == [0.1235] * 4 and made["run"] == ["one"] * 4
     assert joined([made, made])["block"] == made["block"] * 2 and columns([]) == {} == joined([])
+
+
+def mixture_of(experts):
+    linears = {
+        f"h.0.mlp.experts.{e}.down": LinearPlan(
+            block=0, role=f"mlp.experts.{e}.down", form="low_rank", rank=e, shape=(8, 4), parameters=12 * e,
+            relative=0.1 * e, expert=e, routed=10 * e,
+        )
+        for e in range(experts)
+    }  # fmt: skip
+    return SimpleNamespace(linears=linears)
+
+
+def test_experts_are_a_row_together_and_a_row_each():
+    plan = mixture_of(3)
+    together, each = linear_columns(plan), expert_columns(plan)
+    assert together["name"] == ["h.0.mlp.experts.*.down"] and together["type"] == ["down"]
+    assert together["cell"] == ["~1"] and together["kept"] == [0.375] and together["predicted"] == [0.1291]
+    assert each["expert"] == [0, 1, 2] and each["tokens"] == [0, 10, 20] and each["cell"] == ["0", "1", "2"]
+
+
+def test_of_many_experts_those_of_most_and_fewest_tokens_are_shown_alone():
+    few, many = mixture_of(CURVES), mixture_of(CURVES + 1)
+    assert shown_alone(few) == set(few.linears)
+    assert shown_alone(many) == {"h.0.mlp.experts.0.down", f"h.0.mlp.experts.{CURVES}.down"}
 
 
 def test_root_mean_square_of_what_is_known():

@@ -50,6 +50,27 @@ def test_a_run_is_told_whole(run_folder, measured):
     assert "80.0" in page and "It waits for memory." in page  # from the bench: 8 tokens in 0.1 s
 
 
+def test_a_mixtures_page_has_a_rank_and_the_tokens_of_every_expert(mixture_folder):
+    page = write_report(mixture_folder).read_text()
+    plan, data = Plan.load(mixture_folder / "slimrank" / "plan.json"), block(page, "data")
+    experts = data["experts"]
+    own = {name: linear for name, linear in plan.linears.items() if ".experts." in name}
+    assert experts["name"] == list(own) and len(own) == 2 * 4 * 2
+    assert experts["expert"] == [int(name.split(".")[-2]) for name in own]
+    assert experts["cell"] == ["dense" if one.rank is None else str(one.rank) for one in own.values()]
+    assert experts["tokens"] == [one.routed for one in own.values()]
+    for kind in ("gate_up_proj", "down_proj"):
+        for index in range(2):  # each token of 8 windows of 32 goes to 2 experts
+            rows = zip(experts["type"], experts["block"], experts["tokens"], strict=True)
+            assert sum(tokens for *place, tokens in rows if place == [kind, index]) == 2 * 8 * 32
+    together = data["linears"]["name"].index("model.layers.0.mlp.experts.*.down_proj")
+    downs = [one for name, one in own.items() if name.startswith("model.layers.0") and name.endswith("down_proj")]
+    kept = sum(one.parameters for one in downs) / sum(one.shape[0] * one.shape[1] for one in downs)
+    assert data["linears"]["kept"][together] == pytest.approx(kept, rel=1e-3)
+    charts = block(page, "charts")
+    assert "experts-kept" in charts and "experts-tokens" in charts and all(f'id="{name}"' in page for name in charts)
+
+
 def test_nothing_is_loaded_from_elsewhere(run_folder):
     page = write_report(run_folder).read_text()
     outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)

@@ -102,6 +102,86 @@ def test_weights_of_experts_stay_on_disk(family, made, ids):
         torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-5)
 
 
+def sharing(dense, recipe, ranks):
+    """A plan in which the experts of every block share the factors of `ranks`: side -> rank, alone where it is None."""
+    plan = run(dense, recipe, settings=["allocate=nats", "form.shared=true"], plan_only=True).plan
+    roles = list(dict.fromkeys(name.rpartition(".")[2] for name, one in plan.linears.items() if one.expert is not None))
+    linears = dict(plan.linears)
+    for name, one in plan.linears.items():
+        if one.expert is None:
+            continue
+        side = ("input", "output")[roles.index(name.rpartition(".")[2])]
+        place, _, role = name.rsplit(".", 2)
+        alone = {"form": plan.recipe.form.name, "rank": 4, "unit": None}
+        shared = {"form": f"shared_{side}", "rank": ranks[side], "unit": f"{place}.0.{role}"}
+        linears[name] = one.model_copy(update=shared if ranks[side] else alone)
+    return plan.model_copy(update={"linears": linears, "keep": 0.9, "notes": []})
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm", "slimrank"])
+@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss"])
+def test_experts_that_share_factors_are_built_saved_loaded_and_exported(family, recipe, made, ids):
+    dense = made(family)
+    plan = sharing(dense, recipe, {"input": 9, "output": 7})
+    text = str(dense.parent / "text.txt")
+    result = compress(str(dense), plan=plan, calibration=text)
+    result.save(dense.parent / "memory")
+    again = AutoModelForCausalLM.from_pretrained(dense.parent / "memory")
+    assert torch.equal(logits(again, ids), logits(result.model, ids))
+    assert linear_parameters(load(str(dense.parent / "memory"))) == result.plan.budget.used
+    layer = next(module for module in again.modules() if isinstance(module, Experts))
+    assert (layer.ups.side, layer.downs.side) == ("input", "output")
+    compress(str(dense), plan=plan, calibration=text, out=dense.parent / "disk")
+    disk = AutoModelForCausalLM.from_pretrained(dense.parent / "disk")
+    torch.testing.assert_close(logits(disk, ids), logits(again, ids), rtol=0, atol=1e-4)
+    export_dense(load(str(dense.parent / "disk")), dense.parent / "export")
+    assert shapes(dense.parent / "export") == shapes(dense)
+    found = logits(AutoModelForCausalLM.from_pretrained(dense.parent / "export"), ids)
+    torch.testing.assert_close(found, logits(disk, ids), rtol=0, atol=1e-4)
+    again.save_pretrained(dense.parent / "again")
+    assert shapes(dense.parent / "again") == shapes(dense.parent / "memory")
+
+
+def test_shared_factors_of_full_rank_are_more_than_the_dense_matrices_and_refused(made):
+    dense = made("Qwen3Moe")
+    plan = sharing(dense, "svd-llm", {"input": 32, "output": 32})
+    linears = {
+        name: one if one.expert is not None else one.model_copy(update={"form": "dense", "rank": None, "unit": None})
+        for name, one in plan.linears.items()
+    }
+    plan = plan.model_copy(update={"linears": linears, "keep": 1.0})
+    with pytest.raises(UsageError, match="lower some ranks or raise keep"):
+        compress(str(dense), plan=plan, calibration=str(dense.parent / "text.txt"))
+
+
+def test_a_shared_factor_is_a_candidate_of_the_sweep_and_the_curve_is_what_is_lost(made, ids):
+    dense = made("Qwen3Moe")
+    tensors = load_file(dense / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(("gate_proj.weight", "up_proj.weight"))]:
+        common = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))  # of all experts' inputs
+        tensors[name] = torch.randn(len(tensors[name]), 3, generator=generator) @ common / 10
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    result = run(dense, "slimrank", settings=["form.shared=true"], keep=0.5)
+    ups = {name: one for name, one in result.plan.linears.items() if name.endswith("gate_up_proj")}
+    assert {one.form for one in ups.values()} == {"shared_input"}
+    assert all(one.rank <= 4 and one.relative < 1e-3 for one in ups.values())
+    assert "Shared by all experts of a layer: one factor of" in " ".join(result.plan.notes)
+
+
+def test_a_plan_cannot_share_what_its_recipe_does_not_and_must_share_among_all(made):
+    dense = made("Qwen3Moe")
+    plan, text = sharing(dense, "svd-llm", {"input": 5, "output": None}), str(dense.parent / "text.txt")
+    form = plan.recipe.form.model_copy(update={"shared": False})
+    other = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"form": form})})
+    with pytest.raises(UsageError, match="factorises every linear alone: set unit to null"):
+        compress(str(dense), plan=other, calibration=text)
+    name = "model.layers.0.mlp.experts.2.gate_up_proj"
+    alone = plan.linears[name].model_copy(update={"form": "low_rank", "unit": None})
+    with pytest.raises(UsageError, match="set unit to null"):
+        compress(str(dense), plan=plan.model_copy(update={"linears": plan.linears | {name: alone}}), calibration=text)
+
+
 def test_plain_transformers_stops_and_the_dense_export_has_the_fused_layout(made, ids):
     dense = made("Mixtral")
     run(dense, filter=lambda name, module: "experts" in name, out=dense.parent / "only")

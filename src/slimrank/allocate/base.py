@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize.base import Factorizer
+from slimrank.factorize.shared import form_for
 from slimrank.model.units import Unit
 from slimrank.rounding.grid import Grid
 from slimrank.spectrum.curve import Curve
@@ -52,7 +53,7 @@ class Problem:
 
     def cost(self, unit: Unit, rank: int | None) -> int:
         """Parameters that a unit stores at a rank, None for dense."""
-        return unit.parameters if rank is None else self.form.cost(unit.shapes, rank)
+        return unit.parameters if rank is None else form_for(self.form, unit).cost(unit.shapes, rank)
 
     def rank_within(self, unit: Unit, share: float) -> int:
         """The largest rank that costs at most `share` of the unit's dense parameters, 0 if none does."""

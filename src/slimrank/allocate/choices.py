@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from slimrank.allocate.hull import Floats, Tradeoff, lower_hull
+from slimrank.allocate.listed import Listed
 from slimrank.model.units import Unit
 
 T = TypeVar("T")
@@ -27,12 +28,14 @@ class Choices(Generic[T]):
     def efficient(self) -> tuple[Tradeoff, "Choices[T]"]:
         """The Pareto-optimal options, by ascending cost, as a curve and as Choices."""
         curve, places = Tradeoff.of(self.costs, self.losses)
-        return curve, Choices(curve.costs, curve.losses, [self.made[place] for place in places])
+        return curve, Choices(curve.costs, curve.losses, Listed(len(places), lambda index: self.made[places[index]]))
 
     def beside(self, other: "Choices[T]") -> "Choices[T]":
         """The union of both sets of options."""
         costs, losses = (np.concatenate(both) for both in ((self.costs, other.costs), (self.losses, other.losses)))
-        return Choices(costs, losses, [*self.made, *other.made])
+        own, count = len(self.made), len(costs)
+        made = Listed(count, lambda index: self.made[index] if index < own else other.made[index - own])
+        return Choices(costs, losses, made)
 
 
 def sums(members: Sequence[Choices[T]]) -> Choices[T]:
@@ -40,21 +43,18 @@ def sums(members: Sequence[Choices[T]]) -> Choices[T]:
     curves, efficient = zip(*(member.efficient() for member in members), strict=True)
     hulls = [lower_hull(curve.costs, curve.losses) for curve in curves]
     steps = [
-        ((curve.losses[b] - curve.losses[a]) / (curve.costs[b] - curve.costs[a]), index, b)
+        ((curve.losses[b] - curve.losses[a]) / (curve.costs[b] - curve.costs[a]), index, a, b)
         for index, (curve, hull) in enumerate(zip(curves, hulls, strict=True))
         for a, b in pairwise(hull)
     ]
-    at = [0] * len(members)
-    vertices = [tuple(at)]
-    for _, index, place in sorted(steps):
-        at[index] = place
-        vertices.append(tuple(at))
-    made = [
-        {unit: one for own, i in zip(efficient, vertex, strict=True) for unit, one in own.made[i].items()}
-        for vertex in vertices
-    ]
+    steps.sort()
     costs, losses = (
-        np.array([sum(values[i] for values, i in zip(each, vertex, strict=True)) for vertex in vertices])
+        np.cumsum([sum(values[0] for values in each), *(each[i][b] - each[i][a] for _, i, a, b in steps)])
         for each in ([curve.costs for curve in curves], [curve.losses for curve in curves])
     )
-    return Choices(costs, losses, made)
+
+    def at(vertex: int) -> dict[Unit, T]:
+        places = dict.fromkeys(range(len(members)), 0) | {index: place for _, index, _, place in steps[:vertex]}
+        return {unit: one for index, place in places.items() for unit, one in efficient[index].made[place].items()}
+
+    return Choices(costs, losses, Listed(len(steps) + 1, at))

@@ -16,6 +16,7 @@ from slimrank.forms.linear import bias_of, weight_of
 from slimrank.model.units import Unit
 from slimrank.numerics.balance import balanced
 from slimrank.numerics.losses import next_token_losses
+from slimrank.spectrum.shared import factors
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.pieces import Pieces
 
@@ -186,6 +187,11 @@ def cut(spectra: Spectra, unit: Unit, rank: int | None, known: dict[Unit, Factor
     if rank is None:
         return dense
     dtype = weight_of(dense[unit.leader]).dtype
+    if unit.shared:
+        return {
+            name: LowRank.from_low_rank(own["up"], own["down"], bias_of(dense[name])).to(dtype)
+            for name, own in factors(spectra, unit, rank)
+        }
     if known is None:
         single = len(unit.names) == 1
         left, right = spectra.decomposition(unit, None if single else rank).cut(rank)

@@ -129,9 +129,14 @@ class Moments:
             raise SlimrankError(f"No gradient reached {linear}: calibrate on more text or leave it dense.")
         return self.outputs[linear]
 
+    def routed(self, experts: Iterable[str]) -> dict[str, int]:
+        """By linear of an expert, the tokens routed to it; those that calibration did not collect are left out."""
+        found = {name: self.inputs[name].routed for name in experts if name in self.inputs}
+        return {name: count for name, count in found.items() if count is not None}
+
     def unrouted(self, experts: Iterable[str]) -> list[str]:
         """Those of these linears of experts to which no token was routed."""
-        return [name for name in experts if name in self.inputs and self.inputs[name].routed == 0]
+        return [name for name, count in self.routed(experts).items() if count == 0]
 
     def short_of_tokens(self) -> list[str]:
         """The linears whose input has more channels than calibration tokens, so that H is singular."""

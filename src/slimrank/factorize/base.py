@@ -54,7 +54,8 @@ class Built:
 class Factorizer(BaseModel):
     """Base of the factorizers; a subclass's fields are its options in a recipe, `name` is the form's name.
 
-    multiple: ranks are multiples of this number.
+    multiple: ranks are multiples of this number. shared: all experts of a layer may share one factor, the input factor
+    of their first matrices and the output factor of their second, where the allocator finds that this loses less.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +65,7 @@ class Factorizer(BaseModel):
 
     name: str
     multiple: int = Field(default=1, ge=1)
+    shared: bool = False
 
     @property
     def stacks(self) -> bool:

@@ -192,6 +192,11 @@ class Form(nn.Module):
             SlimrankError: naming the layer, where the members are not all there or don't fit together.
         """
 
+    def leader_of(self, name: str) -> str:
+        """The full name of the layer that stores the input factor which this layer, `name`, uses."""
+        parent, dot, own = name.rpartition(".")
+        return parent + dot + (self.leader or own)
+
     def present_factors(self) -> dict[str, Any]:
         """The factors that this layer has, by name: each an nn.Linear, or a QuantizedLinear."""
         found = {name: getattr(self, name, None) for name in self.factors}

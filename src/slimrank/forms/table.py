@@ -10,6 +10,7 @@ from slimrank.forms.joint import Joint
 from slimrank.forms.kept_columns import KeptColumns
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
+from slimrank.forms.shared import SharedInput, SharedOutput
 
 FORMS: dict[str, type[Form]] = {
     LowRank.form: LowRank,
@@ -17,6 +18,8 @@ FORMS: dict[str, type[Form]] = {
     KeptColumns.form: KeptColumns,
     Joint.form: Joint,
     Dense.form: Dense,
+    SharedInput.form: SharedInput,
+    SharedOutput.form: SharedOutput,
 }
 
 

@@ -16,7 +16,6 @@ def link(model: nn.Module) -> None:
     units: dict[tuple[str, type[Form]], list[Form]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Form):
-            parent, dot, own = name.rpartition(".")
-            units.setdefault((parent + dot + (module.leader or own), type(module)), []).append(module)
+            units.setdefault((module.leader_of(name), type(module)), []).append(module)
     for (name, kind), members in units.items():
         kind.link_members(name, members)

@@ -4,17 +4,20 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal
 
 Shape = tuple[int, int]
+Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One linear, or several of one module that read the same input, their weights stacked.
+    """One linear, or several of one module that read the same input, or one matrix of all experts of a module.
 
     names: the linears in the order in which they run; block: the decoder block they are in; role: their name inside
-    the block, such as self_attn.q_proj or self_attn.q_proj+k_proj+v_proj; shapes: (m_i, n) of each. mixture: the name
-    of the module of experts of which this is one's matrix, which may get rank 0; None for any other linear.
+    the block, such as self_attn.q_proj or self_attn.q_proj+k_proj+v_proj; shapes: (m_i, n_i) of each. mixture: the name
+    of the module of experts of which this is one's matrix, which may get rank 0; None for any other linear. shared: of
+    a unit of all experts' matrices, whether their input or output factor is one; None for any other unit.
     """
 
     names: tuple[str, ...]
@@ -22,6 +25,7 @@ class Unit:
     role: str
     shapes: tuple[Shape, ...]
     mixture: str | None = field(default=None, compare=False)
+    shared: Side | None = None
 
     @property
     def leader(self) -> str:
@@ -31,7 +35,15 @@ class Unit:
     @property
     def key(self) -> str:
         """A name for files and messages."""
+        if self.shared:
+            place, number, matrix = self.leader.rsplit(".", 2)
+            return f"{place}.{number}-{self.names[-1].split('.')[-2]}.{matrix}"
         return "+".join(self.names)
+
+    @property
+    def local(self) -> str:
+        """The first linear's name beside the others: in its module, or of experts in the module of them all."""
+        return ".".join(self.leader.split(".")[-2 if self.shared else -1 :])
 
     @property
     def type(self) -> str:
@@ -40,7 +52,9 @@ class Unit:
 
     @property
     def shape(self) -> Shape:
-        """Of the stacked weight (sum of m_i, n)."""
+        """Of the stacked weight (sum of m_i, n), or (m, sum of n_i) where the output factor is shared."""
+        if self.shared == "output":
+            return self.shapes[0][0], sum(columns for _, columns in self.shapes)
         return sum(rows for rows, _ in self.shapes), self.shapes[0][1]
 
     @property
@@ -73,6 +87,14 @@ def stacked(units: Collection[Unit]) -> Unit:
         "+".join([first.role, *(unit.leader.rpartition(".")[2] for unit in others)]),
         tuple(shape for unit in units for shape in unit.shapes),
     )
+
+
+def shared(units: Collection[Unit], side: Side) -> Unit:
+    """The unit of one matrix of several experts of a module."""
+    first = next(iter(units))
+    names = tuple(name for unit in units for name in unit.names)
+    shapes = tuple(shape for unit in units for shape in unit.shapes)
+    return Unit(names, first.block, first.type, shapes, shared=side)
 
 
 def described(units: Collection[Unit]) -> str:

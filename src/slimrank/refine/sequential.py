@@ -10,16 +10,20 @@ from torch import Tensor
 from slimrank.calibrate.experts import prior_tokens, sum_of
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.pairs import PairMoments
+from slimrank.factorize.shared import SharedFactorizer
 from slimrank.forms import Form, link
 from slimrank.forms.experts import place_of
 from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
 from slimrank.numerics.damped import factor_, solved
 from slimrank.numerics.gram_sum import GramSum
+from slimrank.numerics.grams import Grams, shrunk_
+from slimrank.numerics.shared import Part, own_factor
 from slimrank.numerics.threads import Job
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
+from slimrank.spectrum.shared import by_step, common_factor
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
@@ -84,20 +88,45 @@ class Sequential(Refiner):
 
     def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
         """Replace a block's linears, in groups that share an input, in forward order."""
-        for stage in stages(spectra, self.units(spectra, cuts, index)):
+        units = self.units(spectra, cuts, index)
+        common = {name: unit for unit in units if unit.shared for name in unit.names}
+        for stage in stages(spectra, units):
             groups = [[name for unit in reading for name in unit.names] for reading in stage]
             found = pair.moments(groups, self.residual)
             if len(found) > 1 or place_of(spectra.model.decoder.model, groups[0][0]):
                 completed(found, {name: spectra.weight(spectra.model.units[name]) for (name,) in groups})
             for reading, moments in zip(stage, found, strict=True):
                 moments.settle()
-                self._build(spectra, cuts, reading, moments)
+                if reading[0].leader in common:
+                    self._build_expert(spectra, cuts, common[reading[0].leader], reading[0], moments)
+                else:
+                    self._build(spectra, cuts, reading, moments)
+            link(spectra.model.decoder.model)
 
     def _build(self, spectra: Spectra, cuts: Cuts, units: Sequence[Unit], moments: PairMoments) -> None:
         made = dealt_layers(spectra.model, units, lambda unit: self.layers(spectra, cuts, unit, moments))
         for name, layer in made.items():
             set_module(spectra.model.decoder.model, name, layer)
-        link(spectra.model.decoder.model)
+
+    def _build_expert(self, spectra: Spectra, cuts: Cuts, unit: Unit, single: Unit, moments: PairMoments) -> None:
+        """Replace one expert's matrix, whose other factor all experts of `unit` share as calibration chose it."""
+        assert unit.shared, "a unit of all experts"
+        form = SharedFactorizer(side=unit.shared)
+
+        def layers(single: Unit) -> Job[Sequence[Form]]:
+            target, left = self.target(spectra, single, moments), spectra.left(single)
+            rows, dense = common_factor(spectra, unit, cuts.ranks[unit]), spectra.model.linears[single.leader]
+
+            def made() -> Sequence[Form]:
+                weight = target()
+                part = Part.of(weight, Grams(left, shrunk_(moments.gram(), self.shrink)), form.side)
+                own = by_step(unit, rows, own_factor(part, rows))
+                return [form.layer(own, dense, None if single.leader == unit.leader else unit.local)]
+
+            return made
+
+        for name, layer in dealt_layers(spectra.model, [single], layers).items():
+            set_module(spectra.model.decoder.model, name, layer)
 
     def target(self, spectra: Spectra, unit: Unit, moments: PairMoments) -> Job[Tensor]:
         """The job that gives T of a unit's linears, stacked (m, n) float64; takes their sums out of the moments."""
@@ -122,19 +151,21 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
 def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
     """A block's units in groups that share an input, in forward order, and the groups in stages, each summed in a pass.
 
-    The experts of a module and role are a stage, or several where their moments take much memory.
+    The experts of a module and role are a stage, or several where their moments take much memory; those of a unit that
+    shares a factor are groups of their own.
     """
-    leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
+    leader, model = spectra.evidence.moments.leader, spectra.model
     reading: dict[str, list[Unit]] = {}
     for unit in units:
-        reading.setdefault(leader[unit.leader], []).append(unit)
+        for one in [model.units[name] for name in unit.names] if unit.shared else [unit]:
+            reading.setdefault(leader[one.leader], []).append(one)
     found: dict[object, list[list[list[Unit]]]] = {}
     for first in dict.fromkeys(leader.values()):
         if first not in reading:
             continue
         rows, columns = reading[first][0].shape
         size = max(1, HELD // (8 * columns * (columns // 2 + rows)))
-        alike = found.setdefault(place_of(model, first) or first, [])
+        alike = found.setdefault(place_of(model.decoder.model, first) or first, [])
         if not alike or len(alike[-1]) == size:
             alike.append([])
         alike[-1].append(reading[first])

@@ -44,6 +44,35 @@ def heat_map(
     return _finished(_chosen(alt, alt.layer(cells, ranks), "run", runs), height=22 * len(set(columns["block"])))
 
 
+def expert_map(field: str, title: str, columns: Columns, shown: str, types: Sequence[str]) -> Spec:
+    """`field` of every matrix of a mixture's experts by block and expert, `shown` written in where there is room.
+
+    columns: those of the experts; types: of matrices, chosen from a list where there are several.
+    """
+    alt = altair()
+    experts, top = len(set(columns["expert"])), max(columns[field]) or 1
+    axis = alt.Axis(orient="top", domain=False, ticks=False, labelAngle=0, labelOverlap=True, labelSeparation=4)
+    base = alt.Chart(alt.NamedData("experts")).encode(
+        x=alt.X("expert:O", title="expert", axis=axis),
+        y=alt.Y("block:O", title="block", axis=alt.Axis(domain=False, ticks=False)),
+        tooltip=_linear_tooltip(alt, columns),
+    )
+    scale = alt.Scale(domain=[0, 1 if field == "kept" else top], scheme="viridis")
+    legend = alt.Legend(orient="bottom", title=title, direction="horizontal", gradientLength=180, titleLimit=300)
+    cells = base.mark_rect(stroke="white").encode(color=alt.Color(f"{field}:Q", scale=scale, legend=legend))
+    bright = alt.condition(
+        f"datum['{field}'] > {0.6 * (1 if field == 'kept' else top)}", alt.value("black"), alt.value("white")
+    )
+    widest = max(len(str(value)) for value in columns[shown])
+    room = alt.expr(f"width > {experts * (7 * widest + 4)} ? 1 : 0")
+    text = base.mark_text(fontSize=10, opacity=room).encode(text=f"{shown}:N", color=bright)
+    both = alt.layer(cells, text)
+    chart = (
+        _chosen(alt, both, "type", types) if len(types) > 1 else both.transform_filter(f"datum.type == {types[0]!r}")
+    )
+    return _finished(chart, height=22 * len(set(columns["block"])))
+
+
 def spectra(types: Sequence[str]) -> Spec:
     """Every block's spectrum for one type of linear, the cut marked; what is shown is chosen."""
     alt = altair()
@@ -58,7 +87,7 @@ def spectra(types: Sequence[str]) -> Spec:
             x=alt.X("rank:Q", title="rank", scale=alt.Scale(nice=False)),
             y=alt.Y("shown:Q", title="share of the largest", scale=alt.Scale(type="log"), axis=alt.Axis(format=".1~e")),
             color=alt.Color("block:Q", scale=alt.Scale(scheme="viridis"), legend=legend),
-            detail="block:N",
+            detail="line:N",
             tooltip=["block:O", "rank:Q", alt.Tooltip("singular:Q"), alt.Tooltip("error:Q")],
         )
     )
@@ -144,7 +173,7 @@ def _chosen(alt: Any, chart: Any, field: str, options: Sequence[str]) -> Any:
 
 def _linear_tooltip(alt: Any, columns: Columns) -> list[Any]:
     kinds = {"name": "N", "block": "O", "type": "N", "form": "N", "shape": "N", "cell": "N"}
-    shown = ("name", "block", "type", "form", "shape", "cell", "kept", "predicted", "measured")
+    shown = ("name", "block", "type", "form", "shape", "cell", "kept", "predicted", "measured", "tokens")
     titles = {"cell": "rank"}
     return [
         alt.Tooltip(f"{field}:{kinds.get(field, 'Q')}", title=titles.get(field, field))

@@ -10,9 +10,20 @@ from slimrank.plan import LinearPlan, Plan
 Columns = dict[str, list[Any]]
 
 
+CURVES = 256  # of a mixture's matrices that the page has
+
+
+def role_of(linear: LinearPlan) -> str:
+    """The linear's role, which of an expert's matrix has * for the expert's number."""
+    if linear.expert is None:
+        return linear.role
+    place, _, matrix = linear.role.rpartition(".")
+    return f"{place.rpartition('.')[0]}.*.{matrix}"
+
+
 def types_of(plan: Plan) -> dict[str, str]:
     """Each role's shortest dotted ending that no other role has, such as q_proj for self_attn.q_proj."""
-    roles = list(dict.fromkeys(linear.role for linear in plan.linears.values()))
+    roles = list(dict.fromkeys(map(role_of, plan.linears.values())))
 
     def ending(role: str) -> str:
         parts = role.split(".")
@@ -23,40 +34,88 @@ def types_of(plan: Plan) -> dict[str, str]:
 
 
 def linear_columns(plan: Plan, **more: Any) -> Columns:
-    """A row per linear: where it is, what it got, and the error predicted and measured."""
-    types = types_of(plan)
-    return columns([row_of(name, linear, types) | more for name, linear in plan.linears.items()])
+    """A row per linear: where it is, what it got, and the error predicted and measured.
+
+    The matrices that a mixture's experts have in one place are a row: their number is that of all, their rank the mean,
+    their error the root mean square.
+    """
+    types, alike = types_of(plan), dict[tuple[str, str], dict[str, LinearPlan]]()
+    for name, linear in plan.linears.items():
+        place = name if linear.expert is None else name.removesuffix(linear.role) + role_of(linear)
+        alike.setdefault((place, types[role_of(linear)]), {})[name] = linear
+    return columns([row_of(place, list(own.values()), kind) | more for (place, kind), own in alike.items()])
 
 
-def row_of(name: str, linear: LinearPlan, types: Mapping[str, str]) -> dict[str, Any]:
-    """One linear; cell is what fits into a square of the map."""
-    dense = math.prod(linear.shape)
+def row_of(name: str, linears: Sequence[LinearPlan], kind: str) -> dict[str, Any]:
+    """One linear, or all experts' of one kind; cell is what fits into a square of the map."""
+    first, dense = linears[0], sum(math.prod(linear.shape) for linear in linears)
+    measured = root_mean_square(linear.measured for linear in linears)
+    forms = list(dict.fromkeys(linear.form for linear in linears))
     return {
         "name": name,
-        "block": linear.block,
-        "type": types[linear.role],
-        "form": linear.form,
-        "cell": "dense" if linear.rank is None else str(linear.rank),
-        "shape": f"{linear.shape[0]} x {linear.shape[1]}",
-        "kept": short(linear.parameters / dense),
-        "predicted": short(linear.relative),
-        "measured": None if linear.measured is None else short(linear.measured),
+        "block": first.block,
+        "type": kind,
+        "form": ", ".join(forms),
+        "cell": cell_of(linears),
+        "shape": f"{first.shape[0]} x {first.shape[1]}" + (f", {len(linears)} of them" if len(linears) > 1 else ""),
+        "kept": short(sum(linear.parameters for linear in linears) / dense),
+        "predicted": short(root_mean_square(linear.relative for linear in linears) or 0.0),
+        "measured": None if measured is None else short(measured),
     }
 
 
-def curve_columns(plan: Plan, curves: Mapping[str, CurvePoints]) -> Columns:
-    """A row per linear and rank of its curve; cut marks the rank that it got."""
+def cell_of(linears: Sequence[LinearPlan]) -> str:
+    """The rank of one linear, the mean of several, a full one counting for a dense one; `dense` where all are."""
+    if all(linear.rank is None for linear in linears):
+        return "dense"
+    ranks = [min(linear.shape) if linear.rank is None else linear.rank for linear in linears]
+    return str(ranks[0]) if len(ranks) == 1 else f"~{sum(ranks) / len(ranks):.0f}"
+
+
+def expert_columns(plan: Plan) -> Columns:
+    """A row per matrix of a mixture's expert: its own, its expert's number, and the tokens routed to it."""
     types = types_of(plan)
+    return columns(
+        row_of(name, [linear], types[role_of(linear)]) | {"expert": linear.expert, "tokens": linear.routed}
+        for name, linear in plan.linears.items()
+        if linear.expert is not None
+    )
+
+
+def shown_alone(plan: Plan) -> set[str]:
+    """The linears that the page has curves and table rows of.
+
+    All, but of a mixture with more than CURVES matrices only those of the experts that saw most and fewest tokens in
+    each place.
+    """
+    experts: dict[str, list[str]] = {}
+    for name, linear in plan.linears.items():
+        if linear.expert is not None:
+            experts.setdefault(name.removesuffix(linear.role) + role_of(linear), []).append(name)
+    if sum(map(len, experts.values())) <= CURVES:
+        return set(plan.linears)
+    left_out = set[str]()
+    for names in experts.values():
+        names.sort(key=lambda name: plan.linears[name].routed or 0)
+        left_out.update(names[1:-1])
+    return plan.linears.keys() - left_out
+
+
+def curve_columns(plan: Plan, curves: Mapping[str, CurvePoints]) -> Columns:
+    """A row per linear that is shown alone and rank of its curve; cut marks the rank that it got."""
+    types, shown = types_of(plan), shown_alone(plan)
     return columns(
         {
             "block": linear.block,
-            "type": types[linear.role],
+            "line": line,
+            "type": types[role_of(linear)],
             "rank": rank,
             "singular": singular,
             "error": error,
             "cut": rank == linear.own_rank,
         }
-        for name, linear in plan.linears.items()
+        for line, (name, linear) in enumerate(plan.linears.items())
+        if name in shown
         for rank, singular, error in zip(curves[name].ranks, curves[name].singular, curves[name].error, strict=True)
     )
 

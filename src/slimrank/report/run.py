@@ -12,7 +12,15 @@ from slimrank.checkpoint.account import Account
 from slimrank.evaluate import weight_bytes
 from slimrank.plan import Plan
 from slimrank.report import charts
-from slimrank.report.data import Columns, columns, curve_columns, linear_columns, root_mean_square
+from slimrank.report.data import (
+    Columns,
+    columns,
+    curve_columns,
+    expert_columns,
+    linear_columns,
+    root_mean_square,
+    shown_alone,
+)
 from slimrank.report.measured import Table, evaluation_notes, evaluation_tables, speed_table, understood
 from slimrank.report.page import render
 from slimrank.texts.reading import specs_again
@@ -36,6 +44,7 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
             speed = speed_table(bench)
     data = {
         "linears": linear_columns(plan),
+        "experts": expert_columns(plan),
         "curves": curve_columns(plan, account.curves),
         "stages": columns([{"stage": k, "seconds": round(v, 3)} for k, v in account.seconds.items()]),
     }
@@ -57,6 +66,7 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         by_recipe=command(plan, account, "--recipe", "recipe.yaml", *settled(plan)),
         recipe=plan.recipe.to_yaml(),
         fingerprints=fingerprints(plan, account),
+        experts=bool(data["experts"]),
         linears=linear_table(plan),
     )
 
@@ -68,6 +78,10 @@ def run_charts(data: dict[str, Columns]) -> dict[str, charts.Spec]:
         "map-kept": charts.heat_map("kept", "share of parameters kept", linears, largest=1),
         "spectra-chart": charts.spectra(list(dict.fromkeys(linears["type"]))),
     }
+    if experts := data["experts"]:
+        types = list(dict.fromkeys(experts["type"]))
+        made["experts-kept"] = charts.expert_map("kept", "share of parameters kept", experts, "cell", types)
+        made["experts-tokens"] = charts.expert_map("tokens", "calibration tokens", experts, "tokens", types[:1])
     if None in linears["measured"]:
         made["map-predicted"] = charts.heat_map("predicted", "predicted error", linears)
     else:
@@ -173,7 +187,8 @@ def fingerprints(plan: Plan, account: Account) -> Facts:
 
 
 def linear_table(plan: Plan) -> dict[str, Any]:
-    """A row per linear."""
+    """A row per linear, those of many experts left out (see shown_alone)."""
+    shown = shown_alone(plan)
     head = ["linear", "form", "rank", "shape", "parameters", "kept", "predicted", "measured"]
     rows = [
         (
@@ -187,8 +202,9 @@ def linear_table(plan: Plan) -> dict[str, Any]:
             "-" if one.measured is None else f"{one.measured:.4f}",
         )
         for name, one in plan.linears.items()
+        if name in shown
     ]
-    return {"head": head, "rows": rows}
+    return {"head": head, "rows": rows, "left_out": len(plan.linears) - len(shown)}
 
 
 def megabytes(count: int) -> str:

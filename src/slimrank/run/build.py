@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.factorize.base import Built, Target
+from slimrank.factorize.shared import SharedFactorizer
 from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
 from slimrank.numerics.grams import Grams, squared_error
 from slimrank.plan import LinearPlan, Plan
 from slimrank.refine.base import Cuts
 from slimrank.spectrum.curve import share
+from slimrank.spectrum.shared import factors
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.pieces import Facts
 from slimrank.store.run import Run
@@ -93,10 +95,13 @@ def build_unit(
     """Replace a unit's linears by their layers; returns their plans with the built layers and their errors."""
     curve, decoder = spectra.curve(unit), spectra.model.decoder
     with decoder.weights.hold(unit.block):
-        target = target_of(spectra, unit, None if form.searches else rank)
-        built = form.built(target, rank)
+        if unit.shared:
+            built = shared_built(spectra, unit, rank)
+        else:
+            target = target_of(spectra, unit, None if form.searches else rank)
+            built = form.built(target, rank)
         update = {"relative": share(built.loss, curve.losses()[0].item())}
-        if form.searches:
+        if form.searches and not unit.shared:
             update |= held_out_error(spectra, unit, target, built)
     plans = {}
     for name, layer in zip(unit.names, built.layers, strict=True):
@@ -104,6 +109,18 @@ def build_unit(
         loss = built.loss if name == unit.leader else 0.0
         plans[name] = planned[name].model_copy(update=update | {"loss": loss}).built(layer.entry())
     return plans
+
+
+def shared_built(spectra: Spectra, unit: Unit, rank: int) -> Built:
+    """The layers of all experts that share a factor."""
+    assert unit.shared, "a unit of all experts"
+    form, linears = SharedFactorizer(side=unit.shared), spectra.model.linears
+    layers = [
+        form.layer(own, linears[name], None if name == unit.leader else unit.local)
+        for name, own in factors(spectra, unit, rank)
+    ]
+    form.form.link_members(unit.leader, layers)
+    return Built(layers, spectra.curve(unit).loss(rank))
 
 
 def target_of(spectra: Spectra, unit: Unit, rank: int | None = None) -> Target:

@@ -5,6 +5,7 @@ from typing import Any
 
 from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError
+from slimrank.factorize.shared import form_for
 from slimrank.model.compressible import Compressible
 from slimrank.model.fingerprint import fingerprint
 from slimrank.model.units import Unit
@@ -78,7 +79,7 @@ def _checked(plan: Plan, unit: Unit, rank: int | None, model: Compressible) -> d
         raise UsageError(
             f"The plan gives {unit.leader} rank {rank}: choose {least} to {unit.full_rank}, or null for dense."
         )
-    form = plan.recipe.form
+    form = form_for(plan.recipe.form, unit)
     entries, costs = form.entries(unit.shapes, rank), form.costs(unit.shapes, rank)
     for name, linear in linears.items():
         known = {entry["form"] for entry in entries} | {form.name, (linear.layer or {}).get("form")}
@@ -96,7 +97,8 @@ def _checked(plan: Plan, unit: Unit, rank: int | None, model: Compressible) -> d
 def _check_unit(plan: Plan, unit: Unit) -> None:
     """Raise a UsageError if the linears of a unit cannot be factorised together."""
     linears = {name: plan.linears[name] for name in unit.names}
-    wrong = next((name for name, own in linears.items() if own.unit is not None and not plan.recipe.form.stacks), None)
+    allowed_here = plan.recipe.form.shared if unit.shared else plan.recipe.form.stacks
+    wrong = next((name for name, own in linears.items() if own.unit is not None and not allowed_here), None)
     if wrong:
         raise UsageError(
             f"The plan gives {wrong} the unit {linears[wrong].unit}, but its recipe's form factorises every linear "

@@ -174,7 +174,14 @@ class Comparison:
         """A name for the spectra of a row, equal for rows that can share them."""
         metric = recipe.metric
         gradients = self.gradients_of(recipe.needs) if metric.needs.gradients else None
-        options = [recipe.route, recipe.form.stacks, recipe.cuts_later, metric.depends_on_keep and keep, recipe.experts]
+        options = [
+            recipe.route,
+            recipe.form.stacks,
+            recipe.form.shared,
+            recipe.cuts_later,
+            metric.depends_on_keep and keep,
+            recipe.experts,
+        ]
         return sha256_of_json([metric.model_dump(mode="json"), gradients, *options])[:16]
 
     def name_of(self, recipe: Recipe, keep: float) -> str:

@@ -112,6 +112,8 @@ def _seconds(model: Compressible, windows: Windows, recipe: Recipe, pace: Pace) 
     passes = sum(one.tokens * (one.blocks * len(model.blocks) * pace.block + one.head * pace.head) for one in steps)
     once = sum(map(pace.decomposing, flat))
     stacked_once = sum(pace.decomposing(stacked(shapes)) for shapes in stacks)
+    if recipe.form.shared:  # of each expert, products and a Cholesky factor of about that cost
+        stacked_once += sum(pace.decomposing(unit.shape) for unit in model.units.values() if unit.mixture)
     times = 1 + sum(one.decompositions for one in steps) + (not recipe.rebuilds)
     return (passes + grams * pace.product + once * times + stacked_once) / world.size
 

@@ -149,6 +149,7 @@ class Space:
             for one in stacks
         }
         most = max(at_once(shape, self.decoder.device) * size for shape, size in solving.items())
+        most = max([most, *(8 * (6 * max(m, n) ** 2 + min(m, n) ** 2 + 3 * m * n) for m, n in self.sharing)])
         copies = 2 if any(not refiner.whole_model for refiner in self.recipe.refine) else 1
         return Step("the largest linear and its Grams", copies * self.block, most, self.bases)
 
@@ -197,6 +198,18 @@ class Space:
         return sum(8 * min(shape) ** 2 for block in self.shapes for shape in block)
 
     @property
+    def sharing(self) -> list[Shape]:
+        """Shapes of the experts' matrices, by block, if they may share a factor."""
+        units = self.model.units.values() if self.recipe.form.shared else ()
+        return [unit.shape for unit in units if unit.mixture]
+
+    @property
+    def directions(self) -> int:
+        """Bytes of the shared factors' directions on disk, two matrices of float32 for each block with experts."""
+        blocks = {unit.block for unit in self.model.units.values() if unit.mixture}
+        return len(blocks) * 2 * 4 * max((max(shape) ** 2 for shape in self.sharing), default=0)
+
+    @property
     def cut(self) -> int:
         """Bytes of the files that the compressed blocks are read from."""
         return self.bases + self.made * self.itemsize
@@ -212,7 +225,7 @@ class Space:
         flat = [shape for block in self.shapes for shape in block]
         inputs = 2 * sum(n * n for _, n in flat)
         outputs = sum(2 * m * m for m, _ in flat) if self.recipe.needs.gradients else 0
-        return outputs + inputs + max(inputs, self.whole + self.bases)
+        return outputs + inputs + self.directions + max(inputs, self.whole + self.bases)
 
 
 def largest(steps: Sequence[Step], decoder: Decoder, *, pages: bool) -> tuple[int, str]:

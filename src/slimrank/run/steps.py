@@ -11,6 +11,7 @@ from functools import partial
 from slimrank.allocate import Problem
 from slimrank.calibrate.evidence import Evidence
 from slimrank.evaluate import count_parameters
+from slimrank.factorize.shared import form_for
 from slimrank.forms import compressed_layers
 from slimrank.model.compressible import Compressible
 from slimrank.model.fingerprint import fingerprint
@@ -42,6 +43,7 @@ def decompose(
         route=recipe.route,
         keep=keep,
         stacks=recipe.form.stacks,
+        shared=recipe.form.shared,
         bases=recipe.cuts_later,
         measured_later=recipe.form.searches,
         held=held,
@@ -58,6 +60,7 @@ def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = No
     plans: dict[str, LinearPlan] = {}
     for unit, rank in allocation.ranks.items():
         plans |= planned(problem, unit, rank)
+    plans |= experts_noted(spectra, plans)
     linears = {name: plans[name] for name in spectra.model.linears if name in plans}
     return Plan(
         keep=keep,
@@ -81,7 +84,8 @@ def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearP
             for single in singles
         }
     curve = problem.spectra.curve(unit)
-    costs, entries = problem.form.costs(unit.shapes, rank), problem.form.entries(unit.shapes, rank)
+    form = form_for(problem.form, unit)
+    costs, entries = form.costs(unit.shapes, rank), form.entries(unit.shapes, rank)
     named = problem.form.name if len(singles) == 1 else None
     return {
         single.leader: LinearPlan(
@@ -96,6 +100,15 @@ def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearP
             relative=curve.relative(rank),
         )
         for single, cost, entry in zip(singles, costs, entries, strict=True)
+    }
+
+
+def experts_noted(spectra: Spectra, plans: Mapping[str, LinearPlan]) -> dict[str, LinearPlan]:
+    """The plans of experts' matrices, with the number of each one's expert and the tokens routed to it."""
+    routed = spectra.evidence.moments.routed(name for name in plans if spectra.model.units[name].mixture)
+    return {
+        name: plans[name].model_copy(update={"expert": int(name.split(".")[-2]), "routed": count})
+        for name, count in routed.items()
     }
 
 

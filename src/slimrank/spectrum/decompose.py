@@ -18,6 +18,7 @@ from slimrank.rounding.grid import Grid
 from slimrank.rounding.price import Prices, Pricing, prices_of
 from slimrank.spectrum.curve import Curve, curve, curve_of
 from slimrank.spectrum.decomposition import Route, decompose_weight, decompose_weight_again
+from slimrank.spectrum.shared import shared_curve, shared_units
 from slimrank.spectrum.spectra import Decompositions, Spectra, reached, stacks_of
 from slimrank.store.pieces import Pieces
 from slimrank.store.run import Run
@@ -31,6 +32,7 @@ def decompose(
     route: Route = "projector",
     keep: float = 1.0,
     stacks: bool = False,
+    shared: bool = False,
     bases: bool = True,
     measured_later: bool = False,
     held: Decompositions | None = None,
@@ -40,13 +42,15 @@ def decompose(
     """Evidence -> Spectra, the units distributed over the processes.
 
     keep: the share of parameters that stays, for metrics that depend on it; stacks: also decompose linears that share
-    an input as one unit; bases: keep what later decompositions need, not the curves alone; measured_later: keep the
-    held-out moments; held: known decompositions; pricing: also what rounding each linear would cost.
+    an input as one unit; shared: also units of all experts of a layer that share a factor; bases: keep what later
+    decompositions need, not the curves alone; measured_later: keep the held-out moments; held: known decompositions;
+    pricing: also what rounding each linear would cost.
     """
     run = run or Run()
     held = Decompositions(run.bytes_held) if held is None else held
     leader, world = evidence.moments.leader, model.decoder.world
     singles, several = reached(model, leader), stacks_of(model, leader) if stacks else []
+    several += shared_units(model, [unit.leader for unit in singles]) if shared else []
     blocks = [[unit for unit in (*singles, *several) if unit.block == index] for index in range(len(model.blocks))]
     units, empty = [unit for block in blocks for unit in block], Spectra(model, evidence, metric, route, held=held)
     missing = [unit for unit in units if not have_curves(run.pieces, [unit])]
@@ -73,6 +77,8 @@ def curve_job(
 
     Several linears together are not rounded, and so get no prices.
     """
+    if unit.shared:
+        return False, lambda: shared_curve(spectra, unit, keep)
     choice = spectra.choice(unit, keep)
     held_out, route = spectra.held_out_grams(unit, choice), spectra.route
     if held_out is not None and held_out.right is not None and route == "projector" and not (bases or unit.tall):

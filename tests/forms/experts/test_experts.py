@@ -8,10 +8,11 @@ from architectures import VOCABULARY, build, mixtures
 from torch import nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import Experts, LowRank, Pivoted, compressed_layers
+from slimrank.forms import Experts, LowRank, Pivoted, compressed_layers, link
 from slimrank.forms.experts import Stack, fold, layout_of, unfold, unfolded
-from slimrank.forms.experts.stack import packed, unpacked
+from slimrank.forms.experts.entries import packed, unpacked
 from slimrank.forms.linear import bias_of, weight_of
+from slimrank.forms.shared import SIDES
 from slimrank.model.modules import set_module
 
 FAMILIES = mixtures()
@@ -65,6 +66,73 @@ def test_stacks_compute_what_the_layers_do(family, ids):
     fold(model)
     assert not unfolded(model)
     torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-5 * expected.std().item())
+
+
+def share(model, name, experts, role, side, rank):
+    """Let the experts' matrices of a role share a factor, made up, in the model `name` is in."""
+    one = experts.expert(0)[role]
+    rows, columns = one.out_features, one.in_features
+    generator = torch.Generator().manual_seed(rank)
+    factors = {
+        "down": torch.randn(rank, columns, generator=generator),
+        "up": torch.randn(rows, rank, generator=generator),
+    }
+    own = "up" if side == "input" else "down"
+    for number in range(experts.layout.experts):
+        factors |= {own: torch.randn(factors[own].shape, generator=generator) / rank}
+        leader = f"0.{role}" if number else None
+        linear = experts.expert(number)[role]
+        set_module(model, f"{name}.{number}.{role}", SIDES[side].member(factors, bias_of(linear), leader))
+
+
+@pytest.mark.parametrize("sides", [("input", None), (None, "output"), ("input", "output"), ("output", "input")])
+@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss", "Llama4Text", "NemotronH"])
+def test_experts_that_share_a_factor_compute_what_their_dense_weights_do(family, sides, ids):
+    model = build(FAMILIES[family])
+    plain = copy.deepcopy(model)
+    unfold(model)
+    for name, experts in unfolded(model).items():
+        for role, side in zip(experts.layout.roles, sides, strict=True):
+            if side:
+                share(model, name, experts, role, side, 5)
+    link(model)
+    one_by_one = logits(model, ids)
+    fold(model)
+    found = logits(model, ids)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Experts):
+            plain.set_submodule(name, module.dense(plain.get_submodule(name), torch.float32))
+    expected = logits(plain, ids)
+    for other in (one_by_one, found):
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-4 * expected.std().item())
+
+
+def test_a_shared_factor_is_stored_and_counted_once_and_read_again():
+    model = build(FAMILIES["Qwen3Moe"])
+    unfold(model)
+    (name, experts), *_ = unfolded(model).items()
+    for role, side in zip(experts.layout.roles, ("input", "output"), strict=True):
+        share(model, name, experts, role, side, 5)
+    link(model)
+    fold(model)
+    layer = model.get_submodule(name)
+    width, inner, number = 32, 24, 4
+    assert layer.count_parameters() == 5 * (width + number * 2 * inner) + 5 * (width + number * inner)
+    assert layer.ups.down.numel() == 5 * width and layer.downs.up.numel() == width * 5
+    assert layer.entry()["ups"] == {"form": "shared_input", "rank": 5, "leader": [None, *["0.gate_up_proj"] * 3]}
+    again = Experts.shell(build(FAMILIES["Qwen3Moe"]).get_submodule(name), layer.entry())
+    again.load_state_dict(layer.state_dict())
+    x, index = torch.randn(6, width), torch.tensor([[0, 1], [1, 3], [2, 0], [3, 2], [1, 2], [0, 3]])
+    given = x, index, torch.rand(6, 2)
+    torch.testing.assert_close(again(*given), layer(*given), rtol=0, atol=0)
+
+
+def test_a_member_without_its_leader_is_an_error():
+    lone = SIDES["input"].member({"down": torch.ones(2, 3), "up": torch.ones(4, 2)}, None, "0.up")
+    with pytest.raises(SlimrankError, match="linked"):
+        lone(torch.ones(1, 3))
+    with pytest.raises(SlimrankError, match="not all there"):
+        SIDES["input"].link_members("a", [lone])
 
 
 def test_views_share_memory_with_the_fused_parameters():

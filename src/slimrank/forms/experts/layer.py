@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.experts.entries import Entry, packed, unpacked
 from slimrank.forms.experts.fused import Layout, activation, layout_of, norm_of
-from slimrank.forms.experts.stack import Entry, Stack, is_dense, packed, unpacked
+from slimrank.forms.experts.stack import Stack, is_dense
 from slimrank.forms.experts.stand_in import StandIn
 from slimrank.forms.experts.unfolded import Unfolded, unfolded
 from slimrank.forms.linear import bias_of, weight_of
+from slimrank.forms.shared import Shared
 from slimrank.forms.table import form_of
 
 STACKS = ("ups", "downs")
@@ -82,7 +84,7 @@ class Experts(StandIn):
         """The layer with a change of every compressed matrix, alone in its form."""
         stacks = []
         for stack in (self.ups, self.downs):
-            members = [stack.member(expert) for expert in range(self.layout.experts)]
+            members = stack.members()
             shape = stack.out_features, stack.in_features
             stacks.append(Stack.of([change(one) if isinstance(one, Form) else one for one in members], shape))
         return type(self)(self.fused, self.layout, *stacks)
@@ -106,25 +108,41 @@ class Experts(StandIn):
         counts = torch.bincount(flat, minlength=self.layout.experts).tolist()[: self.layout.experts]
         order = flat.argsort(stable=True)[: sum(counts)]
         tokens = order // k
-        y = self._computed(hidden_states[tokens], counts) * weights.reshape(-1)[order, None]
-        return torch.zeros_like(hidden_states).index_add_(0, tokens, y.to(hidden_states.dtype))
+        z = self._computed(self.ups.before(hidden_states)[tokens], counts)
+        y, after = self._finished(z, counts)
+        y = (y * weights.reshape(-1)[order, None]).to(hidden_states.dtype)
+        sums = y.new_zeros(len(hidden_states), y.shape[-1]).index_add_(0, tokens, y)
+        return self.downs.after(sums) if after else sums
 
     def _parts(self, hidden_states: Tensor) -> Tensor:
         parts = hidden_states.view(self.layout.experts, -1, hidden_states.shape[-1])
         sent = (parts != 0).any(-1)
-        y = self._computed(parts[sent], sent.sum(1).tolist())
+        counts = sent.sum(1).tolist()
+        y, after = self._finished(self._computed(self.ups.before(parts[sent]), counts), counts)
+        y = self.downs.after(y) if after else y
         return torch.zeros_like(parts).masked_scatter(sent.unsqueeze(-1), y.to(parts.dtype)).flatten(0, 1)
 
     def _computed(self, x: Tensor, counts: list[int]) -> Tensor:
-        y: Tensor = self.downs(activation(self.fused, self.layout)(self.ups(x, counts)), counts)
+        """What the second stack gives for x, which `before` of the first one gave, sorted by expert."""
+        y = activation(self.fused, self.layout)(self.ups.finished(self.ups(x, counts), counts))
+        z: Tensor = self.downs(self.downs.before(y), counts)
+        return z
+
+    def _finished(self, z: Tensor, counts: list[int]) -> tuple[Tensor, bool]:
+        """The experts' outputs for what `_computed` gives, and False; or z itself, and True, where the product with the
+        output factor that they share can come after their sum.
+        """
         norm = norm_of(self)
-        return y if norm is None else norm(y)
+        if self.downs.side == "output" and norm is None and not self.layout.biased:
+            return z, True
+        y = self.downs.finished(z, counts)
+        return (y if norm is None else norm(y)), False
 
     @torch.no_grad()
     def dense(self, fused: nn.Module, dtype: torch.dtype) -> nn.Module:
         """`fused`, a module like the one this stands for, with the experts multiplied out."""
         for role, stack in self.stacks.items():
-            layers = [stack.member(expert) for expert in range(self.layout.experts)]
+            layers = stack.members()
             weights = [layer.dense_weight() if isinstance(layer, Form) else weight_of(layer) for layer in layers]
             matrix = torch.stack([weight.to(dtype) for weight in weights])
             matrix = matrix.transpose(1, 2).contiguous() if self.layout.transposed else matrix
@@ -161,7 +179,7 @@ def fold(model: nn.Module, prefix: str = "") -> None:
         if not name.startswith(prefix):
             continue
         inside = [layer for number in range(experts.layout.experts) for layer in experts.expert(number).values()]
-        if any(isinstance(layer, Form) and layer.leader for layer in inside):
+        if any(isinstance(layer, Form) and layer.leader and not isinstance(layer, Shared) for layer in inside):
             raise SlimrankError(f"The experts {name} share factors in a way that can't be stacked.")
         compressed = any(isinstance(layer, Form) for layer in inside)
         model.set_submodule(name, Experts.of(experts) if compressed else refilled(experts))

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.experts.entries import DENSE, Entry
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.pivoted import Pivoted, permute_last
+from slimrank.forms.shared import SIDES, side_of
 from slimrank.forms.table import form_of
 
-DENSE = "dense"
-Entry = dict[str, Any]
 Product = Callable[[Tensor, Mapping[str, Tensor], "Tensor | None"], Tensor]
 
 
@@ -25,6 +24,7 @@ class Stack(nn.Module):
 
     A tensor of an expert's form, such as `pivots.weight`, is a piece of the flat tensor `pivots` here, which holds that
     of all experts one after the other, row by row. entries: the experts' own, {"form": "dense"} for one left dense.
+    Where all experts share a factor (forms.shared), `before` and `after` multiply with it, and `forward` with theirs.
     """
 
     anchor: Tensor
@@ -76,8 +76,51 @@ class Stack(nn.Module):
             for key, (name, start, size) in self.places[expert].items()
         }
 
+    def members(self) -> list[nn.Module]:
+        """The experts' layers, their tensors views of the stack's, those that share a factor linked."""
+        made: list[Any] = [self.member(expert) for expert in range(len(self.entries))]
+        if self.side:
+            SIDES[self.side].link_members("the experts", made)
+        return made
+
+    @property
+    def side(self) -> str | None:
+        """Whether all experts share the "input" or the "output" factor; None where they share none."""
+        side: str | None = side_of(self.entries[0]["form"])
+        return side
+
+    def before(self, x: Tensor) -> Tensor:
+        """What `forward` takes for x (tokens, in): x, or its product with the input factor that all experts share."""
+        return self.times_common(x) if self.side == "input" else x
+
+    def after(self, z: Tensor) -> Tensor:
+        """The outputs (tokens, out), without bias, for what `forward` gives, or for sums of it over experts."""
+        return self.times_common(z) if self.side == "output" else z
+
+    def finished(self, z: Tensor, counts: Sequence[int]) -> Tensor:
+        """The outputs (tokens, out) for what `forward` gives, sorted by expert."""
+        bias = getattr(self, "bias", None)
+        if self.side != "output" or bias is None:
+            return self.after(z)
+        biases: Tensor = bias.view(len(counts), -1).repeat_interleave(torch.tensor(counts, device=z.device), dim=0)
+        return self.after(z) + biases
+
+    def times_common(self, x: Tensor) -> Tensor:
+        """The product of x (..., in) or (..., r) with the factor that all experts share."""
+        leader = next(expert for expert, entry in enumerate(self.entries) if "leader" not in entry)
+        return self.times(leader, SIDES[self.side or ""].one, x)
+
+    def times(self, expert: int, factor: str, x: Tensor) -> Tensor:
+        """The product of x with one factor of an expert, by its name."""
+        prefix, tensors = f"{factor}.", self.tensors(expert)
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if "bits" not in self.entries[expert]:
+            return nn.functional.linear(x, own["weight"])
+        result: Tensor = functional_call(getattr(self.__dict__["shells"][expert], factor), own, (x,))
+        return result
+
     def member(self, expert: int) -> nn.Module:
-        """An expert's layer, its tensors views of the stack's."""
+        """An expert's layer, its tensors views of the stack's; one that shares a factor is not linked."""
         shell, entry = self.__dict__["shells"][expert], self.entries[expert]
         made = shell_of(self.out_features, self.in_features, entry, bias_key(shell) in stored(shell), self.dtype)
         guard = {key: torch.empty_like(t, device=self.device) for key, t in made.state_dict().items() if not t.numel()}
@@ -102,14 +145,22 @@ class Stack(nn.Module):
         return sum(form_of("", entry, 0).count_parameters(*shape, entry) for entry in self.entries)
 
     def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        """Map x (tokens, in), sorted by expert, to y (tokens, out); counts: of each expert's tokens."""
+        """Map x (tokens, in), sorted by expert, to y (tokens, out); counts: of each expert's tokens.
+
+        Where a factor is shared, x is what `before` gives, and `finished` makes the outputs of y.
+        """
         pieces = enumerate(x.split(list(counts)))
         parts = [self.product(expert, own) for expert, own in pieces if len(own)]
-        return torch.cat(parts) if parts else x.new_zeros(0, self.out_features)
+        width = self.entries[0]["rank"] if self.side == "output" else self.out_features
+        return torch.cat(parts) if parts else x.new_zeros(0, width)
 
     def product(self, expert: int, x: Tensor) -> Tensor:
         """One expert's y (tokens, out) for its x (tokens, in)."""
         entry, shell = self.entries[expert], self.__dict__["shells"][expert]
+        if self.side:
+            y = self.times(expert, "up" if self.side == "input" else "down", x)
+            bias = self.tensors(expert).get("bias") if self.side == "input" else None
+            return y if bias is None else y + bias
         if entry["form"] in PRODUCTS and "bits" not in entry:
             return PRODUCTS[entry["form"]](x, self.tensors(expert), self._order(expert, shell))
         result: Tensor = functional_call(shell, self.tensors(expert), (x,))
@@ -198,26 +249,3 @@ def pivoted(x: Tensor, tensors: Mapping[str, Tensor], order: Tensor | None) -> T
 
 
 PRODUCTS: dict[str, Product] = {DENSE: dense, LowRank.form: low_rank, Pivoted.form: pivoted}
-
-
-def packed(entries: Sequence[Entry]) -> Entry:
-    """Entries of many experts as one, each key's value alone where all have it, else a list, null for none."""
-    keys = dict.fromkeys(key for entry in entries for key in entry)
-    columns = {key: [entry.get(key) for entry in entries] for key in keys}
-    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in columns.items()}
-
-
-def unpacked(entry: Entry, experts: int) -> list[Entry]:
-    """The inverse of `packed`.
-
-    Raises:
-        SlimrankError: if a list is not as long as there are experts.
-    """
-    columns = {key: value if isinstance(value, list) else [value] * experts for key, value in entry.items()}
-    wrong = [key for key, values in columns.items() if len(values) != experts]
-    if wrong:
-        raise SlimrankError(f"The key {wrong[0]} of an experts layer has not one value for each of {experts} experts.")
-    return [
-        {key: values[e] for key, values in columns.items() if values[e] is not None or key == "form"}
-        for e in range(experts)
-    ]
