@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from slimrank.errors import UsageError, uncapitalized
 from slimrank.forms import FORMS
 from slimrank.model.units import Unit, stacked
 from slimrank.recipe import Recipe
+from slimrank.rounding.grid import Grid
 from slimrank.runtime.finite import require_finite
 
 VERSION = 1
+
+
+def without(dumped: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The dump without those of these keys that have no value."""
+    return {key: value for key, value in dumped.items() if value or key not in keys}
 
 
 class LinearPlan(BaseModel):
@@ -23,7 +29,9 @@ class LinearPlan(BaseModel):
     factorised alone; all linears of a unit have one rank, and the first carries their shared parameters and loss.
     loss: the squared error in the metric; relative: the error's norm over the output's norm there. Known after
     compression: measured, that ratio on held-out windows, and layer, the entry of the layer that was built, such as
-    {"form": "columns", "rank": 20, "columns": 7}, which may have fewer parameters than `rank` allows.
+    {"form": "columns", "rank": 20, "columns": 7}, which may have fewer parameters than `rank` allows. bits, group: the
+    width of its numbers and the inputs that share a scale (None: a whole row), where it is rounded; bytes: what its
+    tensors take, where the budget is one of bytes.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,18 +47,39 @@ class LinearPlan(BaseModel):
     relative: float = 0.0
     measured: float | None = None
     layer: dict[str, Any] | None = None
+    bits: int | None = None
+    group: int | None = None
+    bytes: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_bits(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(dump(self), "bits", "group", "bytes")
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of its numbers, None for floats."""
+        return None if self.bits is None else Grid(self.bits, self.group)
 
     @property
     def own_rank(self) -> int | None:
         """The rank of a linear that is factorised alone, None otherwise."""
         return None if self.unit else self.rank
 
+    @property
+    def stored(self) -> str:
+        """How it is stored, in a word: "dense", its rank, and its bits."""
+        rank = "" if self.rank is None else str(self.rank)
+        return " ".join(part for part in (rank, self.bits and f"{self.bits}b") if part) or "dense"
+
     def built(self, entry: dict[str, Any] | None) -> "LinearPlan":
         """This plan with the form and parameters of the layer that was built; unchanged if `entry` is None."""
         if entry is None:
             return self
         parameters = FORMS[entry["form"]].count_parameters(*self.shape, entry)
-        return self.model_copy(update={"form": entry["form"], "layer": entry, "parameters": parameters})
+        update = {"form": entry["form"], "layer": entry, "parameters": parameters}
+        if "bits" in entry:
+            update |= {"bits": entry["bits"], "group": entry.get("group")}
+        return self.model_copy(update=update)
 
 
 class Budget(BaseModel):
@@ -63,8 +92,27 @@ class Budget(BaseModel):
     used: int
 
 
+class Size(BaseModel):
+    """Bytes of the checkpoint's weights: of the dense model, allowed, and used by the plan; bits: of a number, mean.
+
+    frontier: the summed predicted loss of the best plans of other sizes, by bytes.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    dense: int
+    allowed: int
+    used: int
+    bits: float
+    frontier: list[tuple[int, float]] = []
+
+
 class Plan(BaseModel):
-    """The plan of every linear, with the recipe, the model's fingerprint and the calibration that it was made from."""
+    """The plan of every linear, with the recipe, the model's fingerprint and the calibration that it was made from.
+
+    size: the budget of bytes, where it is one; the budget of parameters then allows all. ends: the bits of embeddings
+    and head, by name, where they are rounded.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,6 +124,12 @@ class Plan(BaseModel):
     budget: Budget
     notes: list[str] = []
     linears: dict[str, LinearPlan]
+    size: Size | None = None
+    ends: dict[str, int] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_size(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(dump(self), "size", "ends")
 
     def blocks(self) -> dict[int, dict[str, LinearPlan]]:
         """The linears' plans by block index and role."""
@@ -94,6 +148,10 @@ class Plan(BaseModel):
         for leader, units in members.items():
             units.sort(key=lambda unit, leader=leader: unit.leader != leader)  # type: ignore[misc]
         return {stacked(units): self.linears[units[0].leader].rank for units in members.values()}
+
+    def grids(self) -> dict[str, Grid]:
+        """The grid of every linear that is rounded."""
+        return {name: linear.grid for name, linear in self.linears.items() if linear.grid is not None}
 
     def with_linears(self, linears: dict[str, LinearPlan]) -> "Plan":
         """The plan with these linears, their parameters added up in the budget."""

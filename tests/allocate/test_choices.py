@@ -32,7 +32,7 @@ def test_one_by_one_is_the_hull_of_all_sums():
         assert (cost, loss) in pairs
     for cost, loss in pairs:  # none is below the line between neighbours
         assert loss >= np.interp(cost, found.costs, found.losses) - 1e-12
-    for ranks, cost in zip(found.ranks, found.costs, strict=True):
+    for ranks, cost in zip(found.made, found.costs, strict=True):
         assert a.costs[ranks[q] - 1] + b.costs[ranks[k] - 1] == cost
 
 

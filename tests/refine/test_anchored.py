@@ -12,8 +12,9 @@ from slimrank.metric.two_sided import TwoSided
 from slimrank.metric.whitened import Whitened
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder, set_module
-from slimrank.refine.anchored import Anchored, anchored_target
+from slimrank.refine.anchored import Anchored
 from slimrank.refine.base import Cuts
+from slimrank.refine.sequential import anchored_target
 from slimrank.spectrum.decompose import decompose
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows

@@ -10,7 +10,8 @@ from slimrank.forms.low_rank import LowRank
 from slimrank.forms.pivoted import Pivoted
 from slimrank.model.decoder import set_module
 from slimrank.refine.base import Cuts
-from slimrank.refine.update import Update, updated_left
+from slimrank.refine.update import Update
+from slimrank.rounding.resolve import resolved_left
 from slimrank.store.run import Run
 
 
@@ -27,12 +28,12 @@ def update(made):
 
 
 @pytest.mark.parametrize("dependent", [False, True])
-def test_updated_left_is_the_least_squares_solution(dependent):
+def test_resolved_left_is_the_least_squares_solution(dependent):
     w, v, x = (torch.randn(*shape, dtype=torch.float64) for shape in [(9, 12), (4, 12), (12, 100)])
     if dependent:
         v[3] = v[0] - v[1]
     expected = torch.linalg.lstsq((v @ x).T, (w @ x).T, driver="gelsd").solution.T
-    torch.testing.assert_close(updated_left(w, v, x @ x.T), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(resolved_left(w, v, x @ x.T), expected, rtol=1e-7, atol=1e-7)
 
 
 def test_every_block_is_refitted_to_the_inputs_its_compressed_predecessors_leave(tiny_llama):

@@ -7,6 +7,7 @@ from slimrank.allocate.cpsvd import BlockSimilarity
 from slimrank.allocate.dipsvd import BlockImportance
 from slimrank.allocate.duo import MeasuredModules
 from slimrank.allocate.nats import Nats
+from slimrank.allocate.nothing import Nothing
 from slimrank.allocate.uniform import Uniform
 from slimrank.allocate.v2 import TypeGroups
 
@@ -19,6 +20,7 @@ ALLOCATORS: dict[str, type[Allocator]] = {
     "perplexity_scan": PerplexityScan,
     "bayes": Bayes,
     "nats": Nats,
+    "nothing": Nothing,
 }
 
 __all__ = ["ALLOCATORS", "Allocation", "Allocator", "Nats", "Problem", "Ranks", "Uniform"]

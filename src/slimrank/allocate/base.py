@@ -1,13 +1,15 @@
 """The interface of an allocator: spectra and a budget in, a rank for every unit out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize.base import Factorizer
 from slimrank.model.units import Unit
+from slimrank.rounding.grid import Grid
 from slimrank.spectrum.curve import Curve
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
@@ -22,13 +24,18 @@ class Problem:
     """The input of an allocator.
 
     keep: the share of the linears' parameters that stays; form: gives the cost of a rank; spectra: the curves, and for
-    allocators that measure, the model and the evidence; run: progress and finished pieces.
+    allocators that measure, the model and the evidence; run: progress and finished pieces. bytes: where the budget is
+    one of bytes, how many the units may take; rest: bytes of everything else; itemsize: bytes of a float as it is
+    stored.
     """
 
     keep: float
     form: Factorizer
     spectra: Spectra
     run: Run = field(default_factory=Run)
+    bytes: int | None = None
+    rest: int = 0
+    itemsize: int = 2
 
     @property
     def curves(self) -> Mapping[Unit, Curve]:
@@ -68,10 +75,15 @@ def allowed(keep: float, dense: int) -> int:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The ranks, and notes for the user, a sentence each."""
+    """The ranks, and notes for the user, a sentence each; under a budget of bytes also grids and what was found.
+
+    grids: of the units that are rounded; frontier: bytes of all units and their summed predicted loss, by budget.
+    """
 
     ranks: Ranks
     notes: tuple[str, ...] = ()
+    grids: Mapping[Unit, Grid] = field(default_factory=dict)
+    frontier: Sequence[tuple[int, float]] = ()
 
 
 class Allocator(BaseModel):
@@ -80,6 +92,9 @@ class Allocator(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+
+    cuts: ClassVar[bool] = True
+    """Whether it chooses ranks within `keep`; otherwise all linears stay dense and `keep` is 1."""
 
     @property
     def needs(self) -> Needs:
@@ -90,6 +105,16 @@ class Allocator(BaseModel):
     def stacks(self) -> bool:
         """Whether it can choose linears that are factorised together as one unit."""
         return False
+
+    @property
+    def pricing(self) -> tuple[Grid, ...]:
+        """The grids that it chooses from under a budget of bytes; none where it can't spend bytes."""
+        return ()
+
+    @property
+    def end_bits(self) -> int | None:
+        """The width of embedding and head under a budget of bytes; None leaves them floats."""
+        return None
 
     @property
     def measures(self) -> bool:

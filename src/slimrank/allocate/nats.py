@@ -1,5 +1,6 @@
 """One budget for the whole model: ranks go where they save the most loss per parameter."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -11,9 +12,12 @@ from slimrank.allocate.choices import Choices, sums
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.measure import holds
 from slimrank.allocate.prices import agreement, corrected_losses, measure
+from slimrank.allocate.size import Sizes, summary
+from slimrank.allocate.stored import Options
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit, described
+from slimrank.rounding.grid import Grid
 from slimrank.texts.windows import Windows
 
 Losses = dict[Unit, Floats]  # (q + 1,), at every rank 0..q
@@ -28,6 +32,10 @@ class Nats(Allocator):
     gain: the share by which factorising together must lower the loss, since the linears then share one right factor.
     calibrate: the number of ranks of each linear at which KL is measured, all other linears being dense, to correct the
     scale and exponent of its predicted loss; 0 trusts the prediction. windows: calibration windows for that.
+
+    Under a budget of bytes every linear may also be rounded, dense or as two factors. widths: bits of a number, those
+    for which there are kernels by default, 2 and 3 where size alone counts; groups: inputs that share a scale in fewer
+    than 8 bits, where a row has one; ends: bits of embedding and head, 16 for their own floats.
     """
 
     name: Literal["nats"] = "nats"
@@ -35,6 +43,22 @@ class Nats(Allocator):
     gain: float = Field(0.05, ge=0, lt=1)
     calibrate: Annotated[int, Field(ge=0)] = 0
     windows: Annotated[int, Field(ge=1)] = 16
+    widths: tuple[Literal[2, 3, 4, 8], ...] = (4, 8)
+    groups: tuple[Annotated[int, Field(ge=8)], ...] = (32, 64, 128)
+
+    ends: Literal[4, 8, 16] = 8
+
+    @property
+    def end_bits(self) -> int | None:
+        """The option `ends`."""
+        return None if self.ends == 16 else self.ends
+
+    @property
+    def pricing(self) -> tuple[Grid, ...]:
+        """Every width with every group, a whole row in 8 bits."""
+        return tuple(
+            grid for bits in self.widths for grid in ([Grid(8)] if bits == 8 else [Grid(bits, g) for g in self.groups])
+        )
 
     @property
     def stacks(self) -> bool:
@@ -57,6 +81,10 @@ class Nats(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""
+        if problem.bytes is not None:
+            if self.calibrate:
+                raise UsageError("allocate.calibrate corrects ranks alone: leave it 0 with --size or --bits.")
+            return spend_bytes(problem, problem.bytes, self.pricing, self.gain)
         curves = {**problem.curves, **problem.spectra.stacks}
         losses = {unit: curve.losses().cpu().numpy() for unit, curve in curves.items()}
         allocation = spend(problem, losses, self.gain)
@@ -92,8 +120,24 @@ def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
             f"{least:.0f}: raise --keep above {least / problem.dense:.4f}."
         )
     places = sweep(list(curves), problem.budget)
-    ranks = {u: r for choices, place in zip(efficient, places, strict=True) for u, r in choices.ranks[place].items()}
+    ranks = {u: r for choices, place in zip(efficient, places, strict=True) for u, r in choices.made[place].items()}
     return Allocation(ranks, notes(ranks))
+
+
+def spend_bytes(problem: Problem, budget: int, grids: Sequence[Grid], gain: float) -> Allocation:
+    """How every unit is stored within a budget of bytes, with the frontier of other budgets."""
+    options = Options(problem.form, problem.itemsize, grids)
+    sizes = Sizes.of(problem.spectra, options, gain)
+    if budget < sizes.least:
+        raise UsageError(
+            f"The smallest checkpoint that this recipe can make has {sizes.least + problem.rest} bytes, and "
+            f"{budget + problem.rest} are allowed: raise --size or --bits, or allow fewer bits by allocate.widths."
+        )
+    stored = sizes.within(budget)
+    ranks = {unit: one.rank for unit, one in stored.items()}
+    rounded = {unit: one.grid for unit, one in stored.items() if one.grid is not None}
+    said = (f"Stored: {summary(stored)}.", *notes(ranks))
+    return Allocation(ranks, said, rounded, [(point.bytes + problem.rest, point.loss) for point in sizes.frontier()])
 
 
 def notes(ranks: Ranks) -> tuple[str, ...]:
@@ -104,18 +148,19 @@ def notes(ranks: Ranks) -> tuple[str, ...]:
     return (*joint, *([f"Rank 0, which the budget needs more elsewhere: {described(gone)}."] if gone else []))
 
 
-def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices:
+def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices[int | None]:
     """The options of a linear factorised alone: the ranks cheaper than dense, and dense (None)."""
-    dense = Choices(np.array([float(unit.parameters)]), np.zeros(1), [{unit: None}])
+    uncut: dict[Unit, int | None] = {unit: None}
+    dense = Choices(np.array([float(unit.parameters)]), np.zeros(1), [uncut])
     return by_rank(problem, unit, losses[unit]).beside(dense)
 
 
-def together(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choices:
+def together(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choices[int | None]:
     """The ranks of a unit of several linears, its losses divided by 1 - gain."""
     return by_rank(problem, unit, losses[unit] / (1 - gain))
 
 
-def by_rank(problem: Problem, unit: Unit, losses: Floats) -> Choices:
+def by_rank(problem: Problem, unit: Unit, losses: Floats) -> Choices[int | None]:
     """The options of a unit: every rank, a multiple of the form's, that costs less than dense; of an expert 0 too."""
     multiple, full = problem.form.multiple, unit.full_rank
     none = [0] if unit.mixture else []

@@ -4,11 +4,13 @@ from slimrank.refine.anchored import Anchored
 from slimrank.refine.base import Refiner
 from slimrank.refine.distill import Distill
 from slimrank.refine.lora import Lora
+from slimrank.refine.round import Round
 from slimrank.refine.temperature import Temperature
 from slimrank.refine.update import Update
 
 REFINERS: dict[str, type[Refiner]] = {
     "anchored": Anchored,
+    "round": Round,
     "update": Update,
     "lora": Lora,
     "distill": Distill,

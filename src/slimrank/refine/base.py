@@ -1,7 +1,7 @@
 """The interface of a refiner: a pass over the model after its linears have become factors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize import Factorizer
 from slimrank.model.units import Unit
+from slimrank.rounding.grid import Grid
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
@@ -16,14 +17,24 @@ from slimrank.texts.windows import Windows
 
 @dataclass(frozen=True)
 class Cuts:
-    """The factorised units with their ranks, and the form they are stored in."""
+    """The factorised units with their ranks and the form they are stored in, and the grids of units that are rounded.
+
+    A unit that has a grid and no rank is rounded as it is; one that has both is low rank in two rounded factors. ends:
+    the grids of embedding and head, by name.
+    """
 
     form: Factorizer
     ranks: Mapping[Unit, int]
+    grids: Mapping[Unit, Grid] = field(default_factory=dict)
+    ends: Mapping[str, Grid] = field(default_factory=dict)
 
     def of_block(self, index: int) -> list[Unit]:
-        """The units of one block, in the model's order."""
+        """The factorised units of one block, in the model's order."""
         return [unit for unit in self.ranks if unit.block == index]
+
+    def changed(self, index: int) -> list[Unit]:
+        """The units of one block that are factorised, rounded or both."""
+        return [unit for unit in {**self.ranks, **self.grids} if unit.block == index]
 
 
 class Refiner(BaseModel):

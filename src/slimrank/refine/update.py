@@ -2,8 +2,7 @@
 
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimrank.calibrate.collect import add_up, watch_inputs
 from slimrank.calibrate.moments import Moments
@@ -16,6 +15,7 @@ from slimrank.model.units import described
 from slimrank.numerics.balance import balanced
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import low_rank_layers
+from slimrank.rounding.resolve import resolved_left
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
@@ -70,16 +70,8 @@ class Update(Refiner):
                 continue
             layer = model.decoder.model.get_submodule(name)
             assert isinstance(layer, LowRank)
-            left = updated_left(weight_of(linears[name]), layer.down.weight, moments.input_of(name).gram())
+            left = resolved_left(weight_of(linears[name]), layer.down.weight, moments.input_of(name).gram())
             left, right = balanced(left, layer.down.weight.double())
             layer.up.weight.data.copy_(left)
             layer.down.weight.data.copy_(right)
         return missed
-
-
-@torch.no_grad()
-def updated_left(weight: Tensor, right: Tensor, gram: Tensor) -> Tensor:
-    """U = W H V^T (V H V^T)^+ (m, r), float64, for W (m, n), V (r, n) and H = X X^T (n, n)."""
-    weight, right, gram = weight.double(), right.double(), gram.double()
-    projected = right @ gram
-    return weight @ projected.T @ torch.linalg.pinv(projected @ right.T, hermitian=True)

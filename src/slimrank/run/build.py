@@ -10,6 +10,7 @@ from slimrank.model.units import Unit
 from slimrank.numerics.grams import Grams, squared_error
 from slimrank.plan import LinearPlan, Plan
 from slimrank.refine.base import Cuts
+from slimrank.refine.ends import end_grid
 from slimrank.spectrum.curve import share
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.pieces import Facts
@@ -40,7 +41,9 @@ def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
                 "or calibrate on more text."
             )
         ranks[own] = rank
-    return Cuts(plan.recipe.form, ranks)
+    grids = {spectra.model.units[name]: grid for name, grid in plan.grids().items()}
+    ends = {name: end_grid(bits) for name, bits in plan.ends.items()}
+    return Cuts(plan.recipe.form, ranks, grids, ends)
 
 
 def build(spectra: Spectra, plan: Plan, cuts: Cuts, stages: Stages, run: Run) -> Plan:
@@ -68,7 +71,10 @@ def predicted(spectra: Spectra, plan: Plan, cuts: Cuts) -> dict[str, LinearPlan]
         measured = None if curve.measured is None else curve.measured[rank].item()
         for name in unit.names:
             update = {"relative": curve.relative(rank), "measured": measured}
-            loss = curve.loss(rank) if name == unit.leader else 0.0
+            grid = linears[name].grid
+            if grid is not None and grid not in curve.prices:
+                continue  # the loss that the plan was made with
+            loss = curve.stored(rank, grid) if name == unit.leader else 0.0
             linears[name] = linears[name].model_copy(update=update | {"loss": loss})
     return linears
 

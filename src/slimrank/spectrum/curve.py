@@ -1,8 +1,8 @@
 """Curves: the loss of a unit at every rank, on the calibration and on the held-out windows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from slimrank.numerics.grams import Grams, times
 from slimrank.numerics.projector import Small, eigenvalues, eigenvectors
 from slimrank.numerics.threads import one_thread
+from slimrank.rounding.grid import Grid
+from slimrank.rounding.price import Prices
 from slimrank.spectrum.decomposition import Decomposition, Route, decompose_weight
 
 Timer = Callable[[], AbstractContextManager[None]]
@@ -23,7 +25,7 @@ class Curve:
 
     measured: |L^T (W - W'_r) R~|_F / |L^T W R~|_F at every rank (q + 1,), R~ of the held-out windows, None without
     them; damping: see Decomposition; basis: eigenvectors (q, q) that projector_route reuses, None if they were not
-    kept; choice: the result of Metric.choose.
+    kept; choice: the result of Metric.choose. prices: by grid what rounding would cost, where it was asked for.
     """
 
     values: Tensor
@@ -31,6 +33,7 @@ class Curve:
     damping: float = 0.0
     basis: Tensor | None = None
     choice: float | None = None
+    prices: Mapping[Grid, Prices] = field(default_factory=dict)
 
     def losses(self) -> Tensor:
         """The squared error at every rank 0..q (q + 1,), float64: the sum of the squared singular values beyond it."""
@@ -45,6 +48,14 @@ class Curve:
         """|L^T (W - W'_r) R|_F / |L^T W R|_F at a rank."""
         losses = self.losses()
         return share(losses[rank].item(), losses[0].item())
+
+    def stored(self, rank: int | None, grid: Grid | None) -> float:
+        """The squared error at a rank (None: dense) and on a grid (None: floats); one without a price adds nothing."""
+        cut = 0.0 if rank is None else self.loss(rank)
+        price = None if grid is None else self.prices.get(grid)
+        if price is None:
+            return cut
+        return cut + (price.dense if rank is None else price.factors[rank].item())
 
 
 def share(loss: float, whole: float) -> float:

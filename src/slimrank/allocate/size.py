@@ -1,0 +1,95 @@
+"""A budget of bytes: every unit as floats, rounded, cut, or cut and rounded, in one sweep."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slimrank.allocate.choices import Choices, sums
+from slimrank.allocate.hull import Tradeoff, sweep
+from slimrank.allocate.stored import Options, Stored
+from slimrank.errors import UsageError
+from slimrank.model.units import Unit
+from slimrank.spectrum.spectra import Spectra
+
+POINTS = 20  # sizes of a frontier
+
+
+@dataclass(frozen=True)
+class Point:
+    """Bytes of all units, and the summed predicted loss of the best options within them."""
+
+    bytes: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The options of all units: an efficient curve each, and what its points stand for.
+
+    Built once and swept for any budget.
+    """
+
+    curves: Sequence[Tradeoff]
+    choices: Sequence[Choices[Stored]]
+
+    @classmethod
+    def of(cls, spectra: Spectra, options: Options, gain: float) -> "Sizes":
+        """Of the units of these spectra; the losses of several linears taken together are divided by 1 - gain."""
+        stack_of = {name: stack for stack in spectra.stacks for name in stack.names}
+        members: dict[Unit, list[Unit]] = {}
+        for unit in spectra.curves:
+            members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
+        found = []
+        for unit, singles in members.items():
+            choices = sums([options.alone(single, spectra.curves[single]) for single in singles])
+            if len(singles) > 1:
+                stack = options.of_floats(unit, spectra.stacks[unit])
+                choices = choices.beside(Choices(stack.costs, stack.losses / (1 - gain), stack.made))
+            found.append(choices.efficient())
+        return cls(*zip(*found, strict=True))
+
+    @property
+    def least(self) -> int:
+        """The fewest bytes that all units can take."""
+        return round(sum(curve.costs[0] for curve in self.curves))
+
+    @property
+    def most(self) -> int:
+        """The bytes above which nothing gets better."""
+        return round(sum(curve.costs[-1] for curve in self.curves))
+
+    def within(self, budget: float) -> dict[Unit, Stored]:
+        """How every unit is stored within a budget of bytes, with the least predicted loss found.
+
+        Raises:
+            UsageError: if not even the smallest options fit.
+        """
+        places = self._places(budget)
+        return {unit: one for own, i in zip(self.choices, places, strict=True) for unit, one in own.made[i].items()}
+
+    def _places(self, budget: float) -> list[int]:
+        if budget < self.least:
+            raise UsageError(f"{budget:.0f} bytes are less than the {self.least} that the units need at least.")
+        return sweep(list(self.curves), budget)
+
+    def at(self, budget: float) -> Point:
+        """Bytes used and predicted loss within a budget."""
+        places = list(zip(self.curves, self._places(budget), strict=True))
+        return Point(
+            round(sum(curve.costs[i] for curve, i in places)), float(sum(curve.losses[i] for curve, i in places))
+        )
+
+    def frontier(self, points: int = POINTS) -> list[Point]:
+        """The best found at sizes from the least to the largest, each a constant factor above the one before."""
+        ratio = self.most / self.least
+        budgets = [self.least * ratio ** (step / (points - 1)) for step in range(points)]
+        return [self.at(max(budget, self.least)) for budget in budgets]
+
+
+def summary(stored: Mapping[Unit, Stored]) -> str:
+    """A sentence with how many linears are stored in which way."""
+    counts: dict[str, int] = {}
+    for unit, one in stored.items():
+        way = "dense" if one.rank is None else "low rank"
+        way += f" in {one.grid.bits} bits" if one.grid else ""
+        counts[way] = counts.get(way, 0) + len(unit.names)
+    return ", ".join(f"{count} {way}" for way, count in sorted(counts.items()))

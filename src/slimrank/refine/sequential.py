@@ -1,0 +1,161 @@
+"""The walk of refiners that build layers block by block, each against what the blocks built before it give."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slimrank.calibrate.experts import prior_tokens, sum_of
+from slimrank.calibrate.needs import Holds, Work
+from slimrank.calibrate.pairs import PairMoments
+from slimrank.forms import Form, link
+from slimrank.forms.experts import place_of
+from slimrank.model.decoder import set_module
+from slimrank.model.units import Unit
+from slimrank.numerics.damped import factor_, solved
+from slimrank.numerics.gram_sum import GramSum
+from slimrank.numerics.threads import Job
+from slimrank.refine.base import Cuts, Refiner
+from slimrank.refine.factors import dealt_layers
+from slimrank.refine.pair import Pair
+from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
+from slimrank.texts.windows import Windows
+
+HELD = 2**30  # bytes of the moments of experts that are summed in one pass
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Sequential(Refiner):
+    """Builds layers from target weights, block by block in forward order.
+
+    With x^ the linear's input in the model compressed so far, H = E[x^ x^T] and t the dense model's output, the target
+    is T = W + mix (E[t x^T] - W H) (H + damping tr(H)/n I)^-1.
+
+    mix: 0 keeps W, 1 takes the least-squares fit to t; damping: ridge that keeps T near W in directions of little input
+    energy, raised tenfold until H can be factored. shrink: the share of H that is replaced by its mean diagonal before
+    T is approximated, for texts unlike the calibration text. residual: t also corrects the error of the residual stream
+    before it. windows: how many calibration windows are used, all by default.
+    """
+
+    whole_model: ClassVar[bool] = False
+    doing: ClassVar[str] = "fitting"
+
+    mix: Share = 0.5
+    damping: Annotated[float, Field(gt=0)] = 0.1
+    shrink: Share = 0.05
+    residual: bool = True
+    windows: Annotated[int, Field(ge=1)] | None = None
+
+    def work(self, windows: Windows) -> Work:
+        """Both models, and products of inputs and outputs; every linear is decomposed once more."""
+        return Work(windows.calibration[: self.windows].numel(), blocks=4, decompositions=1)
+
+    def holds(self, windows: Windows) -> Holds:
+        """The states of both models, and what the linears of a block give."""
+        return Holds(windows.calibration[: self.windows].numel(), states=2, outputs=True)
+
+    @property
+    def rebuilds(self) -> bool:
+        """True: the layers are built from the dense weights."""
+        return True
+
+    def units(self, spectra: Spectra, cuts: Cuts, index: int) -> list[Unit]:
+        """The units of a block that are built."""
+        return cuts.of_block(index)
+
+    def layers(self, spectra: Spectra, cuts: Cuts, unit: Unit, moments: PairMoments) -> Job[Sequence[Form]]:
+        """The job that makes a unit's layers."""
+        raise NotImplementedError
+
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
+        """Replace every unit's linears; returns no notes."""
+        model = spectra.model
+        pair = Pair(model, spectra.evidence.windows.calibration[: self.windows])
+        for index in run.track(range(len(model.blocks)), self.doing, len(model.blocks)):
+            if run.finished(index) is None:
+                with model.decoder.weights.hold(index):
+                    self._fit_block(spectra, cuts, index, pair)
+                run.finish(index)
+            pair.advance()
+        return []
+
+    def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
+        """Replace a block's linears, in groups that share an input, in forward order."""
+        for stage in stages(spectra, self.units(spectra, cuts, index)):
+            groups = [[name for unit in reading for name in unit.names] for reading in stage]
+            found = pair.moments(groups, self.residual)
+            if len(found) > 1 or place_of(spectra.model.decoder.model, groups[0][0]):
+                completed(found, {name: spectra.weight(spectra.model.units[name]) for (name,) in groups})
+            for reading, moments in zip(stage, found, strict=True):
+                moments.settle()
+                self._build(spectra, cuts, reading, moments)
+
+    def _build(self, spectra: Spectra, cuts: Cuts, units: Sequence[Unit], moments: PairMoments) -> None:
+        made = dealt_layers(spectra.model, units, lambda unit: self.layers(spectra, cuts, unit, moments))
+        for name, layer in made.items():
+            set_module(spectra.model.decoder.model, name, layer)
+        link(spectra.model.decoder.model)
+
+    def target(self, spectra: Spectra, unit: Unit, moments: PairMoments) -> Job[Tensor]:
+        """The job that gives T of a unit's linears, stacked (m, n) float64; takes their sums out of the moments."""
+        weights = [spectra.weight(spectra.model.units[name]) for name in unit.names]
+        pairs = list(zip(weights, [moments.cross.pop(name) for name in unit.names], strict=True))
+        return lambda: torch.cat(
+            [anchored_target(weight, moments.gram(), cross, self.mix, self.damping) for weight, cross in pairs]
+        )
+
+
+def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, damping: float) -> Tensor:
+    """T = W + mix (C - W H) (H + damping tr(H)/n I)^-1 for W (m, n), H = E[x^ x^T] (n, n) and C = E[t x^T] (m, n).
+
+    Without damping that is ((1 - mix) W H + mix C) H^-1. Computed in float64; H is overwritten.
+    """
+    if not mix:
+        return weight.double()
+    correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
+    return solved(correction, factor_(gram, damping)).mul_(mix).add_(weight)
+
+
+def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
+    """A block's units in groups that share an input, in forward order, and the groups in stages, each summed in a pass.
+
+    The experts of a module and role are a stage, or several where their moments take much memory.
+    """
+    leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
+    reading: dict[str, list[Unit]] = {}
+    for unit in units:
+        reading.setdefault(leader[unit.leader], []).append(unit)
+    found: dict[object, list[list[list[Unit]]]] = {}
+    for first in dict.fromkeys(leader.values()):
+        if first not in reading:
+            continue
+        rows, columns = reading[first][0].shape
+        size = max(1, HELD // (8 * columns * (columns // 2 + rows)))
+        alike = found.setdefault(place_of(model, first) or first, [])
+        if not alike or len(alike[-1]) == size:
+            alike.append([])
+        alike[-1].append(reading[first])
+    return [stage for alike in found.values() for stage in alike]
+
+
+def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor]) -> None:
+    """Add to each expert's moments k tokens of the mean of all, for which the target is what its own weight W gives.
+
+    weights: W (m, n) of each, in the moments' order. See calibrate.experts for k.
+    """
+    seen = [one for one in moments if one.tokens]
+    if not seen:
+        return
+    first = seen[0].sums
+    assert first is not None, "tokens were added"
+    k, tokens = round(prior_tokens(first.width)) or 1, sum(one.tokens for one in seen)
+    mean = GramSum(sum_of([one.sums.packed for one in seen if one.sums], k / tokens), first.width, first.device)
+    gram = mean.full()
+    for own, (name, weight) in zip(moments, weights.items(), strict=True):
+        assert own.sums is not None, "moments of linears without a token are zeros"
+        own.cross[name] += weight.double() @ gram
+        own.sums.packed.add_(mean.packed)
+        own.tokens += k
