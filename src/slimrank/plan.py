@@ -69,6 +69,12 @@ class LinearPlan(BaseModel):
         """The rank of a linear that is factorised alone, None otherwise."""
         return None if self.unit else self.rank
 
+    @property
+    def stored(self) -> str:
+        """How it is stored, in a word: "dense", its rank, and its bits."""
+        rank = "" if self.rank is None else str(self.rank)
+        return " ".join(part for part in (rank, self.bits and f"{self.bits}b") if part) or "dense"
+
     def built(self, entry: dict[str, Any] | None) -> "LinearPlan":
         """This plan with the form and parameters of the layer that was built; unchanged if `entry` is None."""
         if entry is None:

@@ -26,6 +26,9 @@ from slimrank.errors import UsageError, uncapitalized
 from slimrank.factorize import FACTORIZERS, Factorizer
 from slimrank.metric import METRICS, Metric
 from slimrank.refine import REFINERS, Refiner
+from slimrank.refine.anchored import Anchored
+from slimrank.refine.round import Round
+from slimrank.rounding.price import Pricing
 from slimrank.spectrum.decomposition import Route
 
 T = TypeVar("T", bound=BaseModel)
@@ -87,6 +90,38 @@ class Recipe(BaseModel):
     def cuts_later(self) -> bool:
         """Whether later steps cut the decompositions, so that their bases are kept with the curves."""
         return self.allocate.measures or not self.rebuilds
+
+    @property
+    def pricing(self) -> Pricing | None:
+        """What rounding is to be priced for a budget of bytes; None where its refiners don't round."""
+        step = next((step for step in self.refine if isinstance(step, Round)), None)
+        if step is None:
+            return None
+        return Pricing(self.allocate.pricing, step.feedback == "both", step.ridge)
+
+    def sized(self) -> "Recipe":
+        """The recipe for a budget of bytes: its refiner round, where it has none, takes the place of anchored.
+
+        Raises:
+            UsageError: if its allocator can't spend bytes, or a refiner can't train rounded layers.
+        """
+        if not self.allocate.pricing:
+            raise UsageError(
+                f"The recipe {self.name} allocates by {self.allocate.name}, which chooses no bits: give --keep instead "
+                "of --size or --bits, or set allocate to nats."
+            )
+        step = next((step for step in self.refine if step.name in ("update", "lora", "distill")), None)
+        if step is not None:
+            raise UsageError(f"refine.{step.name} can't train rounded layers: leave it out, or give --keep.")
+        if any(isinstance(step, Round) for step in self.refine):
+            return self
+        steps = [
+            Round.model_validate({**step.model_dump(), "name": "round"}) if isinstance(step, Anchored) else step
+            for step in self.refine
+        ]
+        if not any(isinstance(step, Round) for step in steps):
+            steps = [Round(mix=0.0, shrink=0.0), *steps]
+        return self.model_copy(update={"refine": tuple(steps)})
 
     def refined(self, by: Refinement) -> "Recipe":
         """The recipe with its training refiners replaced by `by`, or removed for `none`."""

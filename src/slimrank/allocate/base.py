@@ -26,7 +26,8 @@ class Problem:
 
     keep: the share of the linears' parameters that stays; form: gives the cost of a rank; spectra: the curves, and for
     allocators that measure, the model and the evidence; run: progress and finished pieces. bytes: where the budget is
-    one of bytes, how many the units may take; itemsize: bytes of a float as it is stored.
+    one of bytes, how many the units may take; rest: bytes of everything else; itemsize: bytes of a float as it is
+    stored.
     """
 
     keep: float
@@ -34,6 +35,7 @@ class Problem:
     spectra: Spectra
     run: Run = field(default_factory=Run)
     bytes: int | None = None
+    rest: int = 0
     itemsize: int = 2
 
     @property
@@ -109,6 +111,11 @@ class Allocator(BaseModel):
     def pricing(self) -> tuple[Grid, ...]:
         """The grids that it chooses from under a budget of bytes; none where it can't spend bytes."""
         return ()
+
+    @property
+    def end_bits(self) -> int | None:
+        """The width of embedding and head under a budget of bytes; None leaves them floats."""
+        return None
 
     @property
     def measures(self) -> bool:

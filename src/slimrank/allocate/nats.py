@@ -35,7 +35,7 @@ class Nats(Allocator):
 
     Under a budget of bytes every linear may also be rounded, dense or as two factors. widths: bits of a number, those
     for which there are kernels by default, 2 and 3 where size alone counts; groups: inputs that share a scale in fewer
-    than 8 bits, where a row has one.
+    than 8 bits, where a row has one; ends: bits of embedding and head, 16 for their own floats.
     """
 
     name: Literal["nats"] = "nats"
@@ -45,6 +45,13 @@ class Nats(Allocator):
     windows: Annotated[int, Field(ge=1)] = 16
     widths: tuple[Literal[2, 3, 4, 8], ...] = (4, 8)
     groups: tuple[Annotated[int, Field(ge=8)], ...] = (32, 64, 128)
+
+    ends: Literal[4, 8, 16] = 8
+
+    @property
+    def end_bits(self) -> int | None:
+        """The option `ends`."""
+        return None if self.ends == 16 else self.ends
 
     @property
     def pricing(self) -> tuple[Grid, ...]:
@@ -75,6 +82,8 @@ class Nats(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""
         if problem.bytes is not None:
+            if self.calibrate:
+                raise UsageError("allocate.calibrate corrects ranks alone: leave it 0 with --size or --bits.")
             return spend_bytes(problem, problem.bytes, self.pricing, self.gain)
         curves = {**problem.curves, **problem.spectra.stacks}
         losses = {unit: curve.losses().cpu().numpy() for unit, curve in curves.items()}
@@ -119,11 +128,16 @@ def spend_bytes(problem: Problem, budget: int, grids: Sequence[Grid], gain: floa
     """How every unit is stored within a budget of bytes, with the frontier of other budgets."""
     options = Options(problem.form, problem.itemsize, grids)
     sizes = Sizes.of(problem.spectra, options, gain)
+    if budget < sizes.least:
+        raise UsageError(
+            f"The smallest checkpoint that this recipe can make has {sizes.least + problem.rest} bytes, and "
+            f"{budget + problem.rest} are allowed: raise --size or --bits, or allow fewer bits by allocate.widths."
+        )
     stored = sizes.within(budget)
     ranks = {unit: one.rank for unit, one in stored.items()}
     rounded = {unit: one.grid for unit, one in stored.items() if one.grid is not None}
     said = (f"Stored: {summary(stored)}.", *notes(ranks))
-    return Allocation(ranks, said, rounded, [(point.bytes, point.loss) for point in sizes.frontier()])
+    return Allocation(ranks, said, rounded, [(point.bytes + problem.rest, point.loss) for point in sizes.frontier()])
 
 
 def notes(ranks: Ranks) -> tuple[str, ...]:

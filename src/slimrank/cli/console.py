@@ -15,7 +15,7 @@ from slimrank.errors import MissingLibrary
 from slimrank.evaluate import Mean, ModelResult, Perplexity
 from slimrank.evaluate.speed import Bench
 from slimrank.evaluate.tasks import Score
-from slimrank.plan import LinearPlan, Plan
+from slimrank.plan import LinearPlan, Plan, Size
 from slimrank.report import write_report as write_page
 from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
@@ -90,24 +90,48 @@ def show_plan(plan: Plan) -> None:
     roles = list(dict.fromkeys(role for linears in blocks.values() for role in linears))
     rows = []
     for block, linears in blocks.items():
-        kept = sum(one.parameters for one in linears.values()) / sum(math.prod(one.shape) for one in linears.values())
-        ranks = [str(linears[role].rank or "dense") if role in linears else "-" for role in roles]
+        whole = sum(math.prod(one.shape) for one in linears.values())
+        kept = sum(one.parameters for one in linears.values()) / whole
+        bits = 8 * sum(one.bytes or 0 for one in linears.values()) / whole
+        ranks = [stored(linears[role]) if role in linears else "-" for role in roles]
         rows.append(
             (
                 str(block),
                 *ranks,
-                f"{kept:.3f}",
+                f"{bits:.2f}" if plan.size else f"{kept:.3f}",
                 _mean(linears.values(), "relative"),
                 _mean(linears.values(), "measured"),
             )
         )
-    table(["block", *(role.rpartition(".")[2] for role in roles), "kept", "predicted", "measured"], rows)
-    out.print(
-        "Rank of each linear. predicted, measured: the block's relative error (root mean square over its linears, in"
-    )
+    share = "bits" if plan.size else "kept"
+    table(["block", *(role.rpartition(".")[2] for role in roles), share, "predicted", "measured"], rows)
+    what = "Rank and bits of each linear" if plan.size else "Rank of each linear"
+    out.print(f"{what}. predicted, measured: the block's relative error (root mean square over its linears, in")
     out.print("the recipe's metric), on calibration windows and on held-out ones. The plan lists every linear's.\n")
+    if plan.size:
+        show_frontier(plan.size)
     for sentence in plan.notes:
         note(sentence)
+
+
+def stored(linear: LinearPlan) -> str:
+    """How a linear is stored, in a cell of the table."""
+    return linear.stored if linear.bits else str(linear.rank or "dense")
+
+
+def show_frontier(size: Size) -> None:
+    """What other sizes would lose, and what this one takes."""
+    rows = [
+        (f"{point / 1e6:,.1f}", f"{point / size.dense:.1%}", f"{size.bits * point / size.used:.2f}", f"{loss:.4f}")
+        for point, loss in size.frontier
+    ]
+    if rows:
+        table(["MB", "of dense", "bits", "nats"], rows)
+        out.print("What the best plan of each size would lose, in nats a token, as predicted from this calibration.\n")
+    out.print(
+        f"This plan: {size.used:,} of {size.allowed:,} bytes, {size.bits:.2f} bits a number; the dense weights take "
+        f"{size.dense:,} bytes.\n"
+    )
 
 
 def _mean(linears: Iterable[LinearPlan], field: str) -> str:

@@ -48,7 +48,19 @@ Model = Annotated[str, typer.Argument(help="Hub id, local directory, .gguf file,
 RecipeName = Annotated[
     str, typer.Option("--recipe", help="A shipped recipe (see `slimrank recipes`) or a YAML file."), IN_PLAN
 ]
-Keep = Annotated[float, typer.Option(help="Share of the linears' parameters to keep, in (0, 1]."), IN_PLAN]
+Keep = Annotated[
+    float | None,
+    typer.Option(help="Share of the linears' parameters to keep, in (0, 1]; by default 0.8, and no bits are chosen."),
+    IN_PLAN,
+]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Instead: the most bytes on disk, e.g. 90MB; bits are then chosen beside ranks."),
+    IN_PLAN,
+]
+Bits = Annotated[
+    float | None, typer.Option(help="Instead: the mean bits of all the model's numbers, e.g. 4.0."), IN_PLAN
+]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(

@@ -108,8 +108,9 @@ def count_parameters(model: Module) -> int:
 
 def stored_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """The bytes of the weights on disk, floats in `dtype`."""
-    indices = sum(t.nbytes for t in model.state_dict().values() if not t.is_floating_point())
-    return count_parameters(model) * dtype.itemsize + indices
+    scales = sum(m.scale.numel() for m in model.modules() if isinstance(m, QuantizedLinear))
+    whole = sum(t.nbytes for t in model.state_dict().values() if not t.is_floating_point())
+    return (sum(parameter.numel() for parameter in model.parameters()) + scales) * dtype.itemsize + whole
 
 
 def weight_bytes(directory: Path) -> int:

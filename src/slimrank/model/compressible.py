@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import nn
 
 from slimrank.forms.experts import place_of
-from slimrank.forms.linear import shape_of
+from slimrank.forms.linear import is_linear, shape_of
 from slimrank.model.decoder import Decoder, Filter
 from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
@@ -23,6 +23,7 @@ class Compressible:
         """blocks: by default all linears of all blocks."""
         self.decoder = decoder
         self.blocks = decoder.linears() if blocks is None else blocks
+        self.outside  # noqa: B018 (while they are plain)
 
     @classmethod
     def of(cls, decoder: Decoder, chosen: Filter | None = None) -> "Compressible":
@@ -33,6 +34,30 @@ class Compressible:
     def linears(self) -> dict[str, nn.Module]:
         """Every dense linear by name, in the model's order."""
         return {name: module for block in self.blocks for name, module in block.items()}
+
+    @cached_property
+    def ends(self) -> dict[str, nn.Module]:
+        """The dense model's embedding and, unless it is tied to it, its head, by name, where these are plain ones."""
+        model = self.decoder.model
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        names = {id(module): name for name, module in model.named_modules()}
+        found: dict[str, nn.Module] = {}
+        if isinstance(embedding, nn.Embedding):
+            found[names[id(embedding)]] = embedding
+        if (
+            head is not None
+            and is_linear(head)
+            and getattr(head, "weight", None) is not getattr(embedding, "weight", 0)
+        ):
+            found[names[id(head)]] = head
+        return found
+
+    @cached_property
+    def outside(self) -> dict[str, nn.Module]:
+        """The ends, and a head that is tied to the embedding."""
+        head = self.decoder.model.get_output_embeddings()
+        names = {id(module): name for name, module in self.decoder.model.named_modules()}
+        return self.ends | ({names[id(head)]: head} if head is not None else {})
 
     @cached_property
     def units(self) -> dict[str, Unit]:
@@ -58,7 +83,8 @@ class Compressible:
     @contextmanager
     def as_dense(self, linears: dict[str, nn.Module] | None = None) -> Iterator[None]:
         """Inside it is the dense model again, norms and biases too; linears: only these, all by default."""
-        with self.replaced(self.linears if linears is None else linears), self.decoder.weights.dense_vectors():
+        dense = {**self.linears, **self.outside} if linears is None else linears
+        with self.replaced(dense), self.decoder.weights.dense_vectors():
             yield
 
 

@@ -19,12 +19,14 @@ from slimrank.texts.windows import Windows
 class Cuts:
     """The factorised units with their ranks and the form they are stored in, and the grids of units that are rounded.
 
-    A unit that has a grid and no rank is rounded as it is; one that has both is low rank in two rounded factors.
+    A unit that has a grid and no rank is rounded as it is; one that has both is low rank in two rounded factors. ends:
+    the grids of embedding and head, by name.
     """
 
     form: Factorizer
     ranks: Mapping[Unit, int]
     grids: Mapping[Unit, Grid] = field(default_factory=dict)
+    ends: Mapping[str, Grid] = field(default_factory=dict)
 
     def of_block(self, index: int) -> list[Unit]:
         """The factorised units of one block, in the model's order."""

@@ -17,12 +17,14 @@ from slimrank.numerics.grams import Blocks, Grams, shrunk_
 from slimrank.numerics.threads import Job
 from slimrank.refine.anchored import truncated
 from slimrank.refine.base import Cuts
+from slimrank.refine.ends import end_grid, round_ends
 from slimrank.refine.sequential import Sequential, Share
 from slimrank.rounding.feedback import Factor, round_weight
 from slimrank.rounding.grid import Grid
 from slimrank.rounding.resolve import round_factors
 from slimrank.spectrum.decomposition import decompose_weight
 from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 
 Sides = Literal["none", "inputs", "both"]
 
@@ -35,7 +37,8 @@ class Round(Sequential):
     linear that the plan gives none; without `bits` these stay floats. feedback: whether each number makes up for the
     rounding of others along the inputs (GPTQ), along both inputs and outputs (needs a metric with gradients), or not at
     all. resolve: whether U is fitted again. ridge: the share of a Gram's mean diagonal that is added to it for
-    rounding. rebuild: false rounds the factors that the steps before have left, whose product is then the target.
+    rounding. rebuild: false rounds the factors that the steps before have left, whose product is then the target. ends:
+    the width of embedding and head, a scale in every row, where the plan gives none; None leaves them floats.
     """
 
     name: Literal["round"] = "round"
@@ -47,6 +50,7 @@ class Round(Sequential):
     resolve: bool = True
     ridge: Share = 0.01
     rebuild: bool = True
+    ends: Literal[4, 8] | None = None
 
     @property
     def rebuilds(self) -> bool:
@@ -57,6 +61,17 @@ class Round(Sequential):
     def grid(self) -> Grid | None:
         """The grid of units that the plan gives none."""
         return None if self.bits is None else Grid(self.bits, self.group)
+
+    def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
+        """Replace every unit's linears, and then embedding and head; returns no notes."""
+        notes = super().refine(spectra, cuts, run)
+        model = spectra.model
+        grids = cuts.ends or ({} if self.ends is None else dict.fromkeys(model.ends, end_grid(self.ends)))
+        if grids and run.finished(None) is None:
+            with model.decoder.weights.hold(None):
+                round_ends(model, grids)
+            run.finish(None)
+        return notes
 
     def units(self, spectra: Spectra, cuts: Cuts, index: int) -> list[Unit]:
         """Those that the plan factorises or rounds; with `bits` all that calibration reached."""

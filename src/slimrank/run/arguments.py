@@ -16,7 +16,9 @@ WHOLE, SWITCH = (Integral,), ((bool,), "True or False")
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     "model": ((str, Path, Loaded), "a hub id, a folder, a GGUF file, `demo`, or what slimrank.load returned"),
     "recipe": ((str, Path, Recipe), "a recipe's name, its file, or a Recipe"),
-    "keep": ((Real,), "a number above 0 and at most 1"),
+    "keep": ((Real, NoneType), "a number above 0 and at most 1, or None"),
+    "size": ((*WHOLE, str, NoneType), "a number of bytes, a text such as '90MB', or None"),
+    "bits": ((Real, NoneType), "a number above 0, or None"),
     "samples": (WHOLE, "a whole number"),
     "window": ((*WHOLE, NoneType), "a whole number or None"),
     "seed": (WHOLE, "a whole number"),

@@ -11,6 +11,7 @@ from slimrank.model.units import Unit
 from slimrank.numerics.grams import Grams, squared_error
 from slimrank.plan import LinearPlan, Plan
 from slimrank.refine.base import Cuts
+from slimrank.refine.ends import end_grid
 from slimrank.spectrum.curve import share
 from slimrank.spectrum.shared import factors
 from slimrank.spectrum.spectra import Spectra
@@ -43,7 +44,8 @@ def cuts_of(plan: Plan, spectra: Spectra) -> Cuts:
             )
         ranks[own] = rank
     grids = {spectra.model.units[name]: grid for name, grid in plan.grids().items()}
-    return Cuts(plan.recipe.form, ranks, grids)
+    ends = {name: end_grid(bits) for name, bits in plan.ends.items()}
+    return Cuts(plan.recipe.form, ranks, grids, ends)
 
 
 def build(spectra: Spectra, plan: Plan, cuts: Cuts, stages: Stages, run: Run) -> Plan:

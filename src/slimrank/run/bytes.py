@@ -1,12 +1,13 @@
 """The bytes of a checkpoint's weights, from what every linear will be stored as."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from slimrank.allocate import Allocation, Problem
 from slimrank.checkpoint.size import Spec, file_bytes
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
@@ -14,27 +15,65 @@ from slimrank.forms import form_of
 from slimrank.forms.joint import Joint
 from slimrank.model.compressible import Compressible
 from slimrank.model.units import Unit
+from slimrank.numerics.packing import row_bytes
+from slimrank.plan import LinearPlan, Size
+from slimrank.recipe import Recipe
+from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
 
 Specs = dict[str, Spec]
 
 
+TRIES = 4  # sweeps that spend what the header turned out not to take
+
+
+@dataclass(frozen=True)
+class ByteBudget:
+    """Bytes that the checkpoint's weights may take; stored: the dtype of its floats; ends: bits of embedding and head.
+
+    ends by name, only those that are rounded.
+    """
+
+    allowed: int
+    stored: torch.dtype
+    ends: dict[str, int]
+
+    def ledger(self, model: Compressible, form: Factorizer) -> "Ledger":
+        """What counts the checkpoint's bytes."""
+        return Ledger(model, form, self.stored, {name: end_grid(bits) for name, bits in self.ends.items()})
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """Counts what a checkpoint of this model takes; stored: the dtype that its floats are written in."""
+    """Counts what a checkpoint of this model takes; stored, ends: as of ByteBudget, ends by their grids."""
 
     model: Compressible
     form: Factorizer
     stored: torch.dtype
+    ends: Mapping[str, Grid]
 
     def rest(self) -> Specs:
         """The tensors outside the linears, tied ones once."""
         model = self.model.decoder.model
+        rounded: Specs = {}
         inside = {id(tensor) for linear in self.model.linears.values() for tensor in linear.parameters()}
+        for name, grid in self.ends.items():
+            rounded |= self._end(name, grid)
+            inside |= {id(self.model.ends[name].weight)}
         parameters = {name: tensor for name, tensor in model.named_parameters() if id(tensor) not in inside}
         saved = model.state_dict().keys()
         buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
-        return {name: self._spec(tensor) for name, tensor in {**parameters, **buffers}.items()}
+        return rounded | {name: self._spec(tensor) for name, tensor in {**parameters, **buffers}.items()}
+
+    def _end(self, name: str, grid: Grid) -> Specs:
+        end: Any = self.model.ends[name]
+        rows, columns = end.weight.shape
+        inner = "table" if isinstance(end, nn.Embedding) else "whole"
+        return {
+            f"{name}.weight": Spec((0,), self.stored),
+            f"{name}.{inner}.weight": Spec((rows, row_bytes(columns, grid.bits)), torch.uint8),
+            f"{name}.{inner}.scale": Spec((rows, grid.groups(columns)), self.stored),
+        }
 
     def of(self, unit: Unit, rank: int | None, grid: Grid | None) -> Specs:
         """The tensors of a unit's linears, biases included."""
@@ -64,6 +103,23 @@ class Ledger:
             specs |= self.of(unit, rank, grids.get(unit))
         return file_bytes(specs)
 
+    def counted(
+        self, plans: dict[str, LinearPlan], ranks: Mapping[Unit, int | None], grids: Mapping[Unit, Grid]
+    ) -> dict[str, LinearPlan]:
+        """The plans with the bytes of every linear."""
+        found = dict(plans)
+        for unit, rank in ranks.items():
+            specs = self.of(unit, rank, grids.get(unit))
+            for name in unit.names:
+                own = sum(spec.bytes for key, spec in specs.items() if key.startswith(f"{name}."))
+                found[name] = found[name].model_copy(update={"bytes": own})
+        return found
+
+    def dense(self) -> int:
+        """The bytes of the dense model's file."""
+        plain = Ledger(self.model, self.form, self.stored, {})
+        return plain.total(dict.fromkeys(self.model.units.values()), {})
+
     def numbers(self) -> int:
         """How many numbers the dense model has, tied ones once."""
         return sum(tensor.numel() for tensor in self.model.decoder.model.parameters())
@@ -85,6 +141,27 @@ def shared(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
     return dealt
 
 
-def payload(specs: Specs) -> int:
-    """Bytes of the tensors themselves."""
-    return sum(spec.bytes for spec in specs.values())
+def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> tuple[Allocation, Size]:
+    """The allocation whose checkpoint takes as many bytes as are allowed, or a few less.
+
+    Raises:
+        UsageError: with the least that is possible, if that is more.
+    """
+    ledger = budget.ledger(problem.spectra.model, recipe.form)
+    rest, best = file_bytes(ledger.rest()), None
+    left, itemsize = budget.allowed - rest, budget.stored.itemsize
+    for _ in range(TRIES):
+        allocation = recipe.allocate.allocate(replace(problem, bytes=left, rest=rest, itemsize=itemsize))
+        used = ledger.total(allocation.ranks, allocation.grids)
+        if used <= budget.allowed and (best is None or used > best[1]):
+            best = allocation, used
+        if used == budget.allowed:
+            break
+        left += budget.allowed - used
+    assert best is not None, "costs are counted too high, so the first sweep fits"
+    allocation, used = best
+    numbers = ledger.numbers()
+    frontier = [(size, loss) for size, loss in allocation.frontier]
+    return allocation, Size(
+        dense=ledger.dense(), allowed=budget.allowed, used=used, bits=8 * used / numbers, frontier=frontier
+    )

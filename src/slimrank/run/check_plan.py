@@ -1,19 +1,27 @@
 """Validation of a plan, which a person may have edited, against its model and budget."""
 
+from collections.abc import Mapping
 from reprlib import repr as shortly
 from typing import Any
 
+import torch
+
 from slimrank.allocate.base import allowed
 from slimrank.errors import UsageError
+from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.shared import form_for
+from slimrank.forms import Form
 from slimrank.model.compressible import Compressible
 from slimrank.model.fingerprint import fingerprint
 from slimrank.model.units import Unit
-from slimrank.plan import VERSION, Budget, LinearPlan, Plan
+from slimrank.plan import VERSION, Budget, LinearPlan, Plan, Size
+from slimrank.refine.round import Round
+from slimrank.rounding.grid import Grid
+from slimrank.run.bytes import ByteBudget
 
 
-def check_plan(plan: Plan, model: Compressible) -> Plan:
-    """The plan with parameters and budget computed again.
+def check_plan(plan: Plan, model: Compressible, stored: torch.dtype = torch.bfloat16) -> Plan:
+    """The plan with parameters, bytes and budget computed again; stored: the dtype of the checkpoint's floats.
 
     Raises:
         UsageError: if a linear is not in the model, a shape or rank does not fit, or the plan is over its budget.
@@ -40,8 +48,36 @@ def check_plan(plan: Plan, model: Compressible) -> Plan:
             f"The plan's linears need {budget.used} parameters and its keep, {plan.keep}, allows {budget.allowed}: "
             "lower some ranks or raise keep."
         )
+    size = plan.size
+    if size is not None:
+        linears, size = _counted(plan, size, ranks, linears, model, stored)
     built = any(linear.layer is not None for linear in plan.linears.values())  # its notes describe that run
-    return plan.model_copy(update={"linears": linears, "budget": budget, "notes": [] if built else plan.notes})
+    update = {"linears": linears, "budget": budget, "size": size, "notes": [] if built else plan.notes}
+    return plan.model_copy(update=update)
+
+
+def _counted(
+    plan: Plan,
+    size: Size,
+    ranks: Mapping[Unit, int | None],
+    linears: dict[str, LinearPlan],
+    model: Compressible,
+    stored: torch.dtype,
+) -> tuple[dict[str, LinearPlan], Size]:
+    """The linears with their bytes, and the size with the file's."""
+    unknown = next((name for name in plan.ends if name not in model.ends), None)
+    if unknown is not None:
+        raise UsageError(f"The plan's ends name {unknown}, which is not this model's embedding or head: remove it.")
+    own = {unit: grid for unit in ranks if (grid := linears[unit.leader].grid) is not None}
+    ledger = ByteBudget(size.allowed, stored, plan.ends).ledger(model, plan.recipe.form)
+    used = ledger.total(ranks, own)
+    if used > size.allowed:
+        raise UsageError(
+            f"The plan's checkpoint takes {used} bytes and its size.allowed is {size.allowed}: lower some ranks or "
+            "bits, or raise size.allowed."
+        )
+    size = size.model_copy(update={"used": used, "bits": 8 * used / ledger.numbers(), "dense": ledger.dense()})
+    return ledger.counted(linears, ranks, own), size
 
 
 def _check_model(plan: Plan, model: Compressible) -> None:
@@ -69,17 +105,18 @@ def _checked(plan: Plan, unit: Unit, rank: int | None, model: Compressible) -> d
     """The plans of a unit's linears without the layers and measurements of an earlier run."""
     linears = {name: plan.linears[name] for name in unit.names}
     update: dict[str, Any] = {"measured": None, "layer": None}
+    grid = _grid_of(plan, unit)
     if rank is None:
         (name,), (linear,) = linears.keys(), linears.values()
-        nothing = {"form": "dense", "unit": None, "parameters": unit.parameters, "loss": 0.0, "relative": 0.0}
-        return {name: linear.model_copy(update=update | nothing)}
+        update |= {"form": "dense", "unit": None, "parameters": unit.parameters}
+        return {name: linear.model_copy(update=update if grid else update | {"loss": 0.0, "relative": 0.0})}
     _check_unit(plan, unit)
     least = 0 if model.units[unit.leader].mixture else 1
     if not least <= rank <= unit.full_rank:
         raise UsageError(
             f"The plan gives {unit.leader} rank {rank}: choose {least} to {unit.full_rank}, or null for dense."
         )
-    form = form_for(plan.recipe.form, unit)
+    form = form_for(plan.recipe.form, unit) if grid is None else LowRankFactorizer()
     entries, costs = form.entries(unit.shapes, rank), form.costs(unit.shapes, rank)
     for name, linear in linears.items():
         known = {entry["form"] for entry in entries} | {form.name, (linear.layer or {}).get("form")}
@@ -92,6 +129,20 @@ def _checked(plan: Plan, unit: Unit, rank: int | None, model: Compressible) -> d
         name: linear.model_copy(update=update | {"form": entry["form"], "parameters": cost})
         for (name, linear), entry, cost in zip(linears.items(), entries, costs, strict=True)
     }
+
+
+def _grid_of(plan: Plan, unit: Unit) -> Grid | None:
+    """The grid of a unit, None for floats; a UsageError for one that can't have it."""
+    linear = plan.linears[unit.leader]
+    grid = linear.grid
+    if grid is None:
+        return None
+    if not any(isinstance(step, Round) for step in plan.recipe.refine):
+        raise UsageError(f"The plan gives {unit.leader} {grid.bits} bits, but its recipe has no refiner round.")
+    if len(unit.names) > 1:
+        raise UsageError(f"The plan gives {unit.leader} bits and a unit of several linears: set one of both to null.")
+    Form.check_bits(unit.leader, grid.bits, grid.group)
+    return grid
 
 
 def _check_unit(plan: Plan, unit: Unit) -> None:

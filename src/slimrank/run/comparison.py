@@ -210,7 +210,7 @@ def dense_afterwards(compressible: Compressible) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, dense in compressible.linears.items():
+        for name, dense in {**compressible.linears, **compressible.outside}.items():
             set_module(model, name, dense)
         if isinstance(weights, DiskWeights):
             weights.forget()

@@ -17,10 +17,11 @@ from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.arguments import require_types
+from slimrank.run.budget import budget_of, checked_budget
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
 from slimrank.run.held_out import held_out_cost
-from slimrank.run.job import Job, chosen_linears, compressed, opened, require_share, windows_of
+from slimrank.run.job import Job, chosen_linears, compressed, opened, windows_of
 from slimrank.run.result import Result
 from slimrank.run.resume import choices, identify, identity_of, progress_folder, shared_progress_of
 from slimrank.run.trial import short_windows, trial_of
@@ -39,7 +40,9 @@ def compress(
     model: str | Path | Loaded,
     recipe: str | Path | Recipe = "slimrank",
     *,
-    keep: float = 0.8,
+    keep: float | None = None,
+    size: int | str | None = None,
+    bits: float | None = None,
     calibration: Any = None,
     samples: int = 256,
     window: int | None = None,
@@ -66,7 +69,10 @@ def compress(
         model: hub id, directory, GGUF file, `demo`, or what slimrank.load gave.
         recipe: a shipped recipe's name, a YAML file, or a Recipe.
         settings: `key=value` overrides of the recipe.
-        keep: share of the compressed linears' parameters that stays, in (0, 1].
+        keep: share of the compressed linears' parameters that stays, in (0, 1]; 0.8 unless size or bits is given.
+        size: the most bytes that the checkpoint's weights may take, a number or a text such as "90MB": linears are then
+            rounded, cut, or both, wherever that loses least.
+        bits: the same as mean bits of all the model's numbers.
         calibration: SPEC of the text (see read_text), or a list of them, which share the windows equally or as
             `SPEC*0.3` says (see texts.mix); also a path, strings, a datasets.Dataset, or token ids (rows, tokens) whose
             rows are the windows (see texts.given). Needed unless the model is the demo.
@@ -91,12 +97,14 @@ def compress(
         SlimrankError: if the run fails.
     """
     require_types(locals())
-    require_share(keep)
+    keep, size = checked_budget(keep, size, bits)
     out, device = None if out is None else Path(out), world.place(device)
     if world.size > 1 and out is None:
         raise UsageError("Several processes exchange their work in a folder beside `out`: give --out.")
     reading = Reading(calibration, samples, window, seed, special_tokens, chat)
     chosen, keep = (plan.recipe, plan.keep) if plan else (load_recipe(recipe, settings), keep)
+    if plan is None and (size or bits):
+        chosen = chosen.sized()
     limits = limits_of(memory, device, world)
     with pieces_of(out, plan_only, overwrite, resume, world) as pieces, ExitStack() as afterwards:
         run = Run(pieces, track, Clock())
@@ -110,9 +118,11 @@ def compress(
         if not plan_only:
             require_savable(loaded.model, loaded.files)
         with run.clock("calibrate"):
-            compressible, plan = chosen_linears(decoder, chosen, keep, plan, filter)
-            job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run)
-            resumed = identify(pieces, identity_of(compressible, job.windows) | choices(chosen, plan, keep))
+            compressible, plan = chosen_linears(decoder, chosen, keep, plan, filter, loaded.dtype)
+            budget = budget_of(compressible, chosen, plan, loaded.dtype, size, bits)
+            job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run, budget)
+            identity = identity_of(compressible, job.windows) | choices(chosen, plan, keep, budget)
+            resumed = identify(pieces, identity)
             if out is not None and not plan_only:
                 result = finished(pieces, out, loaded, overwrite=overwrite, device=device)
                 if result is not None:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from slimrank.allocate.budget import require_room
 from slimrank.calibrate.evidence import calibrate
 from slimrank.calibrate.follow import follow
-from slimrank.errors import UsageError
 from slimrank.forms.experts import unfold
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
@@ -16,6 +17,7 @@ from slimrank.model.load import Loaded, load, require_dense
 from slimrank.model.modules import require_finite_weights
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
+from slimrank.run.bytes import ByteBudget
 from slimrank.run.check_plan import check_plan
 from slimrank.run.steps import allocate, decompose, factorize, refine
 from slimrank.run.trial import short_windows
@@ -30,7 +32,7 @@ from slimrank.texts.windows import Windows
 
 @dataclass(frozen=True)
 class Job:
-    """The inputs of a compression; plan: applied instead of allocating, unless it is None."""
+    """The inputs of a compression; plan: applied instead of allocating, unless it is None; budget: instead of keep."""
 
     loaded: Loaded
     model: Compressible
@@ -39,6 +41,7 @@ class Job:
     keep: float
     plan: Plan | None
     run: Run
+    budget: ByteBudget | None = None
 
 
 def opened(
@@ -61,9 +64,14 @@ def opened(
 
 
 def chosen_linears(
-    decoder: Decoder, recipe: Recipe, keep: float, plan: Plan | None, filter: Filter | None
+    decoder: Decoder,
+    recipe: Recipe,
+    keep: float,
+    plan: Plan | None,
+    filter: Filter | None,
+    stored: torch.dtype = torch.bfloat16,
 ) -> tuple[Compressible, Plan | None]:
-    """The linears to compress, and the plan checked against them.
+    """The linears to compress, and the plan checked against them; stored: the dtype of the checkpoint's floats.
 
     Raises:
         UsageError: if the plan does not fit the model, or `keep` is too little for rank 1 everywhere.
@@ -74,7 +82,7 @@ def chosen_linears(
     if plan is None:
         require_room(keep, recipe.form, [shape_of(linear) for linear in model.linears.values()])
         return model, None
-    plan = check_plan(plan, model)
+    plan = check_plan(plan, model, stored)
     named = [{k: v for k, v in block.items() if k in plan.linears} for block in model.blocks]
     return Compressible(decoder, named), plan
 
@@ -86,22 +94,17 @@ def windows_of(loaded: Loaded, reading: Reading, plan: Plan | None) -> Windows:
     return read_windows(loaded, Reading.again(plan.calibration, reading.spec), plan.calibration)
 
 
-def require_share(keep: float) -> None:
-    """Raise a UsageError for a share of parameters outside (0, 1]."""
-    if not 0 < keep <= 1:
-        raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters to keep.")
-
-
 def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
     """Run the pipeline; returns the spectra and the plan. With plan_only the model stays dense."""
     model, recipe, run = job.model, job.recipe, job.run
     with run.clock("calibrate"):
         evidence = calibrate(model, job.windows, recipe.needs, run, blocks_with_curves(model, run.pieces))
     with run.clock("decompose"):
-        spectra = decompose(model, evidence, recipe, keep=job.keep, run=run)
+        priced = job.budget is not None and job.plan is None
+        spectra = decompose(model, evidence, recipe, keep=job.keep, priced=priced, run=run)
         trim()
     with run.clock("allocate"):
-        plan = (job.plan or allocated(spectra, recipe, job.keep, run)).with_notes(job.loaded.notes)
+        plan = (job.plan or allocated(spectra, recipe, job.keep, run, job.budget)).with_notes(job.loaded.notes)
         trim()
     if plan_only:
         return spectra, plan
@@ -112,8 +115,8 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
         return spectra, refine(spectra, plan, run)
 
 
-def allocated(spectra: Spectra, recipe: Recipe, keep: float, run: Run) -> Plan:
+def allocated(spectra: Spectra, recipe: Recipe, keep: float, run: Run, budget: ByteBudget | None = None) -> Plan:
     """The allocated plan, saved among the pieces and loaded from there if it exists."""
     if "plan" not in run.pieces:
-        run.pieces.save("plan", {}, allocate(spectra, recipe, keep, run).model_dump(mode="json"))
+        run.pieces.save("plan", {}, allocate(spectra, recipe, keep, run, budget).model_dump(mode="json"))
     return Plan.model_validate(run.pieces.load("plan")[1])

@@ -11,6 +11,7 @@ from functools import partial
 from slimrank.allocate import Problem
 from slimrank.calibrate.evidence import Evidence
 from slimrank.evaluate import count_parameters
+from slimrank.factorize.rounded import entry_of
 from slimrank.factorize.shared import form_for
 from slimrank.forms import compressed_layers
 from slimrank.model.compressible import Compressible
@@ -19,7 +20,10 @@ from slimrank.model.units import Unit, described
 from slimrank.plan import Budget, LinearPlan, Plan
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
+from slimrank.rounding.grid import Grid
 from slimrank.run.build import build, cuts_of, predicted
+from slimrank.run.bytes import ByteBudget, spend
+from slimrank.spectrum.curve import share
 from slimrank.spectrum.decompose import decompose as decompose_units
 from slimrank.spectrum.spectra import Decompositions, Spectra
 from slimrank.store.run import Run
@@ -33,9 +37,13 @@ def decompose(
     *,
     keep: float = 1.0,
     held: Decompositions | None = None,
+    priced: bool = False,
     run: Run | None = None,
 ) -> Spectra:
-    """Evidence -> Spectra in the recipe's metric; keep, held: see spectrum.decompose."""
+    """Evidence -> Spectra in the recipe's metric; keep, held: see spectrum.decompose.
+
+    priced: with what rounding would cost, for a budget of bytes.
+    """
     return decompose_units(
         model,
         evidence,
@@ -47,19 +55,29 @@ def decompose(
         bases=recipe.cuts_later,
         measured_later=recipe.form.searches,
         held=held,
+        pricing=recipe.pricing if priced else None,
         run=run,
     )
 
 
-def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = None) -> Plan:
-    """Spectra -> Plan; keep: the share of the linears' parameters that stays."""
-    keep = keep if recipe.allocate.cuts else 1.0
+def allocate(
+    spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = None, budget: ByteBudget | None = None
+) -> Plan:
+    """Spectra -> Plan; keep: the share of the linears' parameters that stays; budget: bytes of the checkpoint instead.
+
+    The spectra must then have been priced.
+    """
+    keep = keep if recipe.allocate.cuts and budget is None else 1.0
     problem, weights = Problem(keep, recipe.form, spectra, run or Run()), spectra.model.decoder.weights
     with weights.whole() if recipe.allocate.measures else nullcontext():
-        allocation = recipe.allocate.allocate(problem)
+        allocation, size = (
+            (recipe.allocate.allocate(problem), None) if budget is None else spend(problem, recipe, budget)
+        )
     plans: dict[str, LinearPlan] = {}
     for unit, rank in allocation.ranks.items():
-        plans |= planned(problem, unit, rank)
+        plans |= planned(problem, unit, rank, allocation.grids.get(unit))
+    if budget is not None:
+        plans = budget.ledger(spectra.model, recipe.form).counted(plans, allocation.ranks, allocation.grids)
     plans |= experts_noted(spectra, plans)
     linears = {name: plans[name] for name in spectra.model.linears if name in plans}
     return Plan(
@@ -70,12 +88,23 @@ def allocate(spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = No
         budget=Budget(dense=problem.dense, allowed=problem.budget, used=0),
         notes=[*allocation.notes, *warnings(spectra)],
         linears={},
+        size=size,
+        ends=budget.ends if budget else {},
     ).with_linears(linears)
 
 
-def planned(problem: Problem, unit: Unit, rank: int | None) -> dict[str, LinearPlan]:
-    """The plans of a unit's linears at a rank."""
+def planned(problem: Problem, unit: Unit, rank: int | None, grid: Grid | None = None) -> dict[str, LinearPlan]:
+    """The plans of a unit's linears at a rank, of one that is rounded on its grid."""
     singles = [problem.spectra.model.units[name] for name in unit.names]
+    if grid is not None:
+        curve = problem.spectra.curve(unit)
+        loss, form = curve.stored(rank, grid), problem.form.name if rank == 0 else entry_of(grid, rank)["form"]
+        count = unit.parameters if rank is None else rank * sum(unit.shape)
+        plan = LinearPlan(
+            block=unit.block, role=unit.role, form=form, rank=rank, shape=unit.shape, parameters=count, loss=loss,
+            relative=share(loss, curve.loss(0)), bits=grid.bits, group=grid.group,
+        )  # fmt: skip
+        return {unit.leader: plan}
     if rank is None:
         return {
             single.leader: LinearPlan(

@@ -65,7 +65,7 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--memory") -> int:
     """Bytes of `8GiB`, `8GB`, `512M` or a plain number.
 
     Raises:
@@ -74,7 +74,7 @@ def parse_size(text: str) -> int:
     match = SIZE.fullmatch(text)
     size = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if size < 1:
-        raise UsageError(f"--memory {text!r} is not a size: give one such as 8GiB.")
+        raise UsageError(f"{option} {text!r} is not a size: give one such as 8GiB.")
     return size
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrank.forms import Experts, Form, form_of, link
+from slimrank.forms import LAYERS, Embedding, form_of, link
+from slimrank.forms.embedding import TiedHead, put_embedding
 from slimrank.store.pieces import Pieces
 
 Part = int | None
@@ -90,7 +91,7 @@ class Weights:
         forms = {
             name: module.entry()
             for name, module in self.model.named_modules()
-            if isinstance(module, Form | Experts) and self.part_of(name) == part
+            if isinstance(module, LAYERS) and self.part_of(name) == part
         }
         pieces.save(key, state, {**(facts or {}), "forms": forms})
 
@@ -98,22 +99,51 @@ class Weights:
         """Load the part as it was saved under `key`; returns its facts."""
         tensors, facts = pieces.load(key)
         for name, entry in facts["forms"].items():
-            form = form_of(name, entry, 0)
-            self.model.set_submodule(name, form.shell(self._matrices[f"{name}.weight"], entry, device="meta"))
+            dense = self._matrices[f"{name}.weight"]
+            if entry["form"] == Embedding.form:
+                self._restore_embedding(name, entry)
+            else:
+                self.model.set_submodule(name, form_of(name, entry, 0).shell(dense, entry, device="meta"))
         link(self.model)
         for name, tensor in tensors.items():
             put(self.model, name, tensor.to(self.device))
         return facts
+
+    def _restore_embedding(self, name: str, entry: dict[str, Any]) -> None:
+        """Put an empty embedding of few bits in its place, from the plain one and the head that may be tied to it."""
+        plain: Any = self._matrices[f"{name}.weight"]
+        for path, module in list(self.model.named_modules()):
+            if isinstance(module, TiedHead):
+                self.model.set_submodule(path, self._matrices[f"{path}.weight"])
+        self.model.set_submodule(name, plain)
+        put_embedding(self.model, name, Embedding.shell(plain, entry))
+
+    def _rounded(self, name: str) -> bool:
+        """Whether a tensor belongs to an embedding of few bits."""
+        modules = (self.model.get_submodule(path) for path in prefixes(name))
+        return any(isinstance(module, LAYERS) for module in modules)
 
     def stored(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor] | None:
         """The model's tensors in `dtype` for writing a checkpoint; None if they are in the model itself."""
         return None
 
     def _still_dense(self, name: str, tensor: Tensor) -> bool:
-        if self.part_of(name) is None:  # no refiner changes embeddings and head
-            return tensor.ndim > 1
         module = self._matrices.get(name)
-        return module is not None and self.model.get_submodule(name.rpartition(".")[0]) is module
+        if module is None:
+            return (
+                self.part_of(name) is None
+                and tensor.ndim > 1
+                and tensor.is_floating_point()
+                and not self._rounded(name)
+            )
+        return self.model.get_submodule(name.rpartition(".")[0]) is module
+
+
+def prefixes(name: str) -> Iterator[str]:
+    """The names of the modules that a tensor is in, from the innermost."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def part_of(prefix: str, name: str) -> Part:

@@ -7,6 +7,7 @@ import typer
 
 from slimrank.cli.options import (
     IN_PLAN,
+    Bits,
     Calibration,
     Chat,
     Device,
@@ -22,6 +23,7 @@ from slimrank.cli.options import (
     Samples,
     Seed,
     Settings,
+    Size,
     Skip,
     SpecialTokens,
     Window,
@@ -35,7 +37,9 @@ def compress(
     context: typer.Context,
     model: Model,
     recipe: RecipeName = "slimrank",
-    keep: Keep = 0.8,
+    keep: Keep = None,
+    size: Size = None,
+    bits: Bits = None,
     calibration: Calibration = None,
     samples: Samples = 256,
     window: Window = None,
@@ -58,6 +62,8 @@ def compress(
 
     Example: slimrank compress demo --keep 0.6 --out small
 
+    Example: slimrank compress demo --size 3MB --out small
+
     On several devices: torchrun --nproc-per-node 2 -m slimrank compress demo --out small
     """
     from slimrank.cli import console
@@ -70,19 +76,20 @@ def compress(
     from slimrank.runtime.track import no_track
     from slimrank.runtime.world import joined
 
-    size = None if memory is None else parse_size(memory)
+    room = None if memory is None else parse_size(memory)
     chosen = Plan.load(plan) if plan else None
     if chosen:
         refuse_settled(context)
+    spent = size or (f"{bits:g}bit" if bits else f"{chosen.keep if chosen else 0.8 if keep is None else keep:g}")
     whole = chosen.recipe if chosen else load_recipe(recipe, settings or (), refine)
-    keep = chosen.keep if chosen else keep
-    out = out or Path(f"{Path(model).resolve().name.removesuffix('.gguf')}-{whole.name}-{keep:g}")
+    out = out or Path("-".join([Path(model).resolve().name.removesuffix(".gguf"), whole.name, spent]))
     with joined(device) as world:
         result = compress(
-            model, whole, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+            model, whole, keep=keep, size=size, bits=bits,
+            calibration=calibration, samples=samples, window=window, seed=seed,
             filter=chosen_linears(only, skip), plan=chosen, chat=chat, special_tokens=special_tokens == "window",
             device=device, dtype=dtype,
-            out=out, overwrite=overwrite, resume=resume, memory=size, world=world,
+            out=out, overwrite=overwrite, resume=resume, memory=room, world=world,
             announce=console.show_estimate if world.main else silent, track=console.track if world.main else no_track,
         )  # fmt: skip
         if world.main:

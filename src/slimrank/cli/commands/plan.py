@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from slimrank.cli.options import (
+    Bits,
     Calibration,
     Chat,
     Device,
@@ -17,6 +18,7 @@ from slimrank.cli.options import (
     Samples,
     Seed,
     Settings,
+    Size,
     Skip,
     SpecialTokens,
     Window,
@@ -29,7 +31,9 @@ def plan(
     model: Model,
     out: Annotated[Path, typer.Option(help="File to write the plan to.")],
     recipe: RecipeName = "slimrank",
-    keep: Keep = 0.8,
+    keep: Keep = None,
+    size: Size = None,
+    bits: Bits = None,
     calibration: Calibration = None,
     samples: Samples = 256,
     window: Window = None,
@@ -51,7 +55,11 @@ def plan(
 ) -> None:
     """Calibrate, choose every linear's rank, and write that plan as JSON, to edit and give to `compress --plan`.
 
+    With --size or --bits it chooses bits too, and shows what other sizes would lose.
+
     Example: slimrank plan demo --keep 0.6 --out plan.json
+
+    Example: slimrank plan demo --size 3MB --out plan.json
     """
     from slimrank.cli import console
     from slimrank.run.compress import compress
@@ -59,7 +67,8 @@ def plan(
 
     check_file("--out", out)
     result = compress(
-        model, recipe, keep=keep, calibration=calibration, samples=samples, window=window, seed=seed,
+        model, recipe, keep=keep, size=size, bits=bits,
+        calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), filter=chosen_linears(only, skip), plan_only=True, chat=chat,
         special_tokens=special_tokens == "window", device=device, dtype=dtype, out=out, overwrite=True,
         memory=None if memory is None else parse_size(memory), resume=resume,

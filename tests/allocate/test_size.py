@@ -1,0 +1,102 @@
+"""A budget of bytes, against every combination of options."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from slimrank.allocate import Problem
+from slimrank.allocate.choices import Choices
+from slimrank.allocate.hull import lower_hull
+from slimrank.allocate.nats import Nats
+from slimrank.allocate.size import Sizes
+from slimrank.allocate.stored import Options, Stored, rank_grid
+from slimrank.errors import UsageError
+from slimrank.factorize.low_rank import LowRankFactorizer
+from slimrank.model.units import Unit
+from slimrank.rounding.grid import Grid
+from slimrank.rounding.price import Prices
+from slimrank.spectrum.curve import Curve
+from slimrank.spectrum.spectra import Spectra
+
+SHAPES = {"a": (24, 16), "b": (16, 24), "c": (16, 16)}
+UNITS = {name: Unit((name,), 0, name, (shape,)) for name, shape in SHAPES.items()}
+GRIDS = (Grid(8), Grid(4, 8))
+
+
+def spectra(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    curves = {}
+    for unit in UNITS.values():
+        values = torch.rand(unit.full_rank, generator=generator, dtype=torch.float64).sort(descending=True).values
+        prices = {
+            grid: Prices(0.3 / 4**grid.bits, torch.linspace(0, 1 / 4**grid.bits, unit.full_rank + 1).double())
+            for grid in GRIDS
+        }
+        curves[unit] = Curve(values, prices=prices)
+    return Spectra(None, None, None, curves=curves)
+
+
+def every(options, made):
+    """All options of each unit as (bytes, loss)."""
+    for unit, curve in made.curves.items():
+        ways = [Stored(), *(Stored(rank) for rank in range(1, unit.full_rank + 1))]
+        for grid in GRIDS:
+            ways += [Stored(None, grid), *(Stored(rank, grid) for rank in rank_grid(unit.shape))]
+        yield [(options.bytes(unit, way), curve.stored(way.rank, way.grid)) for way in ways]
+
+
+def test_the_sweep_is_within_the_budget_and_near_the_best_combination():
+    made, options = spectra(), Options(LowRankFactorizer(), 2, GRIDS)
+    sizes = Sizes.of(made, options, 0.05)
+    combinations = list(itertools.product(*map(pareto, every(options, made))))
+    hulls = [curve.costs[lower_hull(curve.costs, curve.losses)] for curve in sizes.curves]
+    step = max(np.diff(hull).max() for hull in hulls)  # the sweep stops before one that no longer fits
+    assert sizes.least == min(sum(cost for cost, _ in one) for one in combinations)
+    for budget in np.linspace(sizes.least, sizes.most, 9):
+        stored, point = sizes.within(budget), sizes.at(budget)
+        cost = sum(options.bytes(unit, way) for unit, way in stored.items())
+        loss = sum(made.curves[unit].stored(way.rank, way.grid) for unit, way in stored.items())
+        assert cost == point.bytes <= budget and loss == pytest.approx(point.loss)
+        fits = [one for one in combinations if sum(cost for cost, _ in one) <= budget - step]
+        assert not fits or loss <= min(sum(loss for _, loss in one) for one in fits) + 1e-9
+
+
+def pareto(options):
+    """Those that nothing cheaper beats."""
+    kept, least = [], float("inf")
+    for cost, loss in sorted(options):
+        if loss < least:
+            kept.append((cost, loss))
+            least = loss
+    return kept
+
+
+def test_the_frontier_falls_and_its_sizes_rise():
+    points = Sizes.of(spectra(1), Options(LowRankFactorizer(), 2, GRIDS), 0.05).frontier()
+    assert len(points) == 20
+    assert all(a.bytes <= b.bytes and a.loss >= b.loss for a, b in itertools.pairwise(points))
+
+
+def test_nats_spends_bytes_and_names_the_least_that_is_possible():
+    allocator = Nats(widths=(4, 8), groups=(8,))
+    problem = Problem(1.0, LowRankFactorizer(), spectra(), bytes=1500, rest=100)
+    allocation = allocator.allocate(problem)
+    assert set(allocation.ranks) == set(UNITS.values()) and set(allocation.grids.values()) <= {Grid(8), Grid(4, 8)}
+    with pytest.raises(UsageError, match=r"smallest checkpoint .* has \d+ bytes, and 110 are allowed"):
+        allocator.allocate(Problem(1.0, LowRankFactorizer(), spectra(), bytes=10, rest=100))
+    with pytest.raises(UsageError, match="calibrate"):
+        Nats(calibrate=2).allocate(problem)
+
+
+def test_ranks_of_rounded_factors_are_multiples_where_matrices_are_large():
+    assert list(rank_grid((576, 576)))[:2] == [32, 64] and max(rank_grid((576, 576))) < 288
+    assert list(rank_grid((24, 16)))[:3] == [1, 2, 3]
+
+
+def test_options_that_cost_more_than_dense_are_left_out():
+    options = Options(LowRankFactorizer(), 2, ())
+    unit = UNITS["a"]
+    choices = options.of_floats(unit, spectra().curves[unit])
+    assert isinstance(choices, Choices) and max(choices.costs) < options.bytes(unit, Stored())
