@@ -7,6 +7,7 @@ import numpy as np
 
 from slimrank.allocate.choices import Choices
 from slimrank.factorize import Factorizer
+from slimrank.factorize.shared import form_for
 from slimrank.forms import FORMS, Dense, LowRank
 from slimrank.forms.quantized import stored_bytes
 from slimrank.model.units import Shape, Unit
@@ -42,12 +43,13 @@ class Options:
         if rank is None and grid is None:
             return unit.parameters * self.itemsize + header(unit, ("weight",))
         if grid is None:
-            names = {entry["form"] for entry in self.form.entries(unit.shapes, rank or 1)}
+            made = form_for(self.form, unit)
+            names = {entry["form"] for entry in made.entries(unit.shapes, rank or 1)}
             tensors = (
                 "weight",
                 *(name for form in names for name in FORMS[form].stored_names() if "scale" not in name),
             )
-            return self.form.cost(unit.shapes, rank or 0) * self.itemsize + header(unit, tensors)
+            return made.cost(unit.shapes, rank or 0) * self.itemsize + header(unit, tensors)
         form = Dense if rank is None else LowRank
         payload = sum(
             stored_bytes(*shape, grid.bits, grid.group, self.itemsize) for shape in factor_shapes(unit.shape, rank)

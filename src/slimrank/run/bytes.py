@@ -11,6 +11,7 @@ from slimrank.allocate import Allocation, Problem
 from slimrank.checkpoint.size import Spec, file_bytes
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
+from slimrank.factorize.shared import form_for
 from slimrank.forms import form_of
 from slimrank.forms.joint import Joint
 from slimrank.model.compressible import Compressible
@@ -87,7 +88,7 @@ class Ledger:
         if rank == 0:
             entries: list[dict[str, Any]] = [{"form": "low_rank", "rank": 0} for _ in dense]
         elif grid is None:
-            entries = shared(self.form.entries(unit.shapes, rank or 1), unit)
+            entries = dealt(form_for(self.form, unit).entries(unit.shapes, rank or 1), unit)
         else:
             entries = [entry_of(grid, rank)]
         specs: Specs = {}
@@ -129,16 +130,16 @@ class Ledger:
         return Spec(tuple(tensor.shape), self.stored if tensor.dtype == computed else tensor.dtype)
 
 
-def shared(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
+def dealt(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
     """The entries of a unit; members that share pivots have them dealt out, since the plan does not say how."""
     if entries[0]["form"] != Joint.form:
         return entries
-    left, first, dealt = entries[0]["rank"], 0, []
+    left, first, found = entries[0]["rank"], 0, []
     for entry, (rows, _) in zip(entries, unit.shapes, strict=True):
         own = min(left, rows)
-        dealt.append({**entry, "own": own, "first": first})
+        found.append({**entry, "own": own, "first": first})
         left, first = left - own, first + own
-    return dealt
+    return found
 
 
 def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> tuple[Allocation, Size]:

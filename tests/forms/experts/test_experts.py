@@ -8,12 +8,13 @@ from architectures import VOCABULARY, build, mixtures
 from torch import nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import Experts, LowRank, Pivoted, compressed_layers, link
+from slimrank.forms import Dense, Experts, LowRank, Pivoted, compressed_layers, link
 from slimrank.forms.experts import Stack, fold, layout_of, unfold, unfolded
 from slimrank.forms.experts.entries import packed, unpacked
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.forms.shared import SIDES
 from slimrank.model.modules import set_module
+from slimrank.run.quantize import quantized
 
 FAMILIES = mixtures()
 fuses = pytest.mark.skipif(
@@ -216,3 +217,20 @@ def test_the_layer_is_built_again_from_its_entry_moves_and_trains(ids):
     torch.testing.assert_close(logits(moved, ids).float(), expected, rtol=0, atol=1e-4)
     model(input_ids=ids, labels=ids).loss.backward()
     assert layer.downs.others.grad.abs().sum() > 0
+
+
+def test_experts_of_several_widths_lie_side_by_side():
+    generator = torch.Generator().manual_seed(2)
+    left, right = torch.randn(24, 8, generator=generator), torch.randn(8, 32, generator=generator)
+    plain, dense = LowRank.from_low_rank(left, right), Dense.from_dense(left @ right)
+    members = [plain, quantized(plain, 8), quantized(plain, 4, 8), quantized(dense, 4, 16), quantized(dense, 3)]
+    stack = Stack.of(members, (24, 32))
+    x, counts = torch.randn(10, 32, generator=generator), [2, 3, 0, 4, 1]
+    expected = torch.cat([member(own) for member, own in zip(members, x.split(counts), strict=True)])
+    with torch.no_grad():
+        torch.testing.assert_close(stack(x, counts), expected)
+        for member, again in zip(members, stack.members(), strict=True):
+            torch.testing.assert_close(again(x), member(x))
+    assert {key for key in stack.state_dict() if key.startswith("down")} == {
+        "down", "down_int8", "down_uint8", "down_scale"
+    }  # fmt: skip

@@ -43,7 +43,7 @@ class Stack(nn.Module):
         for shell in self.__dict__["shells"]:
             own = {}
             for key, tensor in stored(shell).items():
-                name = flat_name(key)
+                name = flat_name(key, tensor)
                 own[key] = name, sizes.get(name, 0), tensor.shape
                 sizes[name] = sizes.get(name, 0) + tensor.numel()
                 kinds[name] = tensor
@@ -218,9 +218,14 @@ def stored(layer: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def flat_name(key: str) -> str:
-    """The name of a form's tensor in the stack: `pivots` for pivots.weight, `up_bias` for up.bias."""
-    return key.removesuffix(".weight").replace(".", "_")
+def flat_name(key: str, tensor: Tensor) -> str:
+    """The name of a form's tensor in the stack: `pivots` for pivots.weight, `up_bias` for up.bias.
+
+    A weight of whole numbers has a name of its own, `pivots_int8`, since that of another expert may be of floats.
+    """
+    name = key.removesuffix(".weight").replace(".", "_")
+    whole = key.endswith(".weight") and not tensor.is_floating_point()
+    return f"{name}_{str(tensor.dtype).removeprefix('torch.')}" if whole else name
 
 
 def bias_key(layer: nn.Module) -> str:
