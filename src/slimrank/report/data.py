@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimrank.checkpoint.account import CurvePoints
-from slimrank.plan import LinearPlan, Plan
+from slimrank.plan import LinearPlan, Plan, Size
 
 Columns = dict[str, list[Any]]
 
@@ -29,14 +29,15 @@ def linear_columns(plan: Plan, **more: Any) -> Columns:
 
 
 def row_of(name: str, linear: LinearPlan, types: Mapping[str, str]) -> dict[str, Any]:
-    """One linear; cell is what fits into a square of the map."""
+    """One linear; cell is what fits into a square of the map, bits the mean of a number of the dense linear."""
     dense = math.prod(linear.shape)
-    return {
+    size = {} if linear.bytes is None else {"bytes": linear.bytes, "bits": short(8 * linear.bytes / dense)}
+    return size | {
         "name": name,
         "block": linear.block,
         "type": types[linear.role],
         "form": linear.form,
-        "cell": "dense" if linear.rank is None else str(linear.rank),
+        "cell": linear.stored,
         "shape": f"{linear.shape[0]} x {linear.shape[1]}",
         "kept": short(linear.parameters / dense),
         "predicted": short(linear.relative),
@@ -59,6 +60,11 @@ def curve_columns(plan: Plan, curves: Mapping[str, CurvePoints]) -> Columns:
         for name, linear in plan.linears.items()
         for rank, singular, error in zip(curves[name].ranks, curves[name].singular, curves[name].error, strict=True)
     )
+
+
+def size_columns(size: Size) -> Columns:
+    """A row for each size of the frontier, and for the plan's own the same loss at its bytes."""
+    return columns({"megabytes": short(point / 1e6), "nats": short(loss)} for point, loss in size.frontier)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
