@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from architectures import llama
@@ -110,3 +112,51 @@ def test_a_model_of_quantized_factors_alone_is_counted_like_that_of_floats():
     for form in [module for module in model.modules() if isinstance(module, Form)]:
         form.use_bits(8)
     assert (linear_parameters(floats), read_numbers(model), count_parameters(model)) == (expected, read, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "group"), [(8, None), (8, 32), (8, 24), (4, 32), (4, 64), (4, 20), (3, 64), (2, None)]
+)
+@torch.no_grad()
+def test_any_number_of_rows_gives_the_product_in_float64(bits, group, biased, dtype):
+    layer, weight = filled(bits, group, out=300, inp=160, bias=biased)
+    layer = layer.to(dtype)
+    weight = layer.matrix(torch.float64)
+    bias = None if layer.bias is None else layer.bias.double()
+    for rows in (1, 2, 16, 17, 300):
+        x = torch.randn(2, rows, 160).to(dtype)[:1]
+        expected = nn.functional.linear(x.double(), weight, bias)
+        assert layer(x).dtype == dtype and layer(x).shape == (1, rows, 300)
+        assert (layer(x) - expected).norm() < (1e-5 if dtype == torch.float32 else 8e-3) * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "packed"), [(8, None, False), (8, 32, True), (4, 32, True), (4, 20, False), (3, None, True)]
+)
+@torch.no_grad()
+def test_what_is_packed_for_the_kernel_follows_what_is_stored(bits, group, packed):
+    layer, _ = filled(bits, group, out=48, inp=96)
+    x, state = torch.randn(1, 96), {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer(x)
+    assert (layer._packed is not None and layer._packed[1] is not None) == packed
+    assert layer.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
+    layer.store(-layer.numbers().clamp(min=1 - 2 ** (bits - 1)), 2 * layer.scale)
+    torch.testing.assert_close(layer(x), x @ layer.matrix().T, rtol=1e-4, atol=1e-4)
+    layer.load_state_dict(state)
+    torch.testing.assert_close(layer(x), x @ layer.matrix().T, rtol=1e-4, atol=1e-4)
+    copied = copy.deepcopy(layer)
+    copied.scale.mul_(3)
+    torch.testing.assert_close(copied(x), 3 * layer(x), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        assert torch.equal(layer(x), layer(x.clone()))
+
+
+def test_gradients_reach_the_input():
+    for bits in (8, 4):
+        layer, weight = filled(bits, 32, out=48, inp=96)
+        x = torch.randn(3, 96, requires_grad=True)
+        layer(x).sum().backward()
+        torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 96), rtol=1e-4, atol=1e-3)

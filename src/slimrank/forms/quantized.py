@@ -7,6 +7,20 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.numerics.packing import pack, row_bytes, unpack
+from slimrank.numerics.products import (
+    FEW,
+    HALVES,
+    PIECE,
+    FourBits,
+    aligned,
+    eight_bit_product,
+    floats_of_halves,
+    four_bit_product,
+    four_bits,
+    kernel_group,
+    product_in_pieces,
+    takes_eight_bits,
+)
 
 BITS = (8, 4, 3, 2)
 GROUP = 32
@@ -43,6 +57,10 @@ class QuantizedLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    packs: bool = True
+    """Whether the weight may be kept a second time, as torch's kernel for 4 bits reads it."""
+
+    _packed: tuple[Any, FourBits | None] | None = None
 
     def __init__(self, linear: nn.Linear, bits: int, group: int | None = None) -> None:
         super().__init__()
@@ -90,15 +108,89 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
-        if self.bits == 8 and self.group is None and x.dtype != torch.float16:  # where unscaled numbers would overflow
+        y = self._on_cpu(x) if self._is_served(x) else None
+        if y is not None:
+            return y if self.bias is None else y + self.bias
+        if self._scaled_later(x.dtype):
             y = nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale[:, 0].to(x.dtype)
             return y if self.bias is None else y + self.bias
         return nn.functional.linear(x, self.matrix().to(x.dtype), self.bias)
+
+    def _scaled_later(self, dtype: torch.dtype) -> bool:
+        """Whether outputs are multiplied by their scale instead of the weights; float16 could overflow before."""
+        return self.bits == 8 and self.group is None and dtype != torch.float16
+
+    def _is_served(self, x: Tensor) -> bool:
+        """Whether this call wants outputs alone, on a CPU."""
+        return (
+            x.device.type == "cpu"
+            and x.dtype == self.scale.dtype
+            and x.numel() > 0
+            and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias()))
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not torch.compiler.is_exporting()
+        )
+
+    def _trains_bias(self) -> bool:
+        return self.bias is not None and self.bias.requires_grad
+
+    def _on_cpu(self, x: Tensor) -> Tensor | None:
+        """x times the weight, without the bias: by a kernel for few rows, else in pieces."""
+        flat = x.reshape(-1, self.in_features)
+        y = self._of_few(flat) if len(flat) <= FEW else None
+        if y is None and self.out_features <= PIECE:
+            return None
+        if y is None:
+            y = product_in_pieces(flat, self.out_features, self._floats)
+            y = y.mul_(self.scale[:, 0]) if self._scaled_later(x.dtype) else y
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _of_few(self, x: Tensor) -> Tensor | None:
+        """x (m, in) times the weight by torch's kernels; None where none takes it."""
+        if self.bits == 8 and self.group is None and takes_eight_bits(self.out_features, self.in_features):
+            if self.packs:
+                self.weight = aligned(self.weight)
+            return eight_bit_product(x, self.weight, self.scale[:, 0].contiguous())
+        packed = self.packed()
+        return None if packed is None else four_bit_product(x, packed)
+
+    def packed(self) -> FourBits | None:
+        """The weight as torch's kernel for 4 bits reads it, made at the first call; None where it takes none such.
+
+        It stays in memory beside what is stored, and is made anew once that has changed.
+        """
+        if not self.packs:
+            return None
+        tensors = (self.weight, self.scale)
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._packed is None or self._packed[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._packed = state, four_bits(self.numbers(), self.scale, self.bits, self.group)
+        return self._packed[1]
+
+    def _floats(self, start: int, end: int) -> Tensor:
+        """Some rows of the weight, without their scales where the outputs are multiplied by them."""
+        weight, scale = self.weight[start:end], self.scale[start:end]
+        if self._scaled_later(scale.dtype):
+            return weight.to(scale.dtype)
+        if self.bits != 4 or scale.dtype not in HALVES:
+            return dequantize(unpack(weight, self.bits, self.in_features), scale, self.group)
+        return scaled(floats_of_halves(weight, scale.dtype)[:, : self.in_features], scale, self.group)
 
     def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) in `dtype`, by default the scale's."""
         scale = self.scale if dtype is None else self.scale.to(dtype)
         return dequantize(self.numbers(), scale, self.group)
+
+    def why_floats(self) -> str | None:
+        """Why every call makes the numbers floats, as the end of a sentence; None where a kernel takes them."""
+        if self.weight.device.type not in ("cpu", "meta"):
+            return f"torch's kernels for few bits are used on a CPU only, and this is {self.weight.device.type}"
+        alone = self.bits == 8 and self.group is None
+        if alone or kernel_group(self.in_features, self.group) is not None:
+            return None
+        return f"torch's kernel for 4 bits takes groups in multiples of 32 inputs, not {self.group}"
 
     def require_finite(self, name: str) -> None:
         """Raise a SlimrankError that names the layer where a scale is not finite."""
@@ -113,7 +205,12 @@ class QuantizedLinear(nn.Module):
 
 def dequantize(numbers: Tensor, scale: Tensor, group: int | None) -> Tensor:
     """q s (out, in), in the dtype of s, from q (out, in) and s (out, ceil(in / group))."""
-    floats, columns = numbers.to(scale.dtype), numbers.shape[1]
+    return scaled(numbers.to(scale.dtype), scale, group)
+
+
+def scaled(floats: Tensor, scale: Tensor, group: int | None) -> Tensor:
+    """As dequantize, from q as floats."""
+    columns = floats.shape[1]
     if scale.shape[1] == 1 or group is None:
         return floats * scale
     if columns % group == 0:

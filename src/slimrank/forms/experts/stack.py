@@ -154,7 +154,10 @@ def shell_of(out_features: int, in_features: int, entry: Entry, bias: bool, dtyp
     """An expert's layer on the meta device."""
     if is_dense(entry):
         return nn.Linear(in_features, out_features, bias=bias, device="meta", dtype=dtype)
-    return form_of("of an expert", entry, 0)._of_entry(in_features, out_features, entry, bias, dtype)
+    shell = form_of("of an expert", entry, 0)._of_entry(in_features, out_features, entry, bias, dtype)
+    for factor in shell.present_factors().values():
+        factor.packs = False  # its tensors come with each call
+    return shell
 
 
 def stored(layer: nn.Module) -> dict[str, Tensor]:
