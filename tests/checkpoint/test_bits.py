@@ -94,3 +94,15 @@ def test_old_entries_without_a_group_are_read(write, tokens):
     expected = AutoModelForCausalLM.from_pretrained(out)(tokens).logits
     (out / "config.json").write_text(json.dumps(config))
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(tokens).logits, expected)
+
+
+@pytest.mark.parametrize(("group", "warned"), [(24, True), (32, False)])
+def test_groups_without_a_kernel_are_told_when_loading(group, warned, write, recwarn):
+    out = write(rounded(llama(), 4, group, "low_rank"))
+    AutoModelForCausalLM.from_pretrained(out)
+    said = [str(one.message) for one in recwarn if "made floats" in str(one.message)]
+    assert bool(said) == warned
+    assert not said or said == [
+        "The numbers of model.layers.0.self_attn.q_proj.down and 23 more are made floats at every call: torch's kernel "
+        "for 4 bits takes groups in multiples of 32 inputs, not 24."
+    ]

@@ -12,6 +12,8 @@ WRONG = {
     "model": 3,
     "recipe": ["svd"],
     "keep": "0.5",
+    "size": 2.5e6,
+    "bits": "4",
     "samples": 2.5,
     "window": "16",
     "seed": True,

@@ -13,10 +13,11 @@ from slimrank.checkpoint.account import Account
 from slimrank.errors import SlimrankError, UsageError
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import compressed_layers
-from slimrank.forms.quantized import dequantize
 from slimrank.model.load import load
 from slimrank.plan import Plan
-from slimrank.run.quantize import quantize, rounded
+from slimrank.refine.ends import nearest
+from slimrank.rounding.grid import Grid
+from slimrank.run.quantize import quantize
 
 
 @pytest.fixture
@@ -31,16 +32,35 @@ def write(tmp_path, tiny_tokenizer):
     return write
 
 
-@pytest.mark.parametrize("group", [None, 16, 32])
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
-def test_rounds_to_the_nearest_number_of_the_largest_ones_scale(bits, group):
-    weight = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
-    numbers, scale = rounded(weight, bits, group)
-    largest = torch.stack([block.abs().amax(1) for block in weight.split(group or 40, dim=1)], dim=1)
-    torch.testing.assert_close(scale, largest / (2**bits - 1) * 2, rtol=1e-5, atol=0)
-    wide = scale.repeat_interleave(group or 40, dim=1)[:, :40]
-    assert (dequantize(numbers, scale, group) == numbers * wide).all()
-    assert ((numbers * wide - weight).abs() <= 0.5001 * wide).all()
+@pytest.mark.parametrize(("bits", "group", "bound"), [(8, None, 0.02), (8, 32, 0.02), (4, None, 0.2), (3, 32, 0.4)])
+@torch.no_grad()
+def test_a_dense_model_is_rounded_whole(bits, group, bound, tmp_path, tiny_tokenizer):
+    model, tokens = llama(hidden_size=64, intermediate_size=96, tie_word_embeddings=True), torch.arange(12)[None]
+    logits = model(tokens).logits
+    write_checkpoint(model, tmp_path / "dense", layers={}, dtype=torch.bfloat16, tokenizer=tiny_tokenizer)
+    quantize(load(str(tmp_path / "dense")), tmp_path / "out", bits=bits, group=group)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert (loaded(tokens).logits - logits).norm() < bound * logits.norm()
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert {t.dtype for name, t in stored.items() if name.endswith(("whole.weight", "table.weight")) and t.numel()} <= {
+        torch.int8, torch.uint8,
+    }  # fmt: skip
+    entries = compressed_layers(loaded)
+    assert len(entries) == 15 and entries["model.embed_tokens"] == {"form": "embedding", "bits": 8}
+    weight = load_file(tmp_path / "dense/model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    layer = loaded.get_submodule("model.layers.1.mlp.up_proj.whole")
+    expected = nearest(weight, Grid(bits, layer.group))
+    assert torch.equal(layer.numbers(), expected.numbers) and torch.equal(layer.scale.double(), expected.scale)
+
+
+@torch.no_grad()
+def test_the_ends_may_stay(tmp_path, tiny_tokenizer):
+    model = llama(hidden_size=64, intermediate_size=96)
+    write_checkpoint(model, tmp_path / "dense", layers={}, dtype=torch.float32, tokenizer=tiny_tokenizer)
+    quantize(load(str(tmp_path / "dense")), tmp_path / "out", ends=None)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert len(compressed_layers(loaded)) == 14 and torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +106,10 @@ def test_what_cannot_be_quantized_is_one_sentence(write, tmp_path):
     with pytest.raises(UsageError, match="--bits 5 is unknown"):
         quantize(loaded, tmp_path / "out", bits=5)
     quantize(write("low_rank"), tmp_path / "out")
-    with pytest.raises(UsageError, match="has quantized factors already"):
+    with pytest.raises(UsageError, match="has layers of few bits already"):
         quantize(load(str(tmp_path / "out")), tmp_path / "twice")
-    with pytest.raises(UsageError, match="has no compressed layers"):
-        quantize(load("demo"), tmp_path / "dense")
+    with pytest.raises(UsageError, match="--ends 5 is unknown"):
+        quantize(loaded, tmp_path / "out", ends=5)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -110,11 +130,12 @@ def test_plan_account_and_card_come_along(place):
     slimrank.compress("dense", "svd-llm", keep=0.6, **options).save("small")
     quantize(load("small"), place / "out")
     before, after = (Plan.load(place / name / "slimrank/plan.json") for name in ("small", "out"))
-    assert after.notes == [*before.notes, "The factors are quantized to 8 bits (slimrank quantize)."]
+    assert after.notes == [*before.notes, "Rounded to 8 bits (slimrank quantize)."]
     assert {name: linear.layer for name, linear in after.linears.items()} == {
         name: linear.layer | {"bits": 8} for name, linear in before.linears.items()
     }
     assert Account.load(place / "out") == Account.load(place / "small")
     assert 'from_pretrained("out")' in (place / "out/README.md").read_text()
-    again = slimrank.compress("dense", plan=after)
-    assert again.plan.linears == before.linears
+    assert after.ends == {"model.embed_tokens": 8, "lm_head": 8}
+    with pytest.raises(UsageError, match="has no refiner round"):
+        slimrank.compress("dense", plan=after)

@@ -26,6 +26,8 @@ RECIPES = {
         "recipe": "slimrank",
         "settings": ["refine=[anchored, {name: distill, tokens: 2048, batch: 128, checks: 4}]"],
     },
+    "sized": {"recipe": "slimrank", "keep": None, "bits": 11.0, "settings": ["allocate.groups=[8]"]},
+    "gptq": {"recipe": "gptq", "settings": ["refine.round.group=16", "refine.round.ends=8"]},
     "searched": {"recipe": "dipsvd-bo", "settings": ["allocate.trials=12", "allocate.windows=4"]},
     "measured": {"recipe": "duo-svd", "settings": ["allocate.windows=2", "form=low_rank"]},
     "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},
@@ -90,7 +92,13 @@ def killed_then_resumed(options, out, whole, **moment):
 
 @pytest.mark.parametrize(
     ("recipe", "dtype"),
-    [("slimrank", "float32"), ("measured", "float32"), ("distilled", "float32"), ("distilled", "bfloat16")],
+    [
+        ("slimrank", "float32"),
+        ("sized", "float32"),
+        ("measured", "float32"),
+        ("distilled", "float32"),
+        ("distilled", "bfloat16"),
+    ],
 )
 def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, dtype, tmp_path):
     options |= {**RECIPES[recipe], "dtype": dtype}

@@ -54,8 +54,8 @@ class Sizes:
 
     @property
     def most(self) -> int:
-        """The bytes above which nothing gets better."""
-        return round(sum(curve.costs[-1] for curve in self.curves))
+        """The bytes that all units take in the widest of their grids, above which little is left to lose."""
+        return round(sum(widest(curve, own) for curve, own in zip(self.curves, self.choices, strict=True)))
 
     def within(self, budget: float) -> dict[Unit, Stored]:
         """How every unit is stored within a budget of bytes, with the least predicted loss found.
@@ -83,6 +83,14 @@ class Sizes:
         ratio = self.most / self.least
         budgets = [self.least * ratio ** (step / (points - 1)) for step in range(points)]
         return [self.at(max(budget, self.least)) for budget in budgets]
+
+
+def widest(curve: Tradeoff, choices: Choices[Stored]) -> float:
+    """The most bytes of an option that is rounded; of any, where none is."""
+    rounded = [
+        cost for cost, made in zip(curve.costs, choices.made, strict=True) if all(one.grid for one in made.values())
+    ]
+    return float(max(rounded, default=curve.costs[-1]))
 
 
 def summary(stored: Mapping[Unit, Stored]) -> str:

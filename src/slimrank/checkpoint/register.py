@@ -6,6 +6,7 @@ config and the tensors that it has. Where factors have 8 or 4 bits it stays, so 
 gradients.
 """
 
+import warnings
 import weakref
 from typing import Any
 
@@ -82,9 +83,10 @@ class SlimrankQuantizer(HfQuantizer):
         if self.is_trainable:
             del model.hf_quantizer
             model.is_quantized = False  # type: ignore[assignment]
-        for name, module in model.named_modules():
-            if isinstance(module, QuantizedLinear):
-                module.require_finite(name)
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+        for name, layer in layers.items():
+            layer.require_finite(name)
+        warn_of_floats(layers)
         describe(model)
         return model
 
@@ -96,6 +98,15 @@ class SlimrankQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether all factors are floats."""
         return not any(has_bits(entry) for entry in self.quantization_config.layers.values())
+
+
+def warn_of_floats(layers: dict[str, QuantizedLinear]) -> None:
+    """Warn, in a sentence, of layers whose numbers are made floats at every call."""
+    slow = {name: why for name, layer in layers.items() if (why := layer.why_floats())}
+    if slow:
+        name, why = next(iter(slow.items()))
+        others = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
+        warnings.warn(f"The numbers of {name}{others} are made floats at every call: {why}.", stacklevel=2)
 
 
 _PLACES: dict[str, tuple[Any, str]] = {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.calibrate.stream import Home
+from slimrank.model.compressible import replaced
 from slimrank.model.decoder import Decoder
 from slimrank.model.modules import attached, evaluating
 from slimrank.numerics.losses import divergences
@@ -26,8 +27,8 @@ class Read:
 class Reference:
     """Keeps what the model's last block gives on each text, from which its head makes the logits again.
 
-    The logits themselves are as many times larger as the vocabulary is larger than the width. The model's vectors are
-    those that it has now, whatever refiners make of them later.
+    The logits themselves are as many times larger as the vocabulary is larger than the width. The model's vectors and
+    its head are those that it has now, whatever refiners make of them later.
     """
 
     def __init__(self, decoder: Decoder, room: Room | None = None) -> None:
@@ -38,6 +39,8 @@ class Reference:
         """
         self.decoder, self._room = decoder, room or Room()
         self._read: dict[str, Read] = {}
+        head = decoder.model.get_output_embeddings()
+        self._head = {name: module for name, module in decoder.model.named_modules() if module is head}
         decoder.enter(torch.zeros((1, 2), dtype=torch.int64, device=decoder.device))
 
     @contextmanager
@@ -72,7 +75,7 @@ class Reference:
         """KL(first || other) in nats a token of each window, (windows,) float64 on the CPU, from the other's logits."""
         decoder, read = self.decoder, self._read[source]
         ids, hidden = (part[batch].to(decoder.device) for part in (read.ids, read.hidden))
-        with evaluating(decoder.model), decoder.weights.dense_vectors():
+        with evaluating(decoder.model), decoder.weights.dense_vectors(), replaced(decoder.model, self._head):
             own = decoder.head(ids, hidden)
         return divergences(logits, own.to(logits.device)).cpu()
 

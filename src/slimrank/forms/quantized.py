@@ -17,6 +17,7 @@ from slimrank.numerics.products import (
     floats_of_halves,
     four_bit_product,
     four_bits,
+    kernel_group,
     product_in_pieces,
     takes_eight_bits,
 )
@@ -181,6 +182,15 @@ class QuantizedLinear(nn.Module):
         """The weight (out, in) in `dtype`, by default the scale's."""
         scale = self.scale if dtype is None else self.scale.to(dtype)
         return dequantize(self.numbers(), scale, self.group)
+
+    def why_floats(self) -> str | None:
+        """Why every call makes the numbers floats, as the end of a sentence; None where a kernel takes them."""
+        if self.weight.device.type not in ("cpu", "meta"):
+            return f"torch's kernels for few bits are used on a CPU only, and this is {self.weight.device.type}"
+        alone = self.bits == 8 and self.group is None
+        if alone or kernel_group(self.in_features, self.group) is not None:
+            return None
+        return f"torch's kernel for 4 bits takes groups in multiples of 32 inputs, not {self.group}"
 
     def require_finite(self, name: str) -> None:
         """Raise a SlimrankError that names the layer where a scale is not finite."""

@@ -68,7 +68,9 @@ class Temperature(Refiner):
 def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
     """The last module run by the head whose weight is a vector; None if there is none."""
     seen: list[nn.Module] = []
-    norms = [m for m in decoder.model.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim == 1]
+    norms = [
+        m for m in decoder.model.modules() if isinstance(w := getattr(m, "weight", None), nn.Parameter) and w.ndim == 1
+    ]
     hooks = (norm.register_forward_hook(lambda module, *_: seen.append(module)) for norm in norms)
     with attached(hooks), torch.no_grad():
         decoder.head(states.ids[0][:1], states.hidden[0][:1].to(decoder.device))

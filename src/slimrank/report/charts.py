@@ -112,6 +112,18 @@ def agreement(columns: Columns, runs: Sequence[str] = ()) -> Spec:
     return _finished(_chosen(alt, alt.layer(equal, points), "run", runs), height=320)
 
 
+def sizes(chosen: float, loss: float) -> Spec:
+    """Predicted nats against megabytes, as a line, and the plan's own size and loss."""
+    alt = altair()
+    curve = alt.Chart(alt.NamedData("sizes")).transform_filter("datum.nats > 0")
+    x = alt.X("megabytes:Q", title="weights on disk, MB", scale=alt.Scale(type="log", nice=False, padding=10))
+    y = alt.Y("nats:Q", title="predicted nats a token", scale=alt.Scale(type="log", nice=False, padding=10))
+    line = curve.mark_line(point=True, color="#31688e").encode(x=x, y=y, tooltip=["megabytes:Q", "nats:Q"])
+    own = alt.Chart(alt.InlineData(values=[{"megabytes": chosen, "nats": loss}]))
+    point = own.mark_point(filled=True, size=120, color="black", shape="diamond").encode(x="megabytes:Q", y="nats:Q")
+    return _finished(alt.layer(line, point) if loss > 0 else line, height=320)
+
+
 def stages(columns: Columns) -> Spec:
     """The seconds of every stage."""
     alt = altair()
@@ -173,7 +185,20 @@ def _chosen(alt: Any, chart: Any, field: str, options: Sequence[str]) -> Any:
 
 def _linear_tooltip(alt: Any, columns: Columns) -> list[Any]:
     kinds = {"name": "N", "block": "O", "type": "N", "form": "N", "shape": "N", "cell": "N"}
-    shown = ("name", "block", "type", "form", "shape", "cell", "kept", "predicted", "measured", "tokens")
+    shown = (
+        "name",
+        "block",
+        "type",
+        "form",
+        "shape",
+        "cell",
+        "bits",
+        "bytes",
+        "kept",
+        "predicted",
+        "measured",
+        "tokens",
+    )
     titles = {"cell": "rank"}
     return [
         alt.Tooltip(f"{field}:{kinds.get(field, 'Q')}", title=titles.get(field, field))

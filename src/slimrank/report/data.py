@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimrank.checkpoint.account import CurvePoints
-from slimrank.plan import LinearPlan, Plan
+from slimrank.plan import LinearPlan, Plan, Size
 
 Columns = dict[str, list[Any]]
 
@@ -47,11 +47,16 @@ def linear_columns(plan: Plan, **more: Any) -> Columns:
 
 
 def row_of(name: str, linears: Sequence[LinearPlan], kind: str) -> dict[str, Any]:
-    """One linear, or all experts' of one kind; cell is what fits into a square of the map."""
+    """One linear, or all experts' of one kind.
+
+    cell is what fits into a square of the map, bits the mean of a number of the dense linear.
+    """
+    sizes = [linear.bytes for linear in linears if linear.bytes is not None]
     first, dense = linears[0], sum(math.prod(linear.shape) for linear in linears)
     measured = root_mean_square(linear.measured for linear in linears)
     forms = list(dict.fromkeys(linear.form for linear in linears))
-    return {
+    size = {"bytes": sum(sizes), "bits": short(8 * sum(sizes) / dense)} if len(sizes) == len(linears) else {}
+    return size | {
         "name": name,
         "block": first.block,
         "type": kind,
@@ -118,6 +123,11 @@ def curve_columns(plan: Plan, curves: Mapping[str, CurvePoints]) -> Columns:
         if name in shown
         for rank, singular, error in zip(curves[name].ranks, curves[name].singular, curves[name].error, strict=True)
     )
+
+
+def size_columns(size: Size) -> Columns:
+    """A row for each size of the frontier, and for the plan's own the same loss at its bytes."""
+    return columns({"megabytes": short(point / 1e6), "nats": short(loss)} for point, loss in size.frontier)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> Columns:

@@ -20,6 +20,7 @@ from slimrank.report.data import (
     linear_columns,
     root_mean_square,
     shown_alone,
+    size_columns,
 )
 from slimrank.report.measured import Table, evaluation_notes, evaluation_tables, speed_table, understood
 from slimrank.report.page import render
@@ -47,12 +48,13 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         "experts": expert_columns(plan),
         "curves": curve_columns(plan, account.curves),
         "stages": columns([{"stage": k, "seconds": round(v, 3)} for k, v in account.seconds.items()]),
+        **({"sizes": size_columns(plan.size)} if plan.size and plan.size.frontier else {}),
     }
     return render(
         "run",
-        run_charts(data),
+        run_charts(data, plan),
         data,
-        title=f"{account.model}, {plan.recipe.name} at keep {plan.keep:g}",
+        title=f"{account.model}, {plan.recipe.name} at {budget(plan)}",
         lead=lead(plan, account, folder),
         headline=headline(plan, account, rows),
         asked=asked(plan, account),
@@ -71,7 +73,12 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
     )
 
 
-def run_charts(data: dict[str, Columns]) -> dict[str, charts.Spec]:
+def budget(plan: Plan) -> str:
+    """The budget in a word or two."""
+    return f"keep {plan.keep:g}" if plan.size is None else megabytes(plan.size.allowed)
+
+
+def run_charts(data: dict[str, Columns], plan: Plan) -> dict[str, charts.Spec]:
     """By the id of their element, in the page's order; those that have something to show."""
     linears = data["linears"]
     made = {
@@ -82,6 +89,11 @@ def run_charts(data: dict[str, Columns]) -> dict[str, charts.Spec]:
         types = list(dict.fromkeys(experts["type"]))
         made["experts-kept"] = charts.expert_map("kept", "share of parameters kept", experts, "cell", types)
         made["experts-tokens"] = charts.expert_map("tokens", "calibration tokens", experts, "tokens", types[:1])
+    if "bits" in linears:
+        made["map-bits"] = charts.heat_map("bits", "bits of a number of the dense linear", linears, largest=8)
+    if plan.size and "sizes" in data:
+        loss = sum(linear.loss for linear in plan.linears.values())
+        made["sizes-chart"] = charts.sizes(plan.size.used / 1e6, loss)
     if None in linears["measured"]:
         made["map-predicted"] = charts.heat_map("predicted", "predicted error", linears)
     else:
@@ -144,7 +156,7 @@ def asked(plan: Plan, account: Account) -> Facts:
         ("Model", account.model),
         ("Recipe", f"{plan.recipe.name}: {plan.recipe.summary}" if plan.recipe.summary else plan.recipe.name),
         ("Source", plan.recipe.source or "-"),
-        ("Keep", f"{plan.keep:g} of the parameters of the blocks' linears"),
+        asked_size(plan),
         ("Calibration", f"{record['source']}, {record['samples']} windows of {record['window']} tokens"),
         ("Seed", str(record["seed"])),
         ("Special tokens", "at the start of every window" if record["special_tokens"] else "none"),
@@ -153,9 +165,17 @@ def asked(plan: Plan, account: Account) -> Facts:
     ]
 
 
+def asked_size(plan: Plan) -> tuple[str, str]:
+    """The budget that was given."""
+    if plan.size is None:
+        return "Keep", f"{plan.keep:g} of the parameters of the blocks' linears"
+    ends = ", ".join(f"{name} in {bits} bits" for name, bits in plan.ends.items())
+    return "Size", f"{plan.size.allowed:,} bytes of weights; {ends or 'embedding and head as they are'}"
+
+
 def forms(plan: Plan) -> str:
     """How many linears took which form."""
-    counts = Counter(one.form for one in plan.linears.values())
+    counts = Counter(one.form + (f" in {one.bits} bits" if one.bits else "") for one in plan.linears.values())
     return f"{len(plan.linears)} linears: " + ", ".join(f"{count} {form}" for form, count in counts.most_common()) + "."
 
 
@@ -170,7 +190,7 @@ def command(plan: Plan, account: Account, *words: object) -> str:
 def settled(plan: Plan) -> list[object]:
     """The options that a plan settles, beside its recipe."""
     record = plan.calibration
-    words: list[object] = ["--keep", f"{plan.keep:g}"]
+    words: list[object] = ["--keep", f"{plan.keep:g}"] if plan.size is None else ["--size", plan.size.allowed]
     words += ["--samples", record["samples"], "--window", record["window"], "--seed", record["seed"]]
     words += ["--special-tokens", "window"] if record["special_tokens"] else []
     words += ["--chat"] if record.get("chat") else []
@@ -189,14 +209,16 @@ def fingerprints(plan: Plan, account: Account) -> Facts:
 def linear_table(plan: Plan) -> dict[str, Any]:
     """A row per linear, those of many experts left out (see shown_alone)."""
     shown = shown_alone(plan)
-    head = ["linear", "form", "rank", "shape", "parameters", "kept", "predicted", "measured"]
+    head = ["linear", "form", "rank", "bits", "shape", "parameters", "bytes", "kept", "predicted", "measured"]
     rows = [
         (
             name,
             one.form,
             "-" if one.rank is None else str(one.rank),
+            "-" if one.bits is None else str(one.bits),
             f"{one.shape[0]} x {one.shape[1]}",
             f"{one.parameters:,}",
+            "-" if one.bytes is None else f"{one.bytes:,}",
             f"{one.parameters / math.prod(one.shape):.3f}",
             f"{one.relative:.4f}",
             "-" if one.measured is None else f"{one.measured:.4f}",

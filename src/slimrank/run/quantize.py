@@ -1,47 +1,93 @@
-"""Weight-only quantization of the factors, stored in the same checkpoint format."""
+"""Weights in few bits, rounded to nearest without calibration, stored in the same checkpoint format."""
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimrank.checkpoint import write_checkpoint
 from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account
+from slimrank.checkpoint.register import describe
 from slimrank.errors import UsageError
-from slimrank.forms import Embedding, Experts, Form, compressed_layers, form_of, has_bits, link
-from slimrank.forms.quantized import BITS, groups_of
+from slimrank.forms import Dense, Embedding, Experts, Form, compressed_layers, form_of, has_bits, link
+from slimrank.forms.embedding import put_embedding
+from slimrank.forms.experts import layout_of
+from slimrank.forms.linear import bias_of, is_linear, weight_of
+from slimrank.forms.quantized import BITS
+from slimrank.model.decoder import find_blocks
 from slimrank.model.load import Loaded
 from slimrank.model.modules import set_module
 from slimrank.plan import Plan
+from slimrank.refine.ends import nearest
+from slimrank.rounding.grid import Grid
 from slimrank.run.result import PLAN, card
+from slimrank.serve.fold import outer_linears
 
 
-def quantize(loaded: Loaded, out: Path, *, bits: int = 8, overwrite: bool = False) -> None:
-    """Write the compressed model to the folder `out` with its factors in 8 or 4 bits.
+def quantize(
+    loaded: Loaded,
+    out: Path,
+    *,
+    bits: int = 8,
+    group: int | None = None,
+    ends: int | None = 8,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write the model, dense or compressed, to the folder `out` in few bits, rounded to nearest; returns notes.
+
+    Every linear of the blocks, or its factors, has numbers of `bits` bits, `group` inputs sharing a scale (as
+    Form.use_bits); embedding and head have `ends` bits, None to leave them.
 
     Raises:
-        UsageError: for other bits, a model without compressed layers, or one that is quantized already.
+        UsageError: for other bits, or a model that is quantized already.
         SlimrankError: naming a layer whose form does not support these bits.
     """
-    layers = compressed_layers(loaded.model)
-    if bits not in BITS:
-        raise UsageError(f"--bits {bits} is unknown: choose 8, 4, 3 or 2.")
-    if not layers or any(has_bits(entry) for entry in layers.values()):
-        state = "has quantized factors already" if layers else "has no compressed layers"
-        raise UsageError(f"MODEL {loaded.name} {state}: give what slimrank compress wrote.")
-    forms = {name: module for name, module in loaded.model.named_modules() if isinstance(module, Form | Experts)}
-    for name, form in forms.items():
-        require_bits(name, form, bits)
-    for name, form in forms.items():
-        made = form.mapped(lambda one: quantized(one, bits)) if isinstance(form, Experts) else quantized(form, bits)
-        set_module(loaded.model, name, made)
-    link(loaded.model)
+    model = loaded.model
+    for option, width in (("bits", bits), *([] if ends is None else [("ends", ends)])):
+        if width not in BITS:
+            raise UsageError(f"--{option} {width} is unknown: choose 8, 4, 3 or 2.")
+    if any(has_bits(entry) for entry in compressed_layers(model).values()):
+        raise UsageError(f"MODEL {loaded.name} has layers of few bits already: give what they were made from.")
+    prefix = f"{find_blocks(model)[0]}."
+    inside = {name: module for name, module in outer_linears(model) if name.startswith(prefix)}
+    layers = inside | {name: module for name, module in model.named_modules() if isinstance(module, Experts)}
+    for name, layer in layers.items():
+        if isinstance(layer, Form | Experts):
+            require_bits(name, layer, bits)
+    for name, layer in layers.items():
+        set_module(model, name, in_bits(layer, bits, group))
+    link(model)
+    if ends is not None:
+        round_ends(model, ends)
+    describe(model)
     write_checkpoint(
-        loaded.model, out, layers=compressed_layers(loaded.model), dtype=loaded.dtype, source=loaded.directory,
+        model, out, layers=compressed_layers(model), dtype=loaded.dtype, source=loaded.files,
         tokenizer=loaded.tokenizer, extras=records(loaded, bits, out.name), overwrite=overwrite,
     )  # fmt: skip
+    fused = [name for name, module in model.named_modules() if layout_of(module)]
+    return [f"The experts {fused[0]} and others like them stay floats: compress the model first."] if fused else []
+
+
+def in_bits(layer: nn.Module, bits: int, group: int | None) -> nn.Module:
+    """A linear, a form or experts in whole numbers."""
+    if isinstance(layer, Experts):
+        return layer.mapped(lambda one: quantized(one, bits, group))
+    form = layer if isinstance(layer, Form) else Dense.from_dense(weight_of(layer).detach(), bias_of(layer))
+    return quantized(form, bits, group)
+
+
+def round_ends(model: Any, bits: int) -> None:
+    """Round the embedding, with it a head that is tied to it, and else the head, in place where they are plain."""
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        put_embedding(model, names[id(embedding)], quantized_embedding(embedding, bits))
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Module) and is_linear(head):
+        set_module(model, names[id(head)], in_bits(head, bits, None))
 
 
 def require_bits(name: str, form: Form | Experts, bits: int) -> None:
@@ -58,8 +104,9 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
         return {}
     plan, account = Plan.load(folder / PLAN), Account.load(folder)
     linears = {path: linear.built(layers.get(path)) for path, linear in plan.linears.items()}
-    notes = [*plan.notes, f"The factors are quantized to {bits} bits (slimrank quantize)."]
-    plan = plan.model_copy(update={"linears": linears, "notes": notes})
+    notes = [*plan.notes, f"Rounded to {bits} bits (slimrank quantize)."]
+    ends = {path: entry["bits"] for path, entry in layers.items() if path not in linears and "bits" in entry}
+    plan = plan.model_copy(update={"linears": linears, "notes": notes, "ends": ends})
     parameters = account.parameters["dense"], account.parameters["compressed"]
     return {
         PLAN: plan.to_json(),
@@ -70,12 +117,16 @@ def records(loaded: Loaded, bits: int, name: str) -> dict[str, str]:
 
 @torch.no_grad()
 def quantized(form: Form, bits: int, group: int | None = None) -> Form:
-    """A copy of the form with quantized factors; group: inputs that share a scale, as Form.use_bits."""
+    """A copy of the form with factors in whole numbers; group: inputs that share a scale, as Form.use_bits."""
     copied = copy.deepcopy(form)
     copied.use_bits(bits, group)
     stored = copied.present_factors()
     for name, linear in form.present_factors().items():
-        stored[name].store(*rounded(linear.weight, bits, copied.per_scale))
+        if linear.weight.numel():
+            rounded = nearest(linear.weight, Grid(bits, copied.per_scale))
+            stored[name].store(rounded.numbers, rounded.scale)
+        else:  # of rank 0
+            stored[name].scale.zero_()
     return copied
 
 
@@ -83,18 +134,6 @@ def quantized(form: Form, bits: int, group: int | None = None) -> Form:
 def quantized_embedding(plain: nn.Embedding, bits: int, group: int | None = None) -> Embedding:
     """The embedding in whole numbers; group: inputs that share a scale, as Form.use_bits."""
     made = Embedding(plain, bits, group)
-    made.table.store(*rounded(plain.weight, bits, made.per_scale))
+    rounded = nearest(plain.weight, Grid(bits, made.per_scale))
+    made.table.store(rounded.numbers, rounded.scale)
     return made
-
-
-def rounded(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
-    """Whole numbers (out, in) int8 nearest to weight / scale, and the scales (out, groups) in weight's dtype.
-
-    group: inputs that share a scale, None for a whole row. Such a group's largest number becomes 2^(bits-1) - 1/2.
-    """
-    columns, low, high = weight.shape[1], -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    size, groups = group or max(columns, 1), groups_of(columns, group)
-    padded = nn.functional.pad(weight.float(), (0, groups * size - columns)).unflatten(1, (groups, size))
-    scale = (padded.abs().amax(-1) / (high + 0.5)).clamp(min=torch.finfo(weight.dtype).tiny).to(weight.dtype)
-    numbers = (padded / scale.float()[..., None]).round().clamp(low, high).to(torch.int8)
-    return numbers.flatten(1)[:, :columns], scale
