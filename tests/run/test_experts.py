@@ -24,6 +24,7 @@ from slimrank.model.skeleton import in_parts
 from slimrank.recipe import load_recipe
 from slimrank.run.estimate import shares_of
 from slimrank.run.job import opened
+from slimrank.run.quantize import quantize
 from slimrank.runtime.memory import Limits
 from slimrank.serve.export.dense import export_dense
 
@@ -248,6 +249,56 @@ def test_experts_that_nobody_needs_get_rank_0_and_are_named(made, ids):
     assert torch.equal(logits(applied.model, ids), logits(result.model, ids))
 
 
+@pytest.mark.parametrize("recipe", ["svd-llm", "slimrank"])
+@pytest.mark.parametrize("disk", [False, True])
+def test_all_tokens_may_go_to_one_expert(recipe, disk, made, ids):
+    dense = made("Qwen3Moe", num_experts_per_tok=1)
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.gate.weight.zero_()
+    model.save_pretrained(dense)
+    result = run(dense, recipe, keep=0.5, **({"out": dense.parent / "out"} if disk else {}))
+    for index in range(2):
+        counts = [one.routed for name, one in result.plan.linears.items() if f"{index}.mlp.experts" in name]
+        assert sorted(counts) == [0] * 6 + [8 * 32] * 2
+    assert "No calibration token was routed to 6 of mlp.experts.*.gate_up_proj of 2 blocks" in " ".join(
+        result.plan.notes
+    )
+    assert logits(result.model, ids).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), r"model\.layers\.1\.mlp\.gate\.weight holds NaN or Inf"),
+        (3e38, "gives NaN or Inf on a short text"),  # finite weights, whose products are not
+    ],
+)
+def test_a_router_that_returns_not_a_number_is_refused(value, said, made):
+    dense = made("Qwen3Moe")
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight.fill_(value)
+    model.save_pretrained(dense)
+    for place in ({}, {"out": dense.parent / "out"}):
+        with pytest.raises(SlimrankError, match=said):
+            run(dense, "slimrank", **place)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_experts_of_few_bits_are_loaded_and_those_of_a_shared_factor_too(bits, made, ids):
+    pytest.importorskip("torchao")
+    dense = made("Qwen3Moe")
+    plan = sharing(dense, "svd-llm", {"input": 9, "output": None})
+    compress(str(dense), plan=plan, calibration=str(dense.parent / "text.txt"), out=dense.parent / "floats")
+    loaded = load(str(dense.parent / "floats"))
+    expected = logits(loaded.model, ids)
+    quantize(loaded, dense.parent / "few", bits=bits)
+    found = logits(AutoModelForCausalLM.from_pretrained(dense.parent / "few"), ids)
+    assert 0 < (found - expected).abs().max() < (0.1 if bits == 8 else 1.0) * expected.std()
+
+
 def test_the_estimate_counts_the_tokens_that_experts_get(made):
     _, decoder = opened(
         str(made("Qwen3Moe")), device="cpu", dtype="float32", limits=Limits.of(None, "cpu"), from_disk=False
@@ -263,9 +314,19 @@ def test_the_estimate_counts_the_tokens_that_experts_get(made):
     assert set(shares["all"].values()) == {1.0}
 
 
-def test_a_keep_that_leaves_no_rank_is_refused(made):
+@pytest.mark.parametrize("recipe", ["svd-llm", "slimrank"])
+def test_a_keep_that_leaves_no_rank_is_refused(recipe, made):
     with pytest.raises(UsageError, match=r"rank 1 in every linear needs \d+"):
-        run(made("Qwen3Moe"), keep=0.01)
+        run(made("Qwen3Moe"), recipe, keep=0.01)
+
+
+def test_a_keep_that_leaves_experts_less_than_rank_1_takes_them_out(made, ids):
+    result = run(made("Qwen3Moe"), "slimrank", keep=0.08)
+    ranks = [one.rank for one in result.plan.linears.values() if one.expert is not None]
+    assert ranks.count(0) >= 8
+    assert result.plan.budget.used <= result.plan.budget.allowed
+    assert "Rank 0, which the budget needs more elsewhere" in " ".join(result.plan.notes)
+    assert logits(result.model, ids).isfinite().all()
 
 
 @pytest.mark.parametrize("recipe", ["svd-llm-v2", "dipsvd", "fwsvd", "cpsvd", "svd-llm-update", "duo-svd"])

@@ -39,8 +39,10 @@ class Pair:
         """The dense linears of the block that both streams are at."""
         return self.model.blocks[self.dense.depth]
 
-    def moments(self, groups: Sequence[Sequence[str]], residual: bool) -> list[PairMoments]:
+    def moments(self, groups: Sequence[Sequence[str]], residual: bool, *, fitted: bool = True) -> list[PairMoments]:
         """The moments of the linears of each group, which share an input; linears of earlier groups must be final.
+
+        fitted: these linears are fitted next, and final then.
 
         Several groups in one pass must not read each other's outputs. Experts are sent the same tokens in both models,
         those that the dense model's router sends them.
@@ -61,7 +63,7 @@ class Pair:
                     own.add(seen, {name: after[name] for name in seen}, biases, residual)
             rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
             summed = [name for name, seen in before.items() if residual and seen.addend is not None]
-        self._seen |= dense.keys()
+        self._seen |= dense.keys() if fitted else set()
         for group, own in zip(groups, moments, strict=True):
             own.fill({name: shape_of(dense[name]) for name in group}, self.model.decoder.device)
             own.add_up(self.model.decoder.world)

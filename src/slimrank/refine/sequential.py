@@ -94,7 +94,8 @@ class Sequential(Refiner):
             groups = [[name for unit in reading for name in unit.names] for reading in stage]
             found = pair.moments(groups, self.residual)
             if len(found) > 1 or place_of(spectra.model.decoder.model, groups[0][0]):
-                completed(found, {name: spectra.weight(spectra.model.units[name]) for (name,) in groups})
+                weights = {name: spectra.weight(spectra.model.units[name]) for (name,) in groups}
+                completed(found, weights, self._pooled(spectra, pair, found, list(weights)))
             for reading, moments in zip(stage, found, strict=True):
                 moments.settle()
                 if reading[0].leader in common:
@@ -102,6 +103,20 @@ class Sequential(Refiner):
                 else:
                     self._build(spectra, cuts, reading, moments)
             link(spectra.model.decoder.model)
+
+    def _pooled(
+        self, spectra: Spectra, pair: Pair, found: Sequence[PairMoments], names: Sequence[str]
+    ) -> Sequence[PairMoments]:
+        """The moments of some experts that tokens were routed to: those of `names`, or else of others beside them."""
+        model, pool = spectra.model.decoder.model, [one for one in found if one.tokens]
+        others = [name for name in pair.block if place_of(model, name) == place_of(model, names[0])]
+        others = [name for name in others if name not in names]
+        for start in range(0, len(others), len(names)):
+            if pool:
+                break
+            groups = [[name] for name in others[start : start + len(names)]]
+            pool = [one for one in pair.moments(groups, False, fitted=False) if one.tokens]
+        return pool
 
     def _build(self, spectra: Spectra, cuts: Cuts, units: Sequence[Unit], moments: PairMoments) -> None:
         made = dealt_layers(spectra.model, units, lambda unit: self.layers(spectra, cuts, unit, moments))
@@ -172,12 +187,12 @@ def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
     return [stage for alike in found.values() for stage in alike]
 
 
-def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor]) -> None:
+def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor], seen: Sequence[PairMoments]) -> None:
     """Add to each expert's moments k tokens of the mean of all, for which the target is what its own weight W gives.
 
-    weights: W (m, n) of each, in the moments' order. See calibrate.experts for k.
+    weights: W (m, n) of each, in the moments' order; seen: moments of experts that tokens were routed to, whose mean it
+    is. See calibrate.experts for k.
     """
-    seen = [one for one in moments if one.tokens]
     if not seen:
         return
     first = seen[0].sums

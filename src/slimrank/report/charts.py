@@ -185,20 +185,7 @@ def _chosen(alt: Any, chart: Any, field: str, options: Sequence[str]) -> Any:
 
 def _linear_tooltip(alt: Any, columns: Columns) -> list[Any]:
     kinds = {"name": "N", "block": "O", "type": "N", "form": "N", "shape": "N", "cell": "N"}
-    shown = (
-        "name",
-        "block",
-        "type",
-        "form",
-        "shape",
-        "cell",
-        "bits",
-        "bytes",
-        "kept",
-        "predicted",
-        "measured",
-        "tokens",
-    )
+    shown = "name", "block", "type", "form", "shape", "cell", "bits", "bytes", "kept", "predicted", "measured", "tokens"
     titles = {"cell": "rank"}
     return [
         alt.Tooltip(f"{field}:{kinds.get(field, 'Q')}", title=titles.get(field, field))

@@ -70,11 +70,13 @@ def row_of(name: str, linears: Sequence[LinearPlan], kind: str) -> dict[str, Any
 
 
 def cell_of(linears: Sequence[LinearPlan]) -> str:
-    """The rank of one linear, the mean of several, a full one counting for a dense one; `dense` where all are."""
+    """How one linear is stored; of several the mean rank, a dense one counting as full, or `dense`."""
+    if len(linears) == 1:
+        return linears[0].stored
     if all(linear.rank is None for linear in linears):
         return "dense"
     ranks = [min(linear.shape) if linear.rank is None else linear.rank for linear in linears]
-    return str(ranks[0]) if len(ranks) == 1 else f"~{sum(ranks) / len(ranks):.0f}"
+    return f"~{sum(ranks) / len(ranks):.0f}"
 
 
 def expert_columns(plan: Plan) -> Columns:
