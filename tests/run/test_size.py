@@ -8,6 +8,7 @@ from slimrank import Plan, compress
 from slimrank.errors import UsageError
 from slimrank.evaluate import weight_bytes
 from slimrank.forms import Embedding, compressed_layers
+from slimrank.report.run import run_page
 
 FEW = {"samples": 8, "window": 64}
 
@@ -43,6 +44,12 @@ def test_it_loads_as_planned_and_loses_about_what_was_predicted(made):
     ids = torch.arange(40)[None]
     torch.testing.assert_close(model(ids).logits, result.model(ids).logits)
     assert 0.3 < result.held_out.divergence / result.plan.predicted < 4
+
+
+def test_the_report_shows_bits_and_sizes(made):
+    pytest.importorskip("altair")
+    page = run_page(made[1])
+    assert 'id="map-bits"' in page and 'id="sizes-chart"' in page and "--size 2600000" in page
 
 
 @pytest.mark.slow

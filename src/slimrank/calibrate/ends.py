@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.backward import Loss
 from slimrank.calibrate.stream import Part
+from slimrank.model.compressible import ends_of
 from slimrank.model.decoder import Decoder, attached
 from slimrank.numerics.gram_sum import GramSum
 from slimrank.store.pieces import Pieces
@@ -19,9 +20,10 @@ KEY = "ends"
 
 def has_ends(decoder: Decoder) -> bool:
     """Whether embedding and head are plain ones of the hidden states' width, so that their errors can be priced."""
-    table, head = decoder.model.get_input_embeddings(), decoder.model.get_output_embeddings()
-    plain = isinstance(table, nn.Embedding) and isinstance(head, nn.Linear)
-    return plain and table.weight.shape[1] == head.weight.shape[1] == decoder.width
+    table, head = ends_of(decoder.model)
+    if table is None or not isinstance(head, nn.Linear):
+        return False
+    return table.weight.shape[1] == head.weight.shape[1] == decoder.width
 
 
 @dataclass
