@@ -12,6 +12,7 @@ from slimrank.checkpoint.files import atomic_directory
 from slimrank.errors import UsageError
 from slimrank.model.load import DTYPES, Loaded, load
 from slimrank.serve.export.dense import export_dense
+from slimrank.serve.export.gguf import export_gguf
 from slimrank.serve.export.onnx import export_onnx
 from slimrank.serve.export.openvino import export_openvino
 from slimrank.serve.export.parity import Parity, Runner, check
@@ -20,6 +21,7 @@ TARGETS: dict[str, Callable[[Loaded, Path], Runner]] = {
     "dense": export_dense,
     "onnx": export_onnx,
     "openvino": export_openvino,
+    "gguf": export_gguf,
 }
 
 
