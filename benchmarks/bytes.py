@@ -18,6 +18,7 @@ import slimrank
 from slimrank import load_recipe
 from slimrank.calibrate import read_text
 from slimrank.calibrate.evidence import Evidence, calibrate
+from slimrank.calibrate.needs import Needs
 from slimrank.checkpoint.size import Spec, file_bytes
 from slimrank.evaluate import Reference, perplexities
 from slimrank.evaluate.results import text_json
@@ -52,7 +53,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
     model = Compressible(Decoder(loaded.model))
     reading = Reading(options.calibration, options.samples, options.window, options.seed)
     windows, recipes = read_windows(loaded, reading), [recipe_of(task) for task in todo]
-    needs = recipes[0].needs
+    needs = Needs(ends=True)
     for recipe in recipes:
         needs |= recipe.needs
     evidence = calibrate(model, windows, needs)
@@ -68,7 +69,6 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
             size = parse_size(task["size"], "--sizes") if "size" in task else None
             budget = budget_of(model, recipe, None, loaded.dtype, size, None)
             plan = allocate(spectra, recipe, 1.0, budget=budget)
-            predicted = sum(linear.loss for linear in plan.linears.values())
             plan = refine(spectra, factorize(spectra, plan))
             seconds = time.perf_counter() - started
             found = perplexities(loaded, texts, **judging)
@@ -79,7 +79,8 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
             }
             row = {
                 "bytes": file_bytes(specs),
-                "predicted": predicted if size else None,
+                "predicted": plan.predicted if size else None,
+                "ends": plan.ends,
                 "seconds": round(seconds, 1),
                 "stored": plan.notes[0] if size else None,
                 "texts": {name: text_json(one, dense[name]) for name, one in found.items()},

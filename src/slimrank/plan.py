@@ -99,7 +99,8 @@ class Budget(BaseModel):
 class Size(BaseModel):
     """Bytes of the checkpoint's weights: of the dense model, allowed, and used by the plan; bits: of a number, mean.
 
-    frontier: the summed predicted loss of the best plans of other sizes, by bytes.
+    ends: the loss expected of the rounded embedding and head, 0 where it was not priced. frontier: the loss expected of
+    the best plans of other sizes, by bytes.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -108,6 +109,7 @@ class Size(BaseModel):
     allowed: int
     used: int
     bits: float
+    ends: float = 0.0
     frontier: list[tuple[int, float]] = []
 
 
@@ -134,6 +136,11 @@ class Plan(BaseModel):
     @model_serializer(mode="wrap")
     def _without_size(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without(dump(self), "size", "ends")
+
+    @property
+    def predicted(self) -> float:
+        """The summed predicted loss of all linears, and of the ends."""
+        return sum(linear.loss for linear in self.linears.values()) + (self.size.ends if self.size else 0.0)
 
     def blocks(self) -> dict[int, dict[str, LinearPlan]]:
         """The linears' plans by block index and role."""

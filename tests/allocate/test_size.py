@@ -58,7 +58,7 @@ def test_the_sweep_is_within_the_budget_and_near_the_best_combination():
         stored, point = sizes.within(budget), sizes.at(budget)
         cost = sum(options.bytes(unit, way) for unit, way in stored.items())
         loss = sum(made.curves[unit].stored(way.rank, way.grid) for unit, way in stored.items())
-        assert cost == point.bytes <= budget and loss == pytest.approx(point.loss)
+        assert point.bytes <= cost <= budget and loss <= point.loss + 1e-9
         fits = [one for one in combinations if sum(cost for cost, _ in one) <= budget - step]
         assert not fits or loss <= min(sum(loss for _, loss in one) for one in fits) + 1e-9
 

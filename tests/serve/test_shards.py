@@ -7,7 +7,7 @@ from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Form, KeptColumns, LowRank, Pivoted
 from slimrank.forms.joint import joint_layers
 from slimrank.serve import few_tokens
-from slimrank.serve.shards import Dense, FusedParts
+from slimrank.serve.shards import Dense, FusedParts, require_served
 
 IN, OUT = 12, 16
 
@@ -171,3 +171,15 @@ def test_a_servers_fused_layer_is_one_operator_for_any_number_of_tokens(tokens, 
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
     compiled = torch.compile(halves[0], fullgraph=True, backend="aot_eager", dynamic=True)
     torch.testing.assert_close(compiled(pieces[0]), halves[0](pieces[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_server_makes_of_few_bits_is_said_and_what_it_has_no_place_for_refused(recwarn):
+    require_served({"a": {"form": "low_rank", "rank": 2}})
+    assert not recwarn
+    few = {"a": {"form": "low_rank", "rank": 2, "bits": 4}, "b": {"form": "dense", "bits": 8}}
+    with pytest.warns(UserWarning, match="a and 1 more layers of few bits are made floats on loading"):
+        require_served(few)
+    with pytest.raises(SlimrankError, match="vLLM's embedding takes no whole numbers, and e is compressed"):
+        require_served({"e": {"form": "embedding", "bits": 8}})
+    with pytest.raises(SlimrankError, match="vLLM's fused experts take no factors, and x is compressed"):
+        require_served({"x": {"form": "experts"}})

@@ -113,9 +113,9 @@ class Allocator(BaseModel):
         return ()
 
     @property
-    def end_bits(self) -> int | None:
-        """The width of embedding and head under a budget of bytes; None leaves them floats."""
-        return None
+    def end_widths(self) -> tuple[int, ...]:
+        """The widths that embedding and head may have under a budget of bytes; 16 leaves them floats."""
+        return (16,)
 
     @property
     def measures(self) -> bool:

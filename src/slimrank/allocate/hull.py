@@ -65,10 +65,11 @@ def sweep(curves: list[Tradeoff], budget: float) -> list[int]:
         chosen[index], left = target, left - price
         if place + 1 < len(hulls[index]):
             heappush(steps, step(index, place))
-    return _filled(curves, chosen, left)
+    return filled(curves, chosen, left)
 
 
-def _filled(curves: list[Tradeoff], chosen: list[int], left: float) -> list[int]:
+def filled(curves: list[Tradeoff], chosen: list[int], left: float) -> list[int]:
+    """The options after spending what is left on any that fit, the best saving per cost first; changes `chosen`."""
     while True:
         gains = [_best_step(curve, at, left) for curve, at in zip(curves, chosen, strict=True)]
         index = min(range(len(gains)), key=lambda i: gains[i][0], default=0)

@@ -46,12 +46,12 @@ class Nats(Allocator):
     widths: tuple[Literal[2, 3, 4, 8], ...] = (4, 8)
     groups: tuple[Annotated[int, Field(ge=8)], ...] = (32, 64, 128)
 
-    ends: Literal[4, 8, 16] = 8
+    ends: Annotated[tuple[Literal[4, 8, 16], ...], Field(min_length=1)] = (4, 8)
 
     @property
-    def end_bits(self) -> int | None:
+    def end_widths(self) -> tuple[int, ...]:
         """The option `ends`."""
-        return None if self.ends == 16 else self.ends
+        return self.ends
 
     @property
     def pricing(self) -> tuple[Grid, ...]:

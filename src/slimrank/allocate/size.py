@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slimrank.allocate.choices import Choices, sums
-from slimrank.allocate.hull import Tradeoff, sweep
+from slimrank.allocate.hull import Tradeoff, filled, sweep
 from slimrank.allocate.stored import Options, Stored
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit
@@ -30,6 +30,7 @@ class Sizes:
 
     curves: Sequence[Tradeoff]
     choices: Sequence[Choices[Stored]]
+    singles: Mapping[Unit, tuple[Tradeoff, Choices[Stored]]]
 
     @classmethod
     def of(cls, spectra: Spectra, options: Options, gain: float) -> "Sizes":
@@ -38,14 +39,17 @@ class Sizes:
         members: dict[Unit, list[Unit]] = {}
         for unit in spectra.curves:
             members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
-        found = []
+        found, every = [], dict[Unit, tuple[Tradeoff, Choices[Stored]]]()
         for unit, singles in members.items():
-            choices = sums([options.alone(single, spectra.curves[single]) for single in singles])
+            each = {single: options.alone(single, spectra.curves[single]) for single in singles}
+            every |= {single: own.efficient() for single, own in each.items()}
+            choices = sums(list(each.values()))
             if len(singles) > 1:
                 stack = options.of_floats(unit, spectra.stacks[unit])
                 choices = choices.beside(Choices(stack.costs, stack.losses / (1 - gain), stack.made))
             found.append(choices.efficient())
-        return cls(*zip(*found, strict=True))
+        curves, efficient = zip(*found, strict=True)
+        return cls(curves, efficient, every)
 
     @property
     def least(self) -> int:
@@ -64,7 +68,19 @@ class Sizes:
             UsageError: if not even the smallest options fit.
         """
         places = self._places(budget)
-        return {unit: one for own, i in zip(self.choices, places, strict=True) for unit, one in own.made[i].items()}
+        stored = {unit: one for own, i in zip(self.choices, places, strict=True) for unit, one in own.made[i].items()}
+        used = sum(curve.costs[i] for curve, i in zip(self.curves, places, strict=True))
+        return stored | self._filled(stored, budget - used)
+
+    def _filled(self, stored: Mapping[Unit, Stored], left: float) -> dict[Unit, Stored]:
+        """Single units stored better for what is left, since several are swept by the hull of their sums alone."""
+        alone = {
+            unit: next(place for place, made in enumerate(choices.made) if made[unit] == stored[unit])
+            for unit, (_, choices) in self.singles.items()
+            if unit in stored
+        }
+        found = filled([self.singles[unit][0] for unit in alone], list(alone.values()), left)
+        return {unit: self.singles[unit][1].made[place][unit] for unit, place in zip(alone, found, strict=True)}
 
     def _places(self, budget: float) -> list[int]:
         if budget < self.least:

@@ -65,13 +65,16 @@ def head_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, loss: Loss) -> 
     return gradient
 
 
-def step_back(decoder: Decoder, states: States, gradients: list[Tensor], index: int) -> None:
+def step_back(decoder: Decoder, states: States, gradients: list[Tensor], index: int) -> list[Tensor]:
     """Turn the gradients at the output of block `index`, by batch, into those at its input, in place.
+
+    Returns the input, by batch.
 
     Raises:
         SlimrankError: if a gradient is not finite.
     """
-    for batch, before in enumerate(states.before(index)):
+    inputs = states.before(index)
+    for batch, before in enumerate(inputs):
         before = before.to(decoder.device).detach().requires_grad_()
         with torch.enable_grad():
             after = decoder.run(index, before, states.calls[batch][index])
@@ -79,3 +82,4 @@ def step_back(decoder: Decoder, states: States, gradients: list[Tensor], index: 
         gradients[batch] = states.home.put(gradient)
     for gradient in gradients:
         require_finite(gradient, f"the gradient at the input of {decoder.prefix}.{index}")
+    return inputs

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from slimrank.calibrate.collect import each_block
+from slimrank.calibrate.ends import KEY, EndMoments, has_ends
 from slimrank.calibrate.gradients import each_gradient
 from slimrank.calibrate.moments import InputMoments, Moments, OutputMoments
 from slimrank.calibrate.needs import Needs
@@ -22,11 +23,12 @@ INPUTS = Needs()
 
 @dataclass(frozen=True)
 class Evidence:
-    """moments: on the calibration windows; held_out: of the inputs on the held-out windows."""
+    """moments: on the calibration windows; held_out: of the inputs on the held-out windows; ends: where asked for."""
 
     windows: Windows
     moments: Moments
     held_out: Moments
+    ends: EndMoments | None = None
 
     def input_of(self, linear: str) -> InputMoments:
         """The moments of a linear's input on the calibration windows."""
@@ -66,7 +68,8 @@ def calibrate(
 
     if needs.gradients:
         seed = windows.record["seed"]
-        walk = partial(each_gradient, labels=needs.labels, seed=seed, of_weights=needs.of_weights)
+        ends = partial(EndMoments.save, pieces=pieces) if needs.ends and has_ends(decoder) else None
+        walk = partial(each_gradient, labels=needs.labels, seed=seed, of_weights=needs.of_weights, ends=ends)
         into(moments, "gradients", walk, needs.gradient_windows(windows.calibration))
     into(
         moments,
@@ -75,4 +78,5 @@ def calibrate(
         windows.calibration,
     )
     into(held_out, "held-out", each_block, windows.held_out, spent)
-    return Evidence(windows, moments, held_out)
+    found = EndMoments.load(pieces, decoder.device) if needs.ends and KEY in pieces else None
+    return Evidence(windows, moments, held_out, found)

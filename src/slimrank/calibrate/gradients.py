@@ -1,7 +1,7 @@
 """The gradient pass of calibration: from the head back to the first block, a block at a time."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import MappingProxyType
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.backward import Loss, States, head_gradient, step_back
 from slimrank.calibrate.collect import Linears
+from slimrank.calibrate.ends import EndMoments
 from slimrank.calibrate.experts import complete_outputs, experts_of, windows_of
 from slimrank.calibrate.moments import Moments, OutputMoments
 from slimrank.calibrate.needs import Labels
@@ -35,6 +36,7 @@ def each_gradient(
     of_weights: bool = True,
     done: Collection[int] = (),
     track: Track = no_track,
+    ends: Callable[[EndMoments], None] | None = None,
 ) -> Iterator[tuple[int, Moments]]:
     """Yield (index, Moments with `outputs`) of every block not in `done`, from the last to the first.
 
@@ -42,26 +44,32 @@ def each_gradient(
     text's (empirical Fisher information) or sampled from the model (true Fisher information).
 
     of_weights: also compute fisher_rows and gradient_norm from the gradients of the weights. One block's graph is held
-    at a time, and as many hidden states as fit (see States). Each process reads its share of the windows.
+    at a time, and as many hidden states as fit (see States). Each process reads its share of the windows. ends: called
+    with the moments of embedding and head before the first block's are yielded.
     """
     missing = [index for index in range(len(linears)) if index not in done]
     if not missing:
         return
     mine = decoder.world.part(len(ids))
     states = States(decoder, ids[mine], track)
-    draws = (window_generator(decoder.device, seed, window) for window in range(mine.start, mine.stop))
-    with decoder.weights.hold(None):
-        gradients = [
-            head_gradient(decoder, chunk, hidden, token_losses(chunk, labels, list(islice(draws, len(chunk)))))
-            for chunk, hidden in zip(states.ids, states.last, strict=True)
-        ]
+    seen = None if ends is None else EndMoments.empty(decoder, states.ids)
     last = len(decoder) - 1
+    draws = (window_generator(decoder.device, seed, window) for window in range(mine.start, mine.stop))
+    with decoder.weights.hold(None), nullcontext() if seen is None else seen.watching(decoder):
+        losses = (token_losses(chunk, labels, list(islice(draws, len(chunk)))) for chunk in states.ids)
+        gradients = [
+            head_gradient(decoder, chunk, hidden, loss if seen is None else seen.spread_of(loss))
+            for chunk, hidden, loss in zip(states.ids, states.last, losses, strict=True)
+        ]
     for index in track(range(last, missing[0] - 1, -1), "gradients", last + 1 - missing[0]):
         outputs, totals = dict[str, OutputMoments](), dict[str, Tensor]()
         watched, block = {} if index in done else linears[index], decoder.blocks[index]
         experts = experts_of(decoder, index)
         with watch_gradients(block, watched, outputs, totals if of_weights else None, experts):
-            step_back(decoder, states, gradients, index)
+            before = step_back(decoder, states, gradients, index)
+        if seen is not None and ends is not None and index == 0:
+            seen.add_gradients(decoder, states.ids, before, gradients)
+            ends(seen)
         if index not in done:
             add_up(decoder, outputs, totals if of_weights else None, linears[index])
             for name, output in outputs.items():

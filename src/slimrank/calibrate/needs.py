@@ -15,7 +15,7 @@ class Needs:
     gradients: moments of the loss's gradient at every linear's output; of_weights: also of the weights' gradients;
     labels: next tokens of the loss, the text's or sampled from the model; tokens: calibration tokens of the gradient
     pass, None for all; blocks: moments of every block's output; all_experts: inputs of experts from all tokens, not
-    from those routed to them.
+    from those routed to them; ends: with gradients, moments of embedding and head.
     """
 
     gradients: bool = False
@@ -24,12 +24,18 @@ class Needs:
     tokens: int | None = None
     blocks: bool = False
     all_experts: bool = False
+    ends: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of both needs."""
         if not (self.gradients and other.gradients):
             both = self if self.gradients else other
-            return replace(both, blocks=self.blocks or other.blocks, all_experts=self.all_experts or other.all_experts)
+            return replace(
+                both,
+                blocks=self.blocks or other.blocks,
+                all_experts=self.all_experts or other.all_experts,
+                ends=self.ends or other.ends,
+            )
         tokens = None if None in (self.tokens, other.tokens) else max(self.tokens or 0, other.tokens or 0)
         return Needs(
             gradients=True,
@@ -38,6 +44,7 @@ class Needs:
             tokens=tokens,
             blocks=self.blocks or other.blocks,
             all_experts=self.all_experts or other.all_experts,
+            ends=self.ends or other.ends,
         )
 
     def gradient_windows(self, windows: Tensor) -> Tensor:

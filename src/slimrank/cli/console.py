@@ -109,7 +109,7 @@ def show_plan(plan: Plan) -> None:
     out.print(f"{what}. predicted, measured: the block's relative error (root mean square over its linears, in")
     out.print("the recipe's metric), on calibration windows and on held-out ones. The plan lists every linear's.\n")
     if plan.size:
-        show_frontier(plan.size)
+        show_frontier(plan, plan.size)
     for sentence in plan.notes:
         note(sentence)
 
@@ -119,8 +119,9 @@ def stored(linear: LinearPlan) -> str:
     return linear.stored if linear.bits else str(linear.rank or "dense")
 
 
-def show_frontier(size: Size) -> None:
+def show_frontier(plan: Plan, size: Size) -> None:
     """What other sizes would lose, and what this one takes."""
+    ends = max(plan.ends.values(), default=16)
     rows = [
         (f"{point / 1e6:,.1f}", f"{point / size.dense:.1%}", f"{size.bits * point / size.used:.2f}", f"{loss:.4f}")
         for point, loss in size.frontier
@@ -129,8 +130,8 @@ def show_frontier(size: Size) -> None:
         table(["MB", "of dense", "bits", "nats"], rows)
         out.print("What the best plan of each size would lose, in nats a token, as predicted from this calibration.\n")
     out.print(
-        f"This plan: {size.used:,} of {size.allowed:,} bytes, {size.bits:.2f} bits a number; the dense weights take "
-        f"{size.dense:,} bytes.\n"
+        f"This plan: {plan.predicted:.4f} nats predicted, {size.used:,} of {size.allowed:,} bytes, {size.bits:.2f} "
+        f"bits a number, {ends} in embedding and head; the dense weights take {size.dense:,} bytes.\n"
     )
 
 

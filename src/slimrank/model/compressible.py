@@ -1,16 +1,25 @@
 """A model as compression sees it: blocks, and the dense linears in them that factors will replace."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from slimrank.forms.experts import place_of
 from slimrank.forms.linear import is_linear, shape_of
 from slimrank.model.decoder import Decoder, Filter
 from slimrank.model.modules import set_module
 from slimrank.model.units import Unit
+
+
+def ends_of(model: PreTrainedModel) -> tuple[nn.Embedding | None, nn.Module | None]:
+    """The module that looks tokens up, where it is a plain table, and the one that gives the logits."""
+    embedding = None
+    with suppress(NotImplementedError):  # a model that does not say which module it is
+        embedding = model.get_input_embeddings()
+    return (embedding if isinstance(embedding, nn.Embedding) else None), model.get_output_embeddings()
 
 
 class Compressible:
@@ -38,26 +47,19 @@ class Compressible:
     @cached_property
     def ends(self) -> dict[str, nn.Module]:
         """The dense model's embedding and, unless it is tied to it, its head, by name, where these are plain ones."""
-        model = self.decoder.model
-        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        names = {id(module): name for name, module in model.named_modules()}
-        found: dict[str, nn.Module] = {}
-        if isinstance(embedding, nn.Embedding):
-            found[names[id(embedding)]] = embedding
-        if (
-            head is not None
-            and is_linear(head)
-            and getattr(head, "weight", None) is not getattr(embedding, "weight", 0)
-        ):
-            found[names[id(head)]] = head
-        return found
+        embedding, head = ends_of(self.decoder.model)
+        tied = embedding is not None and getattr(head, "weight", None) is embedding.weight
+        found = [embedding, head if head is not None and is_linear(head) and not tied else None]
+        return self._named([module for module in found if module is not None])
 
     @cached_property
     def outside(self) -> dict[str, nn.Module]:
         """The ends, and a head that is tied to the embedding."""
-        head = self.decoder.model.get_output_embeddings()
-        names = {id(module): name for name, module in self.decoder.model.named_modules()}
-        return self.ends | ({names[id(head)]: head} if head is not None else {})
+        head = ends_of(self.decoder.model)[1]
+        return self.ends | self._named([] if head is None else [head])
+
+    def _named(self, modules: Collection[nn.Module]) -> dict[str, nn.Module]:
+        return {name: one for name, one in self.decoder.model.named_modules() if any(one is own for own in modules)}
 
     @cached_property
     def units(self) -> dict[str, Unit]:

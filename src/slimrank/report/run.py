@@ -92,8 +92,7 @@ def run_charts(data: dict[str, Columns], plan: Plan) -> dict[str, charts.Spec]:
     if "bits" in linears:
         made["map-bits"] = charts.heat_map("bits", "bits of a number of the dense linear", linears, largest=8)
     if plan.size and "sizes" in data:
-        loss = sum(linear.loss for linear in plan.linears.values())
-        made["sizes-chart"] = charts.sizes(plan.size.used / 1e6, loss)
+        made["sizes-chart"] = charts.sizes(plan.size.used / 1e6, plan.predicted)
     if None in linears["measured"]:
         made["map-predicted"] = charts.heat_map("predicted", "predicted error", linears)
     else:

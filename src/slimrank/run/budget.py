@@ -41,5 +41,4 @@ def budget_of(
         size = int(bits * Ledger(model, recipe.form, stored, {}).numbers() / 8)
     if size is None:
         return None
-    width = recipe.allocate.end_bits
-    return ByteBudget(size, stored, {} if width is None else dict.fromkeys(model.ends, width))
+    return ByteBudget(size, stored, {}, recipe.allocate.end_widths)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate import Allocation, Problem
+from slimrank.allocate.size import POINTS
 from slimrank.checkpoint.size import Spec, file_bytes
+from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
 from slimrank.factorize.shared import form_for
@@ -21,6 +23,7 @@ from slimrank.plan import LinearPlan, Size
 from slimrank.recipe import Recipe
 from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
+from slimrank.run.ends import end_loss
 
 Specs = dict[str, Spec]
 
@@ -30,14 +33,16 @@ TRIES = 4  # sweeps that spend what the header turned out not to take
 
 @dataclass(frozen=True)
 class ByteBudget:
-    """Bytes that the checkpoint's weights may take; stored: the dtype of its floats; ends: bits of embedding and head.
+    """Bytes that the checkpoint's weights may take; stored: the dtype of its floats.
 
-    ends by name, only those that are rounded.
+    ends: bits of embedding and head by name, where these are rounded; widths: those that they may have instead, where
+    they are yet to be chosen, 16 to be left as they are.
     """
 
     allowed: int
     stored: torch.dtype
     ends: dict[str, int]
+    widths: tuple[int, ...] = ()
 
     def ledger(self, model: Compressible, form: Factorizer) -> "Ledger":
         """What counts the checkpoint's bytes."""
@@ -142,13 +147,52 @@ def dealt(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
     return found
 
 
-def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> tuple[Allocation, Size]:
-    """The allocation whose checkpoint takes as many bytes as are allowed, or a few less.
+@dataclass(frozen=True)
+class Spent:
+    """An allocation, the size of its checkpoint, the bits of its ends by name, and the loss expected of all."""
+
+    allocation: Allocation
+    size: Size
+    ends: dict[str, int]
+    loss: float
+
+
+def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> Spent:
+    """What loses least within the budget: the best of the widths that embedding and head may have.
+
+    Where calibration has not seen what an error of these costs, they get the widest below 16 bits.
 
     Raises:
         UsageError: with the least that is possible, if that is more.
     """
-    ledger = budget.ledger(problem.spectra.model, recipe.form)
+    model, moments = problem.spectra.model, problem.spectra.evidence.ends
+    widths = sorted(budget.widths)
+    if moments is None:
+        widths = [max((width for width in widths if width < 16), default=16)]
+    found, failed = list[Spent](), list[UsageError]()
+    for width in widths:
+        ends = {} if width == 16 else dict.fromkeys(model.ends, width)
+        loss = 0.0 if moments is None else end_loss(model, moments, width)
+        try:
+            found.append(spend_with(problem, recipe, replace(budget, ends=ends), loss))
+        except UsageError as error:
+            failed.append(error)
+    if not found:
+        raise failed[0]
+    best = min(found, key=lambda one: one.loss)
+    points = sorted(point for one in found for point in one.size.frontier)
+    lowest = [point for place, point in enumerate(points) if all(point[1] < before[1] for before in points[:place])]
+    thin = lowest[:: max(1, len(lowest) // POINTS)]
+    return replace(best, size=best.size.model_copy(update={"frontier": thin}))
+
+
+def spend_with(problem: Problem, recipe: Recipe, budget: ByteBudget, of_ends: float) -> Spent:
+    """What loses least with the ends as they are given; of_ends: what these lose.
+
+    The checkpoint takes as many bytes as are allowed, or a few less.
+    """
+    spectra = problem.spectra
+    ledger = budget.ledger(spectra.model, recipe.form)
     rest, best = file_bytes(ledger.rest()), None
     left, itemsize = budget.allowed - rest, budget.stored.itemsize
     for _ in range(TRIES):
@@ -161,8 +205,8 @@ def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> tuple[Allocat
         left += budget.allowed - used
     assert best is not None, "costs are counted too high, so the first sweep fits"
     allocation, used = best
-    numbers = ledger.numbers()
-    frontier = [(size, loss) for size, loss in allocation.frontier]
-    return allocation, Size(
-        dense=ledger.dense(), allowed=budget.allowed, used=used, bits=8 * used / numbers, frontier=frontier
-    )
+    grids, bits = allocation.grids, 8 * used / ledger.numbers()
+    loss = sum(spectra.curve(unit).stored(rank, grids.get(unit)) for unit, rank in allocation.ranks.items())
+    frontier = [(size, point + of_ends) for size, point in allocation.frontier]
+    size = Size(dense=ledger.dense(), allowed=budget.allowed, used=used, bits=bits, ends=of_ends, frontier=frontier)
+    return Spent(allocation, size, budget.ends, loss + of_ends)

@@ -8,6 +8,7 @@ import torch
 from slimrank.allocate.budget import require_room
 from slimrank.calibrate.evidence import calibrate
 from slimrank.calibrate.follow import follow
+from slimrank.calibrate.needs import Needs
 from slimrank.forms.experts import unfold
 from slimrank.forms.linear import shape_of
 from slimrank.model.compressible import Compressible
@@ -98,7 +99,8 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
     """Run the pipeline; returns the spectra and the plan. With plan_only the model stays dense."""
     model, recipe, run = job.model, job.recipe, job.run
     with run.clock("calibrate"):
-        evidence = calibrate(model, job.windows, recipe.needs, run, blocks_with_curves(model, run.pieces))
+        needs = recipe.needs | Needs(ends=job.budget is not None and job.plan is None)
+        evidence = calibrate(model, job.windows, needs, run, blocks_with_curves(model, run.pieces))
     with run.clock("decompose"):
         priced = job.budget is not None and job.plan is None
         spectra = decompose(model, evidence, recipe, keep=job.keep, priced=priced, run=run)

@@ -70,13 +70,12 @@ def allocate(
     keep = keep if recipe.allocate.cuts and budget is None else 1.0
     problem, weights = Problem(keep, recipe.form, spectra, run or Run()), spectra.model.decoder.weights
     with weights.whole() if recipe.allocate.measures else nullcontext():
-        allocation, size = (
-            (recipe.allocate.allocate(problem), None) if budget is None else spend(problem, recipe, budget)
-        )
+        spent = None if budget is None else spend(problem, recipe, budget)
+        allocation = recipe.allocate.allocate(problem) if spent is None else spent.allocation
     plans: dict[str, LinearPlan] = {}
     for unit, rank in allocation.ranks.items():
         plans |= planned(problem, unit, rank, allocation.grids.get(unit))
-    if budget is not None:
+    if budget is not None and spent is not None:
         plans = budget.ledger(spectra.model, recipe.form).counted(plans, allocation.ranks, allocation.grids)
     plans |= experts_noted(spectra, plans)
     linears = {name: plans[name] for name in spectra.model.linears if name in plans}
@@ -88,8 +87,8 @@ def allocate(
         budget=Budget(dense=problem.dense, allowed=problem.budget, used=0),
         notes=[*allocation.notes, *warnings(spectra)],
         linears={},
-        size=size,
-        ends=budget.ends if budget else {},
+        size=spent.size if spent else None,
+        ends=spent.ends if spent else {},
     ).with_linears(linears)
 
 

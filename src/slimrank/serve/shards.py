@@ -7,10 +7,13 @@ for all numbers of tokens, and captures it for each.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimrank.errors import SlimrankError
+from slimrank.forms import Embedding, Experts, has_bits
 from slimrank.forms.dense import DenseShard
 from slimrank.forms.outputs import Outputs
 from slimrank.forms.shard import Shard, frozen
@@ -94,6 +97,27 @@ def _computed(x: Tensor, factor: Tensor, parts: list[Outputs], places: list[tupl
         x, factor, parts[0].order, parts[0].kept, [part.matrix for part in parts], [part.table for part in parts],
         [part.bias for part in parts], numbers,
     )  # fmt: skip
+
+
+def require_served(layers: Mapping[str, dict[str, Any]]) -> None:
+    """Warn that few-bit layers become floats; raise a SlimrankError for layers that vLLM has no place for.
+
+    layers: the entries of a checkpoint's layers by name.
+    """
+    kinds = {Experts.form: "fused experts take no factors", Embedding.form: "embedding takes no whole numbers"}
+    refused = next(((name, entry["form"]) for name, entry in layers.items() if entry["form"] in kinds), None)
+    if refused is not None:
+        raise SlimrankError(
+            f"vLLM's {kinds[refused[1]]}, and {refused[0]} is compressed: serve with transformers, or make a dense "
+            "checkpoint by slimrank export --to dense."
+        )
+    few = [name for name, entry in layers.items() if has_bits(entry)]
+    if few:
+        warnings.warn(
+            f"vLLM multiplies by floats here: {few[0]} and {len(few) - 1} more layers of few bits are made floats on "
+            "loading, and take as much memory as such.",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from slimrank.checkpoint.schema import METHOD, check_layers
 from slimrank.errors import SlimrankError
-from slimrank.forms import Experts, Form, form_of
-from slimrank.serve.shards import Dense, FusedParts
+from slimrank.forms import Form, form_of
+from slimrank.serve.shards import Dense, FusedParts, require_served
 
 
 class SlimrankConfig(QuantizationConfig):
@@ -51,12 +51,7 @@ class SlimrankConfig(QuantizationConfig):
     def from_config(cls, config: dict[str, Any]) -> "SlimrankConfig":
         """Read the checkpoint's entry; a SlimrankError says what can't be."""
         layers = check_layers(config.get("version"), config.get("layers"))
-        experts = next((name for name, entry in layers.items() if entry["form"] == Experts.form), None)
-        if experts is not None:
-            raise SlimrankError(
-                f"vLLM's fused experts take no factors, and {experts} is compressed: serve with transformers, or make "
-                "a dense checkpoint by slimrank export --to dense."
-            )
+        require_served(layers)
         return cls(layers)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:

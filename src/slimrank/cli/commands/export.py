@@ -11,7 +11,7 @@ from slimrank.cli.options import Model, Overwrite
 def export(
     model: Model,
     to: Annotated[
-        str, typer.Option(help="Format: dense (full size, loads anywhere), onnx or openvino (with KV cache).")
+        str, typer.Option(help="Format: dense (full size, loads anywhere), onnx or openvino (with KV cache), gguf.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the result.")],
     dtype: Annotated[

@@ -16,6 +16,7 @@ from torch import Tensor
 from slimrank.checkpoint.companions import save_companions
 from slimrank.errors import MissingLibrary, SlimrankError
 from slimrank.model.load import Loaded
+from slimrank.serve.export.few_bits import few_bit_nodes
 from slimrank.serve.export.graph import WithCache, empty_past, example, names
 from slimrank.serve.export.parity import Runner
 
@@ -39,7 +40,7 @@ def write_onnx(loaded: Loaded, file: Path) -> None:
     arguments, dynamic = example(loaded.model)
     inputs, outputs = names(len(arguments[3]) // 2)
     try:
-        with quiet(), torch.no_grad():
+        with few_bit_nodes(loaded.model), quiet(), torch.no_grad():
             torch.onnx.export(
                 WithCache(loaded.model), arguments, file, dynamo=True, dynamic_shapes=dynamic, input_names=inputs,
                 output_names=outputs, external_data=True, verbose=False,
