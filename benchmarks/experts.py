@@ -47,9 +47,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=rows.count, default=7)
+    parser.add_argument(
+        "--processor-time", action="store_true", help="the process's seconds, for one thread of a busy machine"
+    )
     rows.add_options(parser, jobs=False)
     options = parser.parse_args()
-    names = ("keep", "experts", "width", "inner", "dtype", "rounds")
+    names = ("keep", "experts", "width", "inner", "dtype", "rounds", "processor_time")
     tasks = [{"tokens": int(number)} for number in options.tokens.split(",")]
     rows.run(options, tasks, measure, {name: getattr(options, name) for name in names})
 
@@ -66,9 +69,9 @@ def measure(options: argparse.Namespace, tasks: list[rows.Task]) -> Iterator[row
         for _ in range(options.rounds + 1):
             for name in DENSE[: 2 if task["tokens"] > 64 else 3]:  # a copy of every token's weights takes much memory
                 dense.config._experts_implementation = name
-                times.setdefault(name, []).append(seconds(dense, given, options.device))
+                times.setdefault(name, []).append(seconds(dense, given, options))
             for name, layer in layers.items():
-                times.setdefault(name, []).append(seconds(layer, given, options.device))
+                times.setdefault(name, []).append(seconds(layer, given, options))
         found = {name: round(1000 * statistics.median(own[1:]), 3) for name, own in times.items()}
         fastest = min(own for name, own in found.items() if name in DENSE)
         gains = {f"{name}_gain": round(fastest / found[name], 3) for name in layers}
@@ -126,15 +129,16 @@ def inputs(tokens: int, options: argparse.Namespace) -> tuple[Tensor, Tensor, Te
     return hidden, index, weights.to(hidden.dtype)
 
 
-def seconds(layer: nn.Module, given: tuple[Tensor, Tensor, Tensor], device: str) -> float:
+def seconds(layer: nn.Module, given: tuple[Tensor, Tensor, Tensor], options: argparse.Namespace) -> float:
     """Of one call."""
     calls = 1 if len(given[0]) > 64 else 5
-    synchronize(device)
-    started = time.perf_counter()
+    clock = time.process_time if options.processor_time else time.perf_counter
+    synchronize(options.device)
+    started = clock()
     for _ in range(calls):
         layer(*given)
-    synchronize(device)
-    return (time.perf_counter() - started) / calls
+    synchronize(options.device)
+    return (clock() - started) / calls
 
 
 def synchronize(device: str) -> None:

@@ -9,6 +9,7 @@ factor for all experts' first matrices or one output factor for all their second
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 import recipes as recipe_rows
 import rows
@@ -38,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     options.calibration = options.calibration or ["demo"]
     settings = {
-        "model": rows.named(options.model),
+        "model": rows.named(str(Path(options.model).parent)),
         "calibration": rows.calibrated_on(options.calibration),
         "samples": options.samples,
         "window": options.window,
@@ -74,7 +75,7 @@ def measure(options: argparse.Namespace, tasks: list[rows.Task]) -> Iterator[row
                 name: min(loss for cost, loss in zip(one.costs, one.losses, strict=True) if cost <= room)
                 for name, one in options_of.items()
             }
-            times = round(least["shared"] / least["alone"], 2)
+            times = round(float(least["shared"] / least["alone"]), 2)
             found[unit.key] = {name: float(f"{loss:.4g}") for name, loss in least.items()} | {"times": times}
         times = [one["times"] for one in found.values()]
         yield task | {"least_times": min(times), "most_times": max(times), "units": found}

@@ -21,6 +21,7 @@ from slimrank.forms.experts import layout_of
 from slimrank.model.compressible import Compressible
 from slimrank.model.load import load
 from slimrank.model.skeleton import in_parts
+from slimrank.plan import Plan
 from slimrank.recipe import load_recipe
 from slimrank.run.estimate import shares_of
 from slimrank.run.job import opened
@@ -155,14 +156,21 @@ def test_shared_factors_of_full_rank_are_more_than_the_dense_matrices_and_refuse
         compress(str(dense), plan=plan, calibration=str(dense.parent / "text.txt"))
 
 
-def test_a_shared_factor_is_a_candidate_of_the_sweep_and_the_curve_is_what_is_lost(made, ids):
+@pytest.fixture
+def reading_alike(made):
+    """A model all of whose experts read the same three directions of their inputs."""
     dense = made("Qwen3Moe")
     tensors = load_file(dense / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     for name in [name for name in tensors if name.endswith(("gate_proj.weight", "up_proj.weight"))]:
-        common = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))  # of all experts' inputs
+        common = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
         tensors[name] = torch.randn(len(tensors[name]), 3, generator=generator) @ common / 10
     save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    return dense
+
+
+def test_a_shared_factor_is_a_candidate_of_the_sweep(reading_alike):
+    dense = reading_alike
     result = run(dense, "slimrank", settings=["form.shared=true"], keep=0.5)
     ups = {name: one for name, one in result.plan.linears.items() if name.endswith("gate_up_proj")}
     assert {one.form for one in ups.values()} == {"shared_input"}
@@ -369,12 +377,30 @@ def test_killed_and_resumed_is_the_same_to_the_byte(made):
     assert kills.contents(out) == kills.contents(whole)
 
 
+def test_killed_and_resumed_with_shared_factors_is_the_same_to_the_byte(reading_alike):
+    dense, settings = reading_alike, ["form.shared=true"]
+    options = {"model": str(dense), "recipe": "slimrank", "calibration": str(dense.parent / "text.txt"), **COMMON}
+    whole, out = dense.parent / "whole", dense.parent / "out"
+    steps = kills.run({**options, "settings": settings, "out": str(whole)}).steps
+    assert kills.run({**options, "settings": settings, "out": str(out)}, steps // 2).steps is None
+    assert not kills.run({**options, "settings": settings, "out": str(out)}).error
+    assert kills.contents(out) == kills.contents(whole)
+    assert "shared_input" in (out / "config.json").read_text()
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(made, ids):
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_processes_give_what_one_gives(shared, made, ids):
     dense = made("Qwen3Moe")
-    read = ["--calibration", str(dense.parent / "text.txt"), "--samples", "16", "--window", "64", "--keep", "0.6"]
-    command = ["compress", str(dense), *read]
-    run(dense, "slimrank", samples=16, window=64, out=dense.parent / "one")
+    text = ["--calibration", str(dense.parent / "text.txt")]
+    command = ["compress", str(dense), *text, "--samples", "16", "--window", "64", "--keep", "0.6"]
+    if shared:
+        (dense.parent / "plan.json").write_text(sharing(dense, "slimrank", {"input": 9, "output": 7}).to_json())
+        command = ["compress", str(dense), *text, "--plan", str(dense.parent / "plan.json")]
+        plan = Plan.load(dense.parent / "plan.json")
+        compress(str(dense), plan=plan, calibration=text[1], out=dense.parent / "one")
+    else:
+        run(dense, "slimrank", samples=16, window=64, out=dense.parent / "one")
     several = processes.torchrun(dense.parent, *command, "--out", str(dense.parent / "two"))
     assert several.returncode == 0, several.stderr[-3000:]
     one, two = (AutoModelForCausalLM.from_pretrained(dense.parent / name) for name in ("one", "two"))

@@ -47,7 +47,9 @@ class Shared(Form):
     def common(self) -> nn.Linear:
         """The shared factor."""
         if not self.first:
-            raise SlimrankError(f"A layer that shares a factor wasn't linked to {self.leader}: call slimrank.link.")
+            raise SlimrankError(
+                f"A layer that shares a factor wasn't linked to {self.leader}: call slimrank.forms.link."
+            )
         factor: nn.Linear = getattr(self.first[0], self.one)
         return factor
 

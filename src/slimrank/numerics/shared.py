@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from slimrank.numerics.damped import factor_
-from slimrank.numerics.grams import Grams, Root, times
+from slimrank.numerics.grams import Blocks, Grams, Root, times
 
 LEAST = 1e-12
 
@@ -37,10 +37,10 @@ class Part:
     def of(cls, weight: Tensor, grams: Grams, side: str) -> "Part":
         """The expert's part of a shared factor on the `side` "input" or "output" (then transposed)."""
         left, right = grams.left, grams.right
-        assert not callable(getattr(left, "whole", None)), "an expert's own left Gram is no block-diagonal one"
+        assert not isinstance(left, Blocks), "the Gram of one expert's outputs"
         if side == "input":
-            return cls(weight.double(), left, right)  # type: ignore[arg-type]
-        return cls(weight.double().T, right, left, trace(right, weight.shape[1]))  # type: ignore[arg-type]
+            return cls(weight.double(), left, right)
+        return cls(weight.double().T, right, left, trace(right, weight.shape[1]))
 
 
 Parts = Callable[[], Iterator[Part]]
