@@ -9,6 +9,7 @@ GPTQ rounds every linear alone, to `--gptq` BITS:GROUP; embedding and head have 
 import argparse
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import rows as rows_of
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
                 "ends": plan.ends,
                 "seconds": round(seconds, 1),
                 "stored": plan.notes[0] if size else None,
-                "texts": {name: text_json(one, dense[name]) for name, one in found.items()},
+                "texts": {Path(name).name: text_json(one, dense[name]) for name, one in found.items()},
             }
         yield task | row | {"lost": {name: one["nats_lost"] for name, one in row["texts"].items()}}
 
