@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.quantized import matrix_of
 
 
@@ -116,6 +117,19 @@ class Shared(Form):
     def count_outputs(cls, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
         """The rows of U."""
         return len(tensors["up.weight"])
+
+    @torch.no_grad()
+    def permute_outputs(self, order: Tensor) -> None:
+        """Reorder U's rows, of a shared one once for all, and the bias."""
+        if (up := self.present_factors().get("up")) is not None:
+            permute_outputs(up, order)
+        if self.bias is not None:
+            self.bias.copy_(self.bias[order])
+
+    def permute_inputs(self, order: Tensor) -> None:
+        """Reorder V's columns, of a shared one once for all."""
+        if (down := self.present_factors().get("down")) is not None:
+            permute_inputs(down, order)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
