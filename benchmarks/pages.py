@@ -1,6 +1,7 @@
 """Fill the tables of README.md and docs/results.md from the JSON files of benchmarks/results.
 
 python benchmarks/pages.py            # rewrites what stands between <!-- table FILE --> and <!-- end -->
+                                      # after <!-- table FILE keep 0.8 --> that keep's rows alone
 python benchmarks/pages.py --check    # exits with 1 where a page differs
 """
 
@@ -15,7 +16,7 @@ from real_table import table
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
-PLACE = re.compile(r"<!-- table (?P<file>\S+) -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- table (?P<file>\S+)(?: keep (?P<keep>\S+))? -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -23,8 +24,10 @@ def filled(text: str) -> str:
 
     def one(place: re.Match[str]) -> str:
         rows, _ = rows_of.read(ROOT / "benchmarks" / "results" / place["file"])
+        if place["keep"]:
+            rows = [row for row in rows if row["keep"] in (1.0, float(place["keep"]))]
         lines = "\n".join(table(rows, CHEAP_FIRST, seconds=False))
-        return f"<!-- table {place['file']} -->\n{lines}\n{measured_by(rows)}\n<!-- end -->"
+        return f"{place[0].splitlines()[0]}\n{lines}\n{measured_by(rows)}\n<!-- end -->"
 
     return PLACE.sub(one, text)
 
