@@ -233,7 +233,7 @@ def test_memory_that_is_too_little_is_refused(place):
     result = CliRunner().invoke(app, args)
     assert isinstance(result.exception, UsageError) and "--memory needs --out" in str(result.exception)
     result = CliRunner().invoke(app, [*args, "--out", "out"])
-    assert isinstance(result.exception, UsageError) and "--memory 0.1 GiB is too little" in str(result.exception)
+    assert isinstance(result.exception, UsageError) and "--memory 100.0 MiB is too little" in str(result.exception)
 
 
 @pytest.mark.parametrize("command", ["compare", "compress", "plan"])

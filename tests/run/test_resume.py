@@ -229,7 +229,7 @@ def test_what_is_kept_needs_no_room_again(options, tmp_path, monkeypatch):
 
 def test_too_little_memory_is_refused_before_the_work(options, tmp_path):
     options |= RECIPES["svd-llm"]
-    with pytest.raises(UsageError, match=r"--memory 0\.1 GiB is too little: about \d"):
+    with pytest.raises(UsageError, match=r"--memory 100\.0 MiB is too little: about \d"):
         in_this_process(options, tmp_path / "out", memory=parse_size("100MiB"))
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.progress").exists()
 

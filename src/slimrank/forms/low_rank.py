@@ -82,20 +82,21 @@ class LowRank(Form):
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """U[rows] and V[:, columns]."""
-        return LowRankShard(self, rows, columns)
+        return LowRankShard(floats_of(self.down)[:, columns], floats_of(self.up)[rows])
 
 
 class LowRankShard(Shard):
-    """y = U[rows] h with h = V[:, columns] x."""
+    """y = U h with h = V x."""
 
-    def __init__(self, layer: LowRank, rows: Tensor, columns: Tensor) -> None:
-        super().__init__(floats_of(layer.down)[:, columns])
-        self.up = frozen(floats_of(layer.up)[rows])
+    def __init__(self, right: Tensor, left: Tensor) -> None:
+        """right: V (r, inputs here); left: U (outputs here, r)."""
+        super().__init__(right)
+        self.up = frozen(left)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Map h (..., r) to y (..., rows)."""
+        """Map h (..., r) to y (..., outputs here)."""
         return nn.functional.linear(h, self.up)
 
     def outputs(self) -> Outputs:
-        """y = U[rows] z."""
+        """y = U z."""
         return Outputs(None, self.up)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.linear import permute_inputs, permute_outputs
-from slimrank.forms.quantized import matrix_of
+from slimrank.forms.low_rank import LowRankShard
+from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.shard import Shard
 
 
 class Shared(Form):
@@ -117,6 +119,11 @@ class Shared(Form):
     def count_outputs(cls, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
         """The rows of U."""
         return len(tensors["up.weight"])
+
+    def shard(self, rows: Tensor, columns: Tensor) -> Shard:
+        """U[rows] and V[:, columns]."""
+        down, up = self.steps
+        return LowRankShard(floats_of(down)[:, columns], floats_of(up)[rows])
 
     @torch.no_grad()
     def permute_outputs(self, order: Tensor) -> None:

@@ -108,6 +108,11 @@ def add_tokenizer(writer: Any, loaded: Loaded) -> None:
             f"--to gguf writes byte-level BPE tokenizers, and MODEL {loaded.name} has another: export with --to dense "
             "and convert that with llama.cpp's converter."
         )
+    if max(state["model"]["vocab"].values(), default=0) >= size:
+        raise SlimrankError(
+            f"MODEL {loaded.name} has {size} tokens and its tokenizer more, which --to gguf cannot write: export with "
+            "--to dense and give it the tokenizer that it was trained with."
+        )
     tokens, kinds = [f"[PAD{number}]" for number in range(size)], [TokenType.UNUSED] * size
     for token, number in state["model"]["vocab"].items():
         tokens[number], kinds[number] = token, TokenType.NORMAL
