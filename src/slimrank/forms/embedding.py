@@ -102,7 +102,9 @@ def without_weight(plain: nn.Embedding) -> nn.Embedding:
     bare = copy.copy(plain)
     bare.__dict__.pop("_hf_hook", None)
     bare._parameters = {}
-    bare._buffers = {**plain._buffers, "weight": plain.weight.detach().new_empty(0, plain.embedding_dim)}
+    device = "cpu" if plain.weight.is_meta else plain.weight.device  # transformers 4 leaves what it can't load there
+    empty = torch.empty(0, plain.embedding_dim, dtype=plain.weight.dtype, device=device)
+    bare._buffers = {**plain._buffers, "weight": empty}
     bare._non_persistent_buffers_set = {*plain._non_persistent_buffers_set, "weight"}
     bare.padding_idx = None
     return bare
