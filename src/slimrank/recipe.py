@@ -110,7 +110,7 @@ class Recipe(BaseModel):
                 f"The recipe {self.name} allocates by {self.allocate.name}, which chooses no bits: give --keep instead "
                 "of --size or --bits, or set allocate to nats."
             )
-        step = next((step for step in self.refine if step.name in ("update", "lora", "distill")), None)
+        step = next((step for step in self.refine if step.needs_floats), None)
         if step is not None:
             raise UsageError(f"refine.{step.name} can't train rounded layers: leave it out, or give --keep.")
         if any(isinstance(step, Round) for step in self.refine):

@@ -14,7 +14,7 @@ from slimrank.evaluate.results import count_parameters
 from slimrank.evaluate.speed import read_numbers
 from slimrank.forms import Embedding, check_entry, compressed_layers
 from slimrank.forms.embedding import TiedHead, put_embedding
-from slimrank.run.quantize import quantized_embedding
+from slimrank.refine.ends import rounded_embedding
 from slimrank.serve.export import export
 from slimrank.serve.export.dense import multiplied_out
 
@@ -25,7 +25,7 @@ def in_bits(model, bits=8, group=None):
     """The model with its embedding, and a head that is tied to it, in so many bits."""
     plain = model.get_input_embeddings()
     name = next(path for path, module in model.named_modules() if module is plain)
-    put_embedding(model, name, quantized_embedding(plain, bits, group))
+    put_embedding(model, name, rounded_embedding(plain, bits, group))
     return model, name
 
 

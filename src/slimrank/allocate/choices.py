@@ -1,6 +1,6 @@
 """The options of linears that share an input: each factorised alone, or all of them as one unit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
@@ -36,6 +36,21 @@ class Choices(Generic[T]):
         own, count = len(self.made), len(costs)
         made = Listed(count, lambda index: self.made[index] if index < own else other.made[index - own])
         return Choices(costs, losses, made)
+
+
+def grouped(curves: Iterable[Unit], stacks: Iterable[Unit]) -> dict[Unit, list[Unit]]:
+    """The single linears by the unit of several that they may be factorised together in, or each by itself."""
+    stack_of = {name: stack for stack in stacks for name in stack.names}
+    members: dict[Unit, list[Unit]] = {}
+    for unit in curves:
+        members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
+    return members
+
+
+def ranks_of(unit: Unit, multiple: int) -> list[int]:
+    """The ranks of a unit in floats: multiples of a number, and the full one; 0 too for an expert's matrix."""
+    full = unit.full_rank
+    return [*([0] if unit.mixture else []), *range(min(multiple, full), full + 1, multiple)]
 
 
 def sums(members: Sequence[Choices[T]]) -> Choices[T]:

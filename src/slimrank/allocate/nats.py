@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
-from slimrank.allocate.choices import Choices, sums
+from slimrank.allocate.choices import Choices, grouped, ranks_of, sums
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.measure import holds
 from slimrank.allocate.prices import agreement, corrected_losses, measure
@@ -102,15 +102,11 @@ def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
     Raises:
         UsageError: if the lowest ranks are over the budget.
     """
-    stack_of = {name: stack for stack in problem.spectra.stacks for name in stack.names}
-    members: dict[Unit, list[Unit]] = {}
-    for unit in problem.curves:
-        members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
     options = [
         sums([alone(problem, single, losses) for single in singles]).beside(together(problem, unit, losses, gain))
         if len(singles) > 1
         else alone(problem, unit, losses)
-        for unit, singles in members.items()
+        for unit, singles in grouped(problem.curves, problem.spectra.stacks).items()
     ]
     curves, efficient = zip(*(choices.efficient() for choices in options), strict=True)
     least = sum(curve.costs[0] for curve in curves)
@@ -164,8 +160,6 @@ def together(problem: Problem, unit: Unit, losses: Losses, gain: float) -> Choic
 
 def by_rank(problem: Problem, unit: Unit, losses: Floats) -> Choices[int | None]:
     """The options of a unit: every rank, a multiple of the form's, that costs less than dense; of an expert 0 too."""
-    multiple, full = problem.form.multiple, unit.full_rank
-    none = [0] if unit.mixture else []
-    costs = {rank: problem.cost(unit, rank) for rank in [*none, *range(min(multiple, full), full + 1, multiple)]}
+    costs = {rank: problem.cost(unit, rank) for rank in ranks_of(unit, problem.form.multiple)}
     ranks = [rank for rank, cost in costs.items() if cost < unit.parameters]
     return Choices(np.array([costs[rank] for rank in ranks], float), losses[ranks], [{unit: rank} for rank in ranks])

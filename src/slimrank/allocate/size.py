@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slimrank.allocate.choices import Choices, sums
+from slimrank.allocate.choices import Choices, grouped, sums
 from slimrank.allocate.hull import Tradeoff, filled, sweep
 from slimrank.allocate.stored import Options, Stored
 from slimrank.errors import UsageError
@@ -35,12 +35,8 @@ class Sizes:
     @classmethod
     def of(cls, spectra: Spectra, options: Options, gain: float) -> "Sizes":
         """Of the units of these spectra; the losses of several linears taken together are divided by 1 - gain."""
-        stack_of = {name: stack for stack in spectra.stacks for name in stack.names}
-        members: dict[Unit, list[Unit]] = {}
-        for unit in spectra.curves:
-            members.setdefault(stack_of.get(unit.leader, unit), []).append(unit)
         found, every = [], dict[Unit, tuple[Tradeoff, Choices[Stored]]]()
-        for unit, singles in members.items():
+        for unit, singles in grouped(spectra.curves, spectra.stacks).items():
             each = {single: options.alone(single, spectra.curves[single]) for single in singles}
             every |= {single: own.efficient() for single, own in each.items()}
             choices = sums(list(each.values()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.allocate.choices import Choices
+from slimrank.allocate.choices import Choices, ranks_of
 from slimrank.factorize import Factorizer
 from slimrank.factorize.shared import form_for
 from slimrank.forms import FORMS, Dense, LowRank
@@ -58,8 +58,7 @@ class Options:
 
     def of_floats(self, unit: Unit, curve: Curve) -> Choices[Stored]:
         """Dense and, where it takes less, the form at every rank that is a multiple of the form's."""
-        losses, multiple, full = curve.losses().cpu().numpy(), self.form.multiple, unit.full_rank
-        ranks = [*([0] if unit.mixture else []), *range(min(multiple, full), full + 1, multiple)]
+        losses, ranks = curve.losses().cpu().numpy(), ranks_of(unit, self.form.multiple)
         made = [Stored(rank) for rank in ranks]
         choices = self._choices(unit, made, [losses[rank] for rank in ranks])
         dense = self.bytes(unit, Stored())

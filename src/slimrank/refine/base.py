@@ -45,6 +45,7 @@ class Refiner(BaseModel):
     name: str
 
     trains: ClassVar[bool] = False  # whether it trains by gradient descent
+    needs_floats: ClassVar[bool] = False  # whether it changes factors that must be floats, which rounded ones are not
     whole_model: ClassVar[bool] = True  # whether it needs all blocks in memory; else it saves each by Run.finish
 
     @property

@@ -35,6 +35,7 @@ class Distill(Refiner):
 
     name: Literal["distill"] = "distill"
     trains: ClassVar[bool] = True
+    needs_floats: ClassVar[bool] = True
 
     tokens: Annotated[int, Field(ge=1)] = 400_000
     batch: Annotated[int, Field(ge=1)] = 8192

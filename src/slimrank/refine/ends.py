@@ -22,11 +22,18 @@ def round_ends(model: Compressible, grids: Mapping[str, Grid]) -> None:
     for name, grid in grids.items():
         plain = model.ends[name]
         if isinstance(plain, nn.Embedding):
-            layer, rounded = Embedding(plain, grid.bits, grid.group), nearest(plain.weight, grid)
-            layer.table.store(rounded.numbers, rounded.scale.to(plain.weight.dtype))
-            put_embedding(model.decoder.model, name, layer)
+            put_embedding(model.decoder.model, name, rounded_embedding(plain, grid.bits, grid.group))
         else:
             set_module(model.decoder.model, name, dense_layer(plain, nearest(weight_of(plain), grid)))
+
+
+@torch.no_grad()
+def rounded_embedding(plain: nn.Embedding, bits: int, group: int | None = None) -> Embedding:
+    """The embedding in whole numbers, to nearest; group: inputs that share a scale, as Form.use_bits."""
+    made = Embedding(plain, bits, group)
+    rounded = nearest(plain.weight, Grid(bits, made.per_scale))
+    made.table.store(rounded.numbers, rounded.scale)
+    return made
 
 
 def end_grid(bits: int) -> Grid:

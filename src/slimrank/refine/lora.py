@@ -33,6 +33,7 @@ class Lora(Refiner):
 
     name: Literal["lora"] = "lora"
     trains: ClassVar[bool] = True
+    needs_floats: ClassVar[bool] = True
 
     steps: Count = 400
     batch: Count = 16

@@ -29,6 +29,7 @@ class Update(Refiner):
 
     name: Literal["update"] = "update"
     whole_model: ClassVar[bool] = False
+    needs_floats: ClassVar[bool] = True
 
     def work(self, windows: Windows) -> Work:
         """Each block twice."""

@@ -12,7 +12,7 @@ from slimrank.checkpoint.account import FILE as ACCOUNT
 from slimrank.checkpoint.account import Account
 from slimrank.checkpoint.register import describe
 from slimrank.errors import UsageError
-from slimrank.forms import Dense, Embedding, Experts, Form, compressed_layers, form_of, has_bits, link
+from slimrank.forms import Dense, Experts, Form, compressed_layers, form_of, has_bits, link
 from slimrank.forms.embedding import put_embedding
 from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import bias_of, is_linear, weight_of
@@ -21,7 +21,7 @@ from slimrank.model.decoder import find_blocks
 from slimrank.model.load import Loaded
 from slimrank.model.modules import set_module
 from slimrank.plan import Plan
-from slimrank.refine.ends import nearest
+from slimrank.refine.ends import nearest, rounded_embedding
 from slimrank.rounding.grid import Grid
 from slimrank.run.result import PLAN, card
 from slimrank.serve.fold import outer_linears
@@ -84,7 +84,7 @@ def round_ends(model: Any, bits: int) -> None:
     names = {id(module): name for name, module in model.named_modules()}
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
-        put_embedding(model, names[id(embedding)], quantized_embedding(embedding, bits))
+        put_embedding(model, names[id(embedding)], rounded_embedding(embedding, bits))
     head = model.get_output_embeddings()
     if isinstance(head, nn.Module) and is_linear(head):
         set_module(model, names[id(head)], in_bits(head, bits, None))
@@ -128,12 +128,3 @@ def quantized(form: Form, bits: int, group: int | None = None) -> Form:
         else:  # of rank 0
             stored[name].scale.zero_()
     return copied
-
-
-@torch.no_grad()
-def quantized_embedding(plain: nn.Embedding, bits: int, group: int | None = None) -> Embedding:
-    """The embedding in whole numbers; group: inputs that share a scale, as Form.use_bits."""
-    made = Embedding(plain, bits, group)
-    rounded = nearest(plain.weight, Grid(bits, made.per_scale))
-    made.table.store(rounded.numbers, rounded.scale)
-    return made
