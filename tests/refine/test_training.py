@@ -12,7 +12,7 @@ from slimrank.model.modules import set_module
 from slimrank.numerics.losses import divergence
 from slimrank.recipe import load_recipe
 from slimrank.refine.distill import Distill, held_out_divergence, lr_for, states_error
-from slimrank.refine.training import Best, Descent, teacher_of, trainable
+from slimrank.refine.training import Best, Descent, Group, teacher_of, trainable
 from slimrank.run.build import cuts_of
 from slimrank.run.steps import allocate, factorize
 from slimrank.store.run import Run
@@ -38,7 +38,7 @@ def cut(model):
 
 def test_only_factors_and_vectors_are_trained(compressed):
     model = compressed[0].model.decoder.model
-    found = {id(p) for p in trainable([model])}
+    found = {id(p) for p in trainable(model)}
     for name, module in model.named_modules():
         if isinstance(module, Form):
             assert all(id(p) in found for p in module.parameters()), name
@@ -52,7 +52,7 @@ def test_the_teacher_is_the_dense_model_and_stays_so(compressed, tiny_llama):
     set_module(model, *next(iter(made.linears.items())))
     model.model.norm.weight.data.mul_(0.5)  # an earlier refiner's doing
     teacher = teacher_of(made)
-    for parameter in trainable([model]):
+    for parameter in trainable(model):
         parameter.data.add_(1)
     with torch.no_grad():
         torch.testing.assert_close(teacher(ids).logits, tiny_llama()(ids).logits)
@@ -98,7 +98,7 @@ def test_in_half_precision_it_comes_as_near_as_in_float32(compressed, tiny_llama
 
 def test_steps_that_rounding_would_swallow_add_up():
     p = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
-    descent = Descent([p], lr=1e-4, steps=100, what="distill")
+    descent = Descent([Group([p], 1e-4)], steps=100, what="distill")
     for _ in range(100):
         descent.step([(p - 2).square().sum()])
     assert p.item() == pytest.approx(1 + 1e-4 * 50, abs=2**-8) and p.item() > 1
@@ -118,7 +118,8 @@ def test_a_batch_in_parts_is_the_whole_batch(tiny_llama, monkeypatch):
 
 def test_vectors_have_a_rate_of_their_own():
     matrix, vector = nn.Parameter(torch.eye(3)), nn.Parameter(torch.ones(3))
-    Descent([matrix, vector], lr=1e-9, vector_lr=1e-2, steps=1, what="distill").step([(matrix @ vector).sum()])
+    groups = [Group([matrix], 1e-9, orthogonal=True), Group([vector], 1e-2)]
+    Descent(groups, steps=1, what="distill").step([(matrix @ vector).sum()])
     assert (matrix - torch.eye(3)).abs().max() < 1e-7 and vector.tolist() == pytest.approx([0.99] * 3)
 
 
@@ -161,11 +162,11 @@ def test_the_best_state_comes_back():
 def test_a_loss_that_is_not_finite_stops_the_run():
     p = nn.Parameter(torch.ones(1))
     with pytest.raises(SlimrankError, match=r"The loss of refine\.distill became NaN or Inf"):
-        Descent([p], lr=1.0, steps=2, what="distill").step([p * math.nan])
+        Descent([Group([p], 1.0)], steps=2, what="distill").step([p * math.nan])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step():
     p = nn.Parameter(torch.zeros(1))
     with pytest.raises(SlimrankError, match=r"A gradient of refine\.distill became NaN or Inf"):
-        Descent([p], lr=1.0, steps=2, what="distill").step([p.sqrt().sum()])
+        Descent([Group([p], 1.0)], steps=2, what="distill").step([p.sqrt().sum()])
     assert p.item() == 0

@@ -28,6 +28,12 @@ RECIPES = {
     },
     "sized": {"recipe": "slimrank", "keep": None, "bits": 11.0, "settings": ["allocate.groups=[8]"]},
     "gptq": {"recipe": "gptq", "settings": ["refine.round.group=16", "refine.round.ends=8"]},
+    "scales": {
+        "recipe": "gptq",
+        "settings": [
+            "refine=[{name: round, bits: 4, group: 16, ends: 8}, {name: scales, tokens: 2048, batch: 128, checks: 4}]"
+        ],
+    },
     "searched": {"recipe": "dipsvd-bo", "settings": ["allocate.trials=12", "allocate.windows=4"]},
     "measured": {"recipe": "duo-svd", "settings": ["allocate.windows=2", "form=low_rank"]},
     "columns": {"recipe": "duo-svd", "settings": ["allocate=uniform"]},
@@ -98,6 +104,7 @@ def killed_then_resumed(options, out, whole, **moment):
         ("measured", "float32"),
         ("distilled", "float32"),
         ("distilled", "bfloat16"),
+        ("scales", "float32"),
     ],
 )
 def test_killed_and_resumed_is_the_same_to_the_byte(options, recipe, dtype, tmp_path):

@@ -126,14 +126,14 @@ class QuantizedLinear(nn.Module):
             x.device.type == "cpu"
             and x.dtype == self.scale.dtype
             and x.numel() > 0
-            and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias()))
+            and not (torch.is_grad_enabled() and (x.requires_grad or self._trains()))
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not torch.compiler.is_exporting()
         )
 
-    def _trains_bias(self) -> bool:
-        return self.bias is not None and self.bias.requires_grad
+    def _trains(self) -> bool:
+        return self.scale.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
     def _on_cpu(self, x: Tensor) -> Tensor | None:
         """x times the weight, without the bias: by a kernel for few rows, else in pieces."""

@@ -5,6 +5,7 @@ from slimrank.refine.base import Refiner
 from slimrank.refine.distill import Distill
 from slimrank.refine.lora import Lora
 from slimrank.refine.round import Round
+from slimrank.refine.scales import Scales
 from slimrank.refine.temperature import Temperature
 from slimrank.refine.update import Update
 
@@ -14,6 +15,7 @@ REFINERS: dict[str, type[Refiner]] = {
     "update": Update,
     "lora": Lora,
     "distill": Distill,
+    "scales": Scales,
     "temperature": Temperature,
 }
 

@@ -9,16 +9,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slimrank.calibrate.needs import Holds, Work
+from slimrank.model.decoder import Decoder
 from slimrank.numerics.losses import divergence
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.restart import resume_training, save_training
-from slimrank.refine.training import Best, Descent, cosine, teacher_of, trainable, training
+from slimrank.refine.training import Best, Descent, Group, cosine, teacher_of, trainable, training
 from slimrank.runtime.world import ALONE, World
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
 
-STATE = "distill/state"
 CPU_LOGITS, DEVICE_LOGITS = 2**26, 2**28  # logits in a forward pass; several copies of them are held
 
 
@@ -36,6 +36,7 @@ class Distill(Refiner):
     name: Literal["distill"] = "distill"
     trains: ClassVar[bool] = True
     needs_floats: ClassVar[bool] = True
+    doing: ClassVar[str] = "distillation"
 
     tokens: Annotated[int, Field(ge=1)] = 400_000
     batch: Annotated[int, Field(ge=1)] = 8192
@@ -59,11 +60,23 @@ class Distill(Refiner):
         batch = max(-(-self.batch // window), spectra.model.decoder.world.size)
         steps = max(1, self.tokens // (batch * window))
         before, best = self._descend(spectra, teacher, steps, batch, run)
-        run.pieces.drop(STATE)
+        run.pieces.drop(self.state)
         return [
-            f"Held-out KL {before:.4f} -> {best.loss:.4f} nats per token by distillation on "
+            f"Held-out KL {before:.4f} -> {best.loss:.4f} nats per token by {self.doing} on "
             f"{steps * batch * window:,} tokens (best at step {best.step} of {steps})."
         ]
+
+    @property
+    def state(self) -> str:
+        """The key of the training's state among a run's pieces."""
+        return f"{self.name}/state"
+
+    def groups(self, decoder: Decoder, divergence: float) -> list[Group]:
+        """What is trained, and how; divergence: the held-out KL before, in nats per token."""
+        parameters = trainable(decoder.model)
+        matrices, rest = ([p for p in parameters if (p.ndim == 2) is is_matrix] for is_matrix in (True, False))
+        lr = self.lr or lr_for(divergence, decoder.width)
+        return [Group(matrices, lr, orthogonal=True), Group(rest, self.vector_lr)]
 
     def _descend(
         self, spectra: Spectra, teacher: PreTrainedModel, steps: int, batch: int, run: Run
@@ -71,24 +84,22 @@ class Distill(Refiner):
         """The held-out KL before, and the best state, which the model ends in."""
         decoder, windows = spectra.model.decoder, spectra.evidence.windows
         student, world, device = decoder.model, decoder.world, decoder.device
-        parameters = trainable([student])
         held_out = windows.held_out.to(device)
         before = held_out_divergence(student, teacher, held_out, world)
-        best = Best(parameters, before)
-        lr = self.lr or lr_for(before, decoder.width)
-        descent = Descent(parameters, lr=lr, vector_lr=self.vector_lr, steps=steps, what=self.name, world=world)
+        descent = Descent(self.groups(decoder, before), steps=steps, what=self.name, world=world)
+        best = Best(descent.parameters, before)
         fresh = windows.more(steps * batch, windows.record["seed"] + 1).split(batch)
         every = max(1, steps // self.checks)
-        done = resume_training(run.pieces, STATE, descent, best)
-        for step, ids in enumerate(run.track(fresh, "distilling", steps), start=1):
+        done = resume_training(run.pieces, self.state, descent, best)
+        for step, ids in enumerate(run.track(fresh, self.doing, steps), start=1):
             if step <= done:
                 continue
             mine = world.share(ids).to(device)
-            with training(parameters, student):
+            with training(descent.parameters, student):
                 descent.step(self._losses(student, teacher, mine, cosine(step, steps), len(ids)))
             if step % every == 0 or step == steps:
                 best.offer(held_out_divergence(student, teacher, held_out, world), step)
-                save_training(run.pieces, STATE, descent, best, step)
+                save_training(run.pieces, self.state, descent, best, step)
         best.restore()
         return before, best
 

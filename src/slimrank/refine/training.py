@@ -2,8 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,19 @@ from slimrank.model.compressible import Compressible
 from slimrank.runtime.world import ALONE, World
 
 
-def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of the compressed layers, and all vectors (norms and biases)."""
-    parameters: dict[int, nn.Parameter] = {}
-    for module in modules:
-        factors = {id(p) for form in module.modules() if isinstance(form, Form) for p in form.parameters()}
-        parameters |= {id(p): p for p in module.parameters() if id(p) in factors or p.ndim == 1}
-    return list(parameters.values())
+    factors = {id(p) for form in model.modules() if isinstance(form, Form) for p in form.parameters()}
+    return [p for p in model.parameters() if id(p) in factors or p.ndim == 1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike. lr: the highest rate that they get; orthogonal: by Muon, else by AdamW."""
+
+    parameters: Sequence[Tensor]
+    lr: float
+    orthogonal: bool = False
 
 
 def teacher_of(compressible: Compressible, softened: float = 0.0) -> PreTrainedModel:
@@ -44,33 +52,29 @@ LOSS_SCALE = 1024.0  # a power of two, so that float16 gradients do not underflo
 
 
 class Descent:
-    """Muon on the matrices and AdamW on the vectors, with warm-up and cosine decay over `steps`.
+    """Muon on matrices and AdamW on the rest, with warm-up and cosine decay over `steps`.
 
-    lr: of the matrices (Muon's steps scaled to AdamW's size); vector_lr: of the vectors, by default lr. Gradients are
-    clipped to norm 1. Parameters below float32 are updated through float32 `masters`. what: the refiner's name, for
-    errors; world: the processes over which gradients are summed.
+    Muon's steps are scaled to AdamW's size. Gradients are clipped to norm 1. Parameters below float32 are updated
+    through float32 `masters`. what: the refiner's name, for errors; world: the processes over which gradients are
+    summed.
     """
 
-    def __init__(
-        self,
-        parameters: list[nn.Parameter],
-        *,
-        lr: float,
-        steps: int,
-        what: str,
-        vector_lr: float | None = None,
-        world: World = ALONE,
-    ) -> None:
-        self.parameters, self.what, self.world = parameters, what, world
-        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in parameters]
-        matrices = [p for p in self.masters if p.ndim == 2]
-        vectors = [p for p in self.masters if p.ndim != 2]
+    def __init__(self, groups: Sequence[Group], *, steps: int, what: str, world: World = ALONE) -> None:
+        self.what, self.world = what, world
+        self.parameters, self.masters = list[Tensor](), list[Tensor]()
+        chosen: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for group in groups:
+            masters = [p if p.dtype == torch.float32 else p.detach().float() for p in group.parameters]
+            self.parameters += group.parameters
+            self.masters += masters
+            if masters:
+                chosen[group.orthogonal].append({"params": masters, "lr": group.lr})
         self.optimizers: list[torch.optim.Optimizer] = []
-        if matrices:
-            muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        if chosen[True]:
+            muon = torch.optim.Muon(chosen[True], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
             self.optimizers.append(muon)
-        if vectors:
-            self.optimizers.append(torch.optim.AdamW(vectors, lr=vector_lr or lr, betas=(0.9, 0.95), weight_decay=0.0))
+        if chosen[False]:
+            self.optimizers.append(torch.optim.AdamW(chosen[False], betas=(0.9, 0.95), weight_decay=0.0))
         warmup = max(1, steps // 20)
 
         def scale(step: int) -> float:
@@ -115,7 +119,7 @@ def cosine(step: int, steps: int) -> float:
 class Best:
     """The parameters at the smallest held-out loss seen."""
 
-    def __init__(self, parameters: list[nn.Parameter], loss: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], loss: float) -> None:
         self.parameters, self.loss, self.step = parameters, math.inf, 0
         self.offer(loss, 0)
 
@@ -133,9 +137,9 @@ class Best:
 
 
 @contextmanager
-def training(parameters: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
+def training(parameters: Sequence[Tensor], model: nn.Module) -> Iterator[None]:
     """Inside, only these parameters have gradients; every requires_grad is restored afterwards."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
+    before = [(p, p.requires_grad) for p in {*model.parameters(), *parameters}]
     model.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
