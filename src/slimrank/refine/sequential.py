@@ -23,8 +23,8 @@ from slimrank.numerics.threads import Job
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
-from slimrank.spectrum.shared import by_step, common_factor
 from slimrank.runtime.memory import trim
+from slimrank.spectrum.shared import by_step, common_factor
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
 from slimrank.texts.windows import Windows
