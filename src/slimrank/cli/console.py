@@ -2,10 +2,12 @@
 
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -152,15 +154,15 @@ def show_result(result: Result, size: int | None) -> None:
 
 
 def show_estimate(estimate: Estimate) -> None:
-    """One line on stderr before a long run."""
-    minutes = estimate.seconds / 60
-    time = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate.seconds:.0f} seconds"
+    """One line on stderr before a long run; its time is that of the whole command, what is already over included."""
+    seconds = estimate.seconds + time.time() - psutil.Process().create_time()
+    taken = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     memory = gib(estimate.memory + estimate.pages)
     if estimate.device is not None:
         memory = f"{gib(estimate.device)} of the device's memory and {memory}"
     err.print(
         f"The linears to compress hold {estimate.touched:.0%} of the model's parameters. Expected: "
-        f"{memory} of memory, {gib(estimate.disk)} of temporary disk space, about {time}."
+        f"{memory} of memory, {gib(estimate.disk)} of temporary disk space, about {taken}."
     )
 
 

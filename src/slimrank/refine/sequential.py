@@ -23,6 +23,7 @@ from slimrank.numerics.threads import Job
 from slimrank.refine.base import Cuts, Refiner
 from slimrank.refine.factors import dealt_layers
 from slimrank.refine.pair import Pair
+from slimrank.runtime.memory import trim
 from slimrank.spectrum.shared import by_step, common_factor
 from slimrank.spectrum.spectra import Spectra
 from slimrank.store.run import Run
@@ -84,6 +85,7 @@ class Sequential(Refiner):
                     self._fit_block(spectra, cuts, index, pair)
                 run.finish(index)
             pair.advance()
+            trim()
         return []
 
     def _fit_block(self, spectra: Spectra, cuts: Cuts, index: int, pair: Pair) -> None:
