@@ -36,9 +36,9 @@ def check(layers: list[Form], x: Tensor) -> None:
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize(("form", "bits"), CASES)
 def test_multiplies_by_numbers_as_they_are_stored(form, bits, tokens):
-    for group in (None, 16):
+    for group, dtype in ((None, torch.bfloat16), (16, torch.float32)):
         one = of_few_bits(layer(form, 45, 50, 13, biased=True), bits, group)
-        check([one.to(interpreted.DEVICE)], random(tokens, 50).to(interpreted.DEVICE))
+        check([one.to(interpreted.DEVICE, dtype)], random(tokens, 50).to(interpreted.DEVICE, dtype))
 
 
 @slow

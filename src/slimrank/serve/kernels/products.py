@@ -58,9 +58,8 @@ def times(
         if TOKENS == 1:
             total += weight.to(tl.float32) * value.to(tl.float32)
         else:
+            value = value.to(tl.float32) if WIDEN else value
             weight = weight.to(value.dtype)
-            if WIDEN:
-                weight, value = weight.to(tl.float32), value.to(tl.float32)
             total = tl.dot(weight, tl.trans(value), total, input_precision="ieee")
     return total
 
