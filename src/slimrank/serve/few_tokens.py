@@ -161,8 +161,9 @@ class Unit:
 
     def outputs(self, x: Tensor) -> Sequence[Tensor] | None:
         """Every layer's outputs, by the operator; None where a layer no longer is what it was."""
-        parts = [part for layer in self.layers if (part := outputs_of(layer)) is not None]
-        return computed(x, parts) if len(parts) == len(self.layers) else None
+        found = [outputs_of(layer) for layer in self.layers]
+        parts = [part for part in found if part is not None]
+        return computed(x, parts) if len(parts) == len(found) else None
 
 
 def outputs_of(layer: Any) -> Outputs | None:
@@ -206,23 +207,34 @@ def computed(x: Tensor, parts: Sequence[Outputs]) -> Sequence[Tensor] | None:
 
 def placed(parts: Sequence[Outputs]) -> tuple[list[StoredMatrix | None], list[int]]:
     """The input factors of layers, each once, None for what is no plain matrix, and of every layer its Place there."""
-    owners, factors, starts, places = list[Any](), list[StoredMatrix | None](), [0], list[int]()
+    owners: list[Any] = []
+    factors: list[StoredMatrix | None] = []
+    places: list[int] = []
+    starts = [0]
     for part in parts:
         if part.factor is None:
             places += [part.copies, 0, 0]
             continue
         pack = part.factor.packed if isinstance(part.factor, PackedPart) else None
         owner = part.factor if pack is None else pack
-        if not any(owner is one for one in owners):
+        at = index_of(owner, owners)
+        if at == len(owners):
             matrix = stored(owner) if pack is None else StoredMatrix(pack.weight)
             owners.append(owner)
             factors.append(matrix)
             starts.append(starts[-1] + (0 if matrix is None else len(matrix.numbers)))
-        at = next(at for at, one in enumerate(owners) if one is owner)
         inside = 0 if pack is None else sum(pack.sizes[: part.factor.index])
         rank = starts[at + 1] - starts[at] if pack is None else part.factor.out_features
         places += [part.copies, starts[at] + inside, rank]
     return factors, places
+
+
+def index_of(owner: Any, owners: Sequence[Any]) -> int:
+    """Its place among the owners, the one behind them where it is none of them."""
+    for at, one in enumerate(owners):  # a plain loop, which torch.compile follows
+        if one is owner:
+            return at
+    return len(owners)
 
 
 def _alike(matrix: StoredMatrix, other: StoredMatrix | None, x: Tensor) -> bool:
