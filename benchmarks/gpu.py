@@ -1,4 +1,5 @@
-"""How fast compressed layers and models run on one GPU: dense, low_rank, pivoted and joint at keep 0.8, 0.6 and 0.4.
+"""How fast compressed layers and models run on one GPU: dense, low_rank, pivoted and joint at keep 0.8, 0.6 and 0.4,
+and layers of 8 and 4 bits, dense and low_rank at keep 0.5.
 
     PYTHONPATH=src python benchmarks/gpu.py --out benchmarks/results/gpu.json
     TRITON_INTERPRET=1 python benchmarks/gpu.py --device cpu --tiny --out tiny.json  # all but CUDA's paths
@@ -7,8 +8,8 @@ Needs a GPU, torch, transformers, Triton and pydantic, and nothing to be install
 measured; after --minutes no other row is begun, and the same command goes on with those that are left. Layers and
 units are timed in CUDA graphs over several sets of weights that no cache holds, models in CUDA graphs with and without
 torch.compile; what takes turns is in one row, in microseconds. Before a row is timed its outputs are compared with
-those of float32. `bound` is the numbers of the dense layers over the form's: what fewer bytes allow where reading them
-is the bound, as for few tokens, and fewer operations else.
+those of float32. `bound` is the bytes of the dense layers over the form's: what fewer bytes allow where reading them is
+the bound, as for few tokens; of floats also what fewer operations allow else.
 """
 
 import argparse
@@ -24,18 +25,20 @@ import random_forms
 import rows
 import torch
 from gpu_timing import captured, medians, require_close
-from random_forms import random_form, random_group, random_llama
+from random_forms import random_form, random_group, random_llama, random_numbers
 from torch import nn
 from transformers import StaticCache
 
 from slimrank.evaluate.speed import read_numbers
 from slimrank.forms import link
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.serve import few_tokens
 from slimrank.serve.kernels.blocks import MOST
 from slimrank.serve.optimize import optimize
 from slimrank.serve.packed import Packed, PackedPart
 
 KEEPS = (0.6, 0.4, 0.8)
+FEW_BITS = ("dense-8", "dense-4", "low_rank-8", "low_rank-4")
 TOLERANCE = 0.03
 LAYERS = {  # one input: the outputs of each member
     "4096x4096": (4096, (4096,)),
@@ -60,18 +63,22 @@ TINY_MODELS = {
 
 
 def tasks(args: argparse.Namespace) -> list[rows.Task]:
-    """Every row's keys, the most telling first: layers, then models without and with torch.compile."""
+    """Every row's keys, the most telling first: layers, of few bits too, then models without and with torch.compile."""
     tokens = (1, 4, 80) if args.tiny else (1, 16, 64, 512, 2048, 4)
     phases = [("decode", 1), ("prefill", 80)] if args.tiny else PHASES
     layers = [
         {"kind": "layer", "shape": shape, "keep": keep, "tokens": count}
         for keep, count, shape in itertools.product(KEEPS, tokens, args.layers)
     ]
+    bits = [
+        {"kind": "bits", "shape": shape, "keep": 0.5, "tokens": count}
+        for count, shape in itertools.product(tokens, args.layers)
+    ]
     models = [
         {"kind": "model", "shape": shape, "keep": keep, "phase": phase, "size": size, "compiled": compiled}
         for compiled, shape, keep, (phase, size) in itertools.product((False, True), args.models, KEEPS, phases)
     ]
-    return [task for task in layers + models if args.kind in ("all", task["kind"])]
+    return [task for task in layers + bits + models if args.kind in ("all", task["kind"])]
 
 
 PHASES = [("decode", 1), ("prefill", 2048), ("decode", 32), ("decode", 4), ("prefill", 512)]
@@ -86,7 +93,7 @@ def measure(args: argparse.Namespace, missing: list[rows.Task]) -> Iterator[rows
             return
         try:
             with torch.inference_mode():
-                yield task | (layer_row(args, task) if task["kind"] == "layer" else held.row(task))
+                yield task | (held.row(task) if task["kind"] == "model" else layer_row(args, task))
         except Exception as error:  # whatever fails is a sentence in the row's place, and the others go on
             yield f"{task}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
@@ -104,7 +111,7 @@ class Unit(nn.Module):
                 packed = Packed([getattr(one, place) for one in holders])
                 for index, one in enumerate(holders):
                     setattr(one, place, PackedPart(packed, index))
-        for unit in [] if plain else few_tokens.units(self):
+        for unit in [] if plain else few_tokens.units(self, [layers]):
             few_tokens.serve(unit, device)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -124,13 +131,16 @@ def build(form: str, shape: tuple[int, tuple[int, ...]], keep: float, args: argp
         holder = nn.ModuleDict({"leader": layers[0]} | {str(at): one for at, one in enumerate(layers[1:])})
         link(holder)
         return Unit(layers, args.device)
-    return Unit([random_form(form, out, inp, keep, args.dtype, args.device) for out in sizes], args.device)
+    kind, _, bits = form.partition("-")
+    layers = [random_form(kind, out, inp, keep, args.dtype, args.device) for out in sizes]
+    return Unit([random_numbers(one, int(bits)) for one in layers] if bits else layers, args.device)
 
 
 def layer_row(args: argparse.Namespace, task: rows.Task) -> dict[str, Any]:
     """Every form's time of one layer or unit."""
     shape, count = args.layers[task["shape"]], task["tokens"]
-    forms = ["dense", "low_rank", "pivoted", *(["joint"] if len(shape[1]) > 1 else [])]
+    floats = ("low_rank", "pivoted", *(("joint",) if len(shape[1]) > 1 else ()))
+    forms = ["dense", *(FEW_BITS if task["kind"] == "bits" else floats)]
     bytes_of = shape[0] * sum(shape[1]) * args.dtype.itemsize
     sets = max(2, min(8 if count <= MOST else 3, -(-args.spread // bytes_of)))
     inputs = [torch.randn(count, shape[0], dtype=args.dtype, device=args.device) for _ in range(sets)]
@@ -145,13 +155,15 @@ def layer_row(args: argparse.Namespace, task: rows.Task) -> dict[str, Any]:
         pairs = list(zip(run, inputs, strict=True))
         calls[form] = captured([lambda one=one, x=x: one(x) for one, x in pairs], args.device)
     found = medians(calls, dict.fromkeys(forms, sets), args.rounds, args.device)
-    numbers = {form: sum(p.numel() for p in some[0].parameters()) for form, some in units.items()}
+    sizes = {form: matrix_bytes(some[0]) for form, some in units.items()}
     torch.compiler.reset()
-    return (
-        found
-        | gains(found, numbers)
-        | {"sets": sets, "bytes": {f: n * args.dtype.itemsize for f, n in numbers.items()}}
-    )
+    return found | gains(found, sizes) | {"sets": sets, "bytes": sizes}
+
+
+def matrix_bytes(unit: Unit) -> int:
+    """Of all matrices, and of their scales where they are of few bits."""
+    whole = [one for one in unit.modules() if isinstance(one, QuantizedLinear)]
+    return sum(p.nbytes for p in unit.parameters()) + sum(one.weight.nbytes + one.scale.nbytes for one in whole)
 
 
 def plain(unit: Unit) -> Unit:
@@ -162,12 +174,12 @@ def plain(unit: Unit) -> Unit:
     return twin.float()
 
 
-def gains(found: Mapping[str, float], numbers: Mapping[str, int]) -> dict[str, Any]:
+def gains(found: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, Any]:
     """Each form's speed over dense, and the bound."""
     forms = [form for form in found if form != "dense"]
     return {
         "gain": {form: round(found["dense"] / found[form], 3) for form in forms},
-        "bound": {form: round(numbers["dense"] / numbers[form], 3) for form in forms},
+        "bound": {form: round(sizes["dense"] / sizes[form], 3) for form in forms},
     }
 
 
@@ -228,7 +240,7 @@ def main() -> None:
     rows.add_options(parser, jobs=False)
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--kind", default="all", choices=["all", "layer", "model"])
+    parser.add_argument("--kind", default="all", choices=["all", "layer", "bits", "model"])
     parser.add_argument("--minutes", type=float, default=6, help="begin no row after so many")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--align", type=int, default=16, help="round ranks down to multiples of this")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slimrank.forms import KeptColumns, LowRank, Pivoted, link
+from slimrank.forms import Dense, Form, KeptColumns, LowRank, Pivoted, link
 from slimrank.forms.bits import pack
 from slimrank.forms.joint import Joint
 from slimrank.forms.linear import is_linear
@@ -46,20 +46,32 @@ def rank_for(form: str, out: int, inp: int, keep: float) -> int:
 
 
 def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
-    """A layer of this form with random factors and, where it has them, random pivots or kept columns."""
+    """A layer of this form with random factors and, where it has them, random pivots or kept columns.
+
+    dense: the form, for few bits; `keep` is not looked at.
+    """
     rank = rank_for(form, out, inp, keep)
     if form == "columns":
         module = KeptColumns(inp, out, rank, inp // 16, bias=False, device="meta", dtype=dtype)
         module = module.to_empty(device=device)
         module.kept.copy_(torch.randperm(inp)[: inp // 16].sort().values)
     else:
-        kind = {"low_rank": LowRank, "pivoted": Pivoted}[form]
+        kind = {"low_rank": LowRank, "pivoted": Pivoted, "dense": Dense}[form]
         module = kind.empty(inp, out, rank, False, dtype).to_empty(device=device)
     if isinstance(module, Pivoted):
         module.chosen.copy_(pack(torch.zeros(out, dtype=torch.bool).index_fill(0, torch.randperm(out)[:rank], True)))
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.02)
     return module.eval()
+
+
+def random_numbers(layer: Form, bits: int) -> Form:
+    """The layer with random numbers of so many bits in the places of its factors', in groups as Form.use_bits does."""
+    layer.use_bits(bits)
+    for factor in layer.present_factors().values():
+        factor.weight.random_(*((-128, 128) if bits == 8 else (0, 256)))
+        factor.scale.fill_(0.03 / 2 ** (bits - 1))
+    return layer.eval()
 
 
 def random_group(

@@ -5,11 +5,13 @@ import importlib
 import pytest
 import torch
 from architectures import ARCHITECTURES, VOCABULARY, llama
+from lossless import factors
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from slimrank.calibrate.follow import READ, follow
+from slimrank.calibrate.follow import READ, TRAINED, follow
 from slimrank.errors import SlimrankError
+from slimrank.forms import LowRank
 from slimrank.forms.linear import is_linear
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
@@ -88,6 +90,37 @@ def test_a_linear_whose_weight_other_code_reads_stays_dense():
     assert not any("gate_proj" in name for block in decoder.linears() for name in block)
 
 
+def test_a_linear_whose_weight_fused_kernels_for_training_read_stays_dense():
+    model = llama()
+    for block in model.model.layers:
+        mlp = block.mlp
+
+        def forward(x, mlp=mlp):
+            mixed = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+            if mlp.training and mlp.up_proj.weight.dtype == x.dtype:  # what does not fail is no reason
+                return nn.functional.linear(mixed, mlp.down_proj.weight, mlp.down_proj.bias)
+            return mlp.down_proj(mixed)
+
+        mlp.forward = forward
+    decoder = Decoder(model)
+    follow(decoder, IDS)
+    assert decoder.stays == {f"model.layers.{index}.mlp.down_proj": TRAINED for index in (0, 1)}
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_block_that_never_trains_is_no_reason():
+    model = llama()
+
+    def forward(own, hidden, **kwargs):
+        assert not model.model.layers[0].mlp.gate_proj.weight.is_meta and not model.model.layers[0].training
+        return own(hidden, **kwargs)
+
+    wrapped(model.model.layers[0], forward)
+    decoder = Decoder(model)
+    follow(decoder, IDS)
+    assert decoder.stays == {}
+
+
 def test_a_linear_with_another_forward_is_no_linear():
     class Router(nn.Linear):
         def forward(self, x):
@@ -159,3 +192,28 @@ def test_a_smaller_list_of_blocks_stays_dense_and_is_named():
         "48 parameters (0% of the model) stay dense, since they are linears outside the blocks model.layers: "
         "model.tower.0, model.tower.1."
     )
+
+
+def test_mamba_2_trains_where_its_fused_kernel_is_installed(monkeypatch):
+    modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
+    name = "mamba2_split_conv1d_scan_combined"
+    if not hasattr(modeling, name):
+        pytest.skip("This transformers calls the kernel by another name.")
+
+    def fused(states, *tensors, outproj_weight, outproj_bias, **options):
+        return nn.functional.linear(states[..., : outproj_weight.shape[1]], outproj_weight, outproj_bias)
+
+    monkeypatch.setattr(modeling, name, fused)
+    config = modeling.Mamba2Config(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=1,
+        chunk_size=8, conv_kernel=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = modeling.Mamba2ForCausalLM(config).eval()
+    decoder = Decoder(model)
+    follow(decoder, IDS)
+    assert decoder.stays == {f"backbone.layers.{index}.mixer.out_proj": TRAINED for index in (0, 1)}
+    for block in model.backbone.layers:
+        block.mixer.in_proj = LowRank.from_low_rank(*factors(block.mixer.in_proj.weight))
+    model.train()(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    assert all(block.mixer.in_proj.down.weight.grad.abs().sum() > 0 for block in model.backbone.layers)

@@ -9,6 +9,7 @@ import torch
 from architectures import ARCHITECTURES, llama
 from lossless import compress, rounded
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from slimrank.errors import SlimrankError
@@ -146,6 +147,32 @@ def test_lora_trains_and_merges(targets, write, tokens, tmp_path):
     assert (merged(tokens).logits - trained.logits).abs().max() < 1e-5
     merged.save_pretrained(tmp_path / "merged")
     assert gap(merged, load(tmp_path / "merged"), tokens) == 0.0
+
+
+def linear_names(model):
+    """The list that docs/serving.md tells PEFT's users to give for mixtures of experts."""
+    head = model.get_output_embeddings()
+    return [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+
+
+@pytest.mark.parametrize(("name", "listed"), [("llama", False), ("llama", True), ("mixtral", True)])
+def test_lora_takes_linears_that_are_dense_in_one_block_and_compressed_in_another(name, listed):
+    peft = pytest.importorskip("peft")
+    model = ARCHITECTURES[name]()
+    dense = {
+        f"model.layers.0.self_attn.{one}": model.model.layers[0].self_attn.get_submodule(one)
+        for one in ("q_proj", "o_proj")
+    }
+    compress(model, "low_rank", "pivoted")
+    for path, linear in dense.items():
+        model.set_submodule(path, linear)
+    names = linear_names(model)
+    targets = names if listed else "all-linear"
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2, task_type="CAUSAL_LM"))
+    found = {
+        key.removeprefix("base_model.model.").partition(".lora_A")[0] for key in adapted.state_dict() if "lora_A" in key
+    }
+    assert found == set(names) and set(dense) < found
 
 
 def test_lora_on_the_form_itself_is_refused(write):

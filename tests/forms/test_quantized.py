@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,3 +161,12 @@ def test_gradients_reach_the_input():
         x = torch.randn(3, 96, requires_grad=True)
         layer(x).sum().backward()
         torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 96), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("device", "more"), [("cuda", "; slimrank.serve.optimize.optimize takes others"), ("mps", "")])
+def test_away_from_a_cpu_it_says_that_numbers_become_floats(device, more):
+    away = SimpleNamespace(weight=SimpleNamespace(device=torch.device(device)))
+    why = QuantizedLinear.why_floats(away)
+    assert why is not None and why.startswith(
+        f"torch's kernels for few bits are used on a CPU only, and this is {device}{more}"
+    )

@@ -1,11 +1,10 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, VOCABULARY
-from torch import nn
 
-from slimrank.errors import SlimrankError, UsageError
+from slimrank.errors import UsageError
 from slimrank.forms.linear import is_linear
-from slimrank.model.decoder import Decoder, find_blocks
+from slimrank.model.decoder import Decoder
 
 
 @pytest.fixture
@@ -46,8 +45,3 @@ def test_fused_experts_are_named(ids):
     outside = Decoder(ARCHITECTURES["mixtral"]()).outside_linears()
     if outside:  # transformers 5 fuses experts, 4 keeps them as linears
         assert all("experts" in name or "gate" in name for name in outside)
-
-
-def test_a_model_without_blocks_is_refused():
-    with pytest.raises(SlimrankError, match="no list of blocks"):
-        find_blocks(nn.Sequential(nn.Linear(2, 2)))

@@ -5,10 +5,15 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, llama
 from joined import join
-from lossless import compress
+from lossless import compress, rounded
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from slimrank.forms import Form, compressed_layers
+from slimrank.checkpoint import write_checkpoint
+from slimrank.forms import Form, compressed_layers, link
+from slimrank.forms.quantized import QuantizedLinear
+from slimrank.model.modules import set_module
+from slimrank.run.quantize import quantized, round_ends
 from slimrank.serve import few_tokens
 from slimrank.serve.optimize import optimize
 from slimrank.serve.packed import Packed
@@ -39,6 +44,13 @@ def mixed(model):
     return compressed.to(interpreted.DEVICE)
 
 
+def whole(bits, *forms):
+    """Every linear in so many bits, embedding and the head that is tied to it too."""
+    model = rounded(llama(num_hidden_layers=2, tie_word_embeddings=True), bits, None if bits == 8 else 16, *forms)
+    round_ends(model, bits)
+    return model.to(interpreted.DEVICE)
+
+
 def joined(rank=9):
     return join(llama(), rank).to(interpreted.DEVICE)
 
@@ -67,6 +79,59 @@ def test_a_unit_is_one_call_also_with_dense_layers_in_it_and_of_joint_layers(tok
         served = [unit for unit in found_units(model) if len(unit.layers) > 1]
         assert all(unit.held is None for unit in served) and served
         calls.clear()
+
+
+@pytest.mark.parametrize(
+    ("bits", "forms", "count"),
+    [
+        (8, ("low_rank",), 4 * 2 + 1),  # q + k + v, o, gate + up, down, and the head
+        (4, ("dense",), 4 * 2 + 1),
+        (8, ("low_rank", "dense", "pivoted"), None),
+        pytest.param(4, ("columns", "low_rank"), None, marks=pytest.mark.slow),
+        pytest.param(3, ("low_rank", "dense"), None, marks=pytest.mark.slow),
+        pytest.param(2, ("dense", "low_rank"), None, marks=pytest.mark.slow),
+    ],
+)
+@torch.no_grad()
+def test_layers_of_few_bits_are_computed_from_their_numbers(bits, forms, count, tokens, calls, monkeypatch):
+    model = whole(bits, *forms)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    logits, generated = model(tokens).logits, model.generate(tokens, **options)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimize(model)
+    for name in ("forward", "matrix"):  # nothing is multiplied, or made floats, by the layers themselves
+        monkeypatch.setattr(QuantizedLinear, name, None)
+    torch.testing.assert_close(model(tokens).logits, logits, rtol=1e-4, atol=1e-4)
+    assert len(calls) == count if count else calls
+    assert torch.equal(model.generate(tokens, **options), generated)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(unit.held is None for unit in found_units(model))
+
+
+@torch.no_grad()
+def test_joint_layers_of_few_bits_are_a_unit_and_are_saved_as_they_were(tokens, calls, tmp_path):
+    model = joined()
+    for name in compressed_layers(model):
+        set_module(model, name, quantized(model.get_submodule(name), 8))
+    link(model)
+    logits = model(tokens).logits
+    torch.testing.assert_close(optimize(model)(tokens).logits, logits, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 4  # q + k + v, gate + up in each block
+    wide = [m.weight for m in model.modules() if isinstance(m, QuantizedLinear) and m.weight.stride() == (16, 1)]
+    assert wide and all(weight.shape[1] == 9 for weight in wide)
+    write_checkpoint(model, tmp_path / "out", layers=compressed_layers(model), dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded(tokens.cpu()).logits, logits.cpu(), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_many_tokens_of_few_bits_take_the_layers(tokens, calls):
+    model, other = whole(4, "low_rank"), whole(4, "low_rank")
+    optimize(model)
+    calls.clear()
+    many = tokens.repeat(1, 5)  # 70 tokens
+    torch.testing.assert_close(model(many).logits, other(many).logits, rtol=1e-5, atol=1e-5)
+    assert not calls
 
 
 def found_units(model):
@@ -121,7 +186,7 @@ def test_copies_and_a_second_time(tokens, calls):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [joined, lambda: mixed(llama())], ids=["joint", "mixed"])
+@pytest.mark.parametrize("build", [joined, lambda: mixed(llama()), lambda: whole(4)], ids=["joint", "mixed", "bits"])
 @torch.no_grad()
 def test_compiles_to_one_graph(build, tokens, calls, monkeypatch):
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.linear import shape_of, weight_of
 from slimrank.model.compressible import replaced
-from slimrank.model.decoder import Decoder
+from slimrank.model.decoder import Call, Decoder
 from slimrank.model.initializers import failing_initializers
 from slimrank.model.renames import lost_names
 from slimrank.texts.tokens import encode
@@ -25,10 +25,11 @@ APART = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # of th
 RENAMED = "have names that transformers does not read back as they were saved"
 INITIALISED = "are initialised by code that knows no compressed layers, which transformers runs on loading"
 READ = "are read elsewhere than in their own forward"
+TRAINED = "are read elsewhere than in their own forward when the model trains"
 
 
 class StandIn(Form):
-    """A dense linear as a compressed one looks from outside: without its weight, and noting who asks for it."""
+    """A dense linear as a compressed one looks from outside: without its weight, and noting when that is asked for."""
 
     form = "stand-in"
 
@@ -39,9 +40,9 @@ class StandIn(Form):
         self.__dict__["dense"], self.__dict__["asked"] = dense, asked
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("weight", "bias"):
+        if name == "weight":
             self.asked()
-        return super().__getattr__(name)
+        return getattr(self.dense, "bias", None) if name == "bias" else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the dense linear gives."""
@@ -59,8 +60,8 @@ def fixed_windows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor
 def follow(decoder: Decoder, ids: Tensor) -> Tensor:
     """Make sure that the blocks, run one by one on the windows `ids`, give the model's logits, which are returned.
 
-    Linears that would not work once they are compressed, since other code reads their weight or transformers renames
-    it, are added to `decoder.stays`.
+    Linears that would not work once they are compressed, also in training, since other code reads their weight or
+    transformers renames it, are added to `decoder.stays`.
 
     Raises:
         SlimrankError: if the model cannot be followed, with the reason.
@@ -84,6 +85,10 @@ def follow(decoder: Decoder, ids: Tensor) -> Tensor:
         why, asked = attempt(decoder, ids, expected, linears)
     if why is not None:
         raise SlimrankError(f"{kind} cannot be compressed block by block: {why}.")
+    while linears and (late := fail_in_training(decoder, ids[:1], linears)):
+        roles = {decoder.role(name) for name in late}
+        decoder.stays |= {name: TRAINED for name in linears if decoder.role(name) in roles}
+        linears = {name: module for name, module in linears.items() if name not in decoder.stays}
     return expected
 
 
@@ -106,6 +111,43 @@ def attempt(
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         asked = asked[-1:]
     return why, asked
+
+
+def fail_in_training(decoder: Decoder, ids: Tensor, linears: dict[str, nn.Module]) -> list[str]:
+    """The linears whose tensors a block asked for last before it failed, which with the dense ones it does not.
+
+    Of blocks that are made alike the first is tried. Where a library has fused kernels for training, some code hands
+    them the weight of a linear that it calls otherwise.
+    """
+    stream, tried, failing = Stream(decoder, ids, batch=1), set[tuple[type, ...]](), list[str]()
+    for index, block in enumerate(decoder.blocks):
+        kind = tuple(type(module) for module in block.modules())
+        if kind in tried:
+            continue
+        tried.add(kind)
+        asked, at = list[str](), (index, stream.hidden[0], stream.calls[0][index])
+        inside = {name: dense for name, dense in linears.items() if name.startswith(f"{decoder.prefix}.{index}.")}
+        with replaced(decoder.model, {name: StandIn(one, partial(asked.append, name)) for name, one in inside.items()}):
+            works = runs_in_training(decoder, *at)
+        if not works and asked and runs_in_training(decoder, *at):
+            failing.append(asked[-1])
+    return failing
+
+
+@torch.no_grad()
+def runs_in_training(decoder: Decoder, index: int, hidden: Tensor, call: Call) -> bool:
+    """Whether a block runs in training mode."""
+    block = decoder.blocks[index].train()
+    try:
+        with seeded():
+            decoder.run(index, hidden, call)
+    except Exception as error:  # a model's own code raises anything
+        if isinstance(error, SlimrankError) and error.__cause__ is not None:
+            raise  # of a disk, not of the model
+        return False
+    finally:
+        block.eval()
+    return True
 
 
 @torch.no_grad()

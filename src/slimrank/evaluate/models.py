@@ -18,7 +18,7 @@ from slimrank.evaluate.tasks import Tasks
 from slimrank.forms import Experts, Form
 from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import is_linear, shape_of
-from slimrank.model.decoder import find_blocks
+from slimrank.model.blocks import find_blocks
 from slimrank.model.load import Loaded, load
 from slimrank.runtime.memory import Limits
 from slimrank.runtime.track import Track, no_track

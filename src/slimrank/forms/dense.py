@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
-from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard
+from slimrank.forms.stored import stored
 
 
 class Dense(Form):
@@ -82,9 +83,12 @@ class Dense(Form):
         return matrix_of(self.whole)
 
     def outputs(self) -> Outputs | None:
-        """y = W' x + b, all of it the input factor."""
-        if plain_weight(self.whole) is None:
+        """y = W' x + b: all of it the input factor, or, of few bits, all inputs kept."""
+        whole = stored(self.whole)
+        if whole is None:
             return None
+        if whole.bits is not None:
+            return Outputs(None, whole, bias=self.whole.bias, kept=self.in_features)
         return Outputs(self.whole, None, copies=self.out_features, bias=self.whole.bias)
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:

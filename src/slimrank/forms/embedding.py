@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.linear import bias_of
+from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import QuantizedLinear, group_of
+from slimrank.forms.stored import stored
 
 Entry = dict[str, Any]
 TIES = ("all_tied_weights_keys", "_tied_weights_keys")
@@ -95,6 +97,11 @@ class TiedHead(nn.Module):
         """Map x (..., width) to y (..., vocabulary)."""
         y: Tensor = self.embedding.table(x)
         return y if self.bias is None else y + self.bias
+
+    def outputs(self) -> Outputs | None:
+        """y = W x + b, as Form.outputs says it: all inputs kept."""
+        matrix = stored(self.embedding.table)
+        return None if matrix is None else Outputs(None, matrix, bias=self.bias, kept=self.in_features)
 
 
 def without_weight(plain: nn.Embedding) -> nn.Embedding:

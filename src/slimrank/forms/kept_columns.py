@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.bits import places
-from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
+from slimrank.forms.stored import StoredMatrix, stored
 from slimrank.numerics.balance import balanced
 
 
@@ -126,7 +127,7 @@ class KeptColumns(Ordered):
 
     def outputs(self) -> Outputs | None:
         """y = [W_K, U] [x_K ; z] + b with z = V x_rest."""
-        matrix = plain_weight(self.up)
+        matrix = stored(self.up)
         if matrix is None:
             return None
         return Outputs(self.down, matrix, bias=self.up.bias, order=self.known_order(), kept=self.columns)
@@ -160,4 +161,4 @@ class KeptColumnsShard(Shard):
 
     def outputs(self) -> Outputs:
         """y = [W_K, U] [x_K ; z] with z = V x_rest."""
-        return Outputs(self.down, self.up, order=self.order, kept=len(self.kept))
+        return Outputs(self.down, StoredMatrix(self.up), order=self.order, kept=len(self.kept))

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.forms.base import Form
-from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
+from slimrank.forms.stored import StoredMatrix, stored
 from slimrank.numerics.balance import balanced
 
 
@@ -77,7 +78,7 @@ class LowRank(Form):
 
     def outputs(self) -> Outputs | None:
         """y = U z + b."""
-        left = plain_weight(self.up)
+        left = stored(self.up)
         return None if left is None else Outputs(self.down, left, bias=self.up.bias)
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
@@ -99,4 +100,4 @@ class LowRankShard(Shard):
 
     def outputs(self) -> Outputs:
         """y = U z."""
-        return Outputs(None, self.up)
+        return Outputs(None, StoredMatrix(self.up))

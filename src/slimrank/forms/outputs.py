@@ -6,22 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimrank.forms.stored import StoredMatrix
+
 
 @dataclass(frozen=True)
 class Outputs:
     """y = [M [x_K ; z] ; z_C] + b in another order, where z = F x, or F x_rest where some inputs x_K are kept.
 
-    factor: the module that stores F (r, in); None where F is held elsewhere.
+    factor: the module that stores F (r, in - kept); None where F is held elsewhere, or where all inputs are kept.
     matrix: M (n, kept + r), or None where there is no such row.
     copies: how many numbers of z are outputs as they are.
     table: (n + 2 copies,) int32: the output that each row of M gives, and each copy, then each copy's place in z; None
         where outputs and copies are as they come.
     bias: b (n + copies,).
-    order: (in,) the inputs that are kept, before the rest; None where none is.
+    order: (in,) the inputs that are kept, before the rest; None where none is, or all are.
     """
 
     factor: Any
-    matrix: Tensor | None
+    matrix: StoredMatrix | None
     copies: int = 0
     table: Tensor | None = None
     bias: Tensor | None = None
@@ -31,7 +33,7 @@ class Outputs:
     @property
     def size(self) -> int:
         """How many outputs there are."""
-        return self.copies + (0 if self.matrix is None else len(self.matrix))
+        return self.copies + (0 if self.matrix is None else len(self.matrix.numbers))
 
 
 def table_of(order: Tensor, rank: int, rows: int) -> Tensor:

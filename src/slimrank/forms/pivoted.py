@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
 from slimrank.forms.bits import pack, packed_bytes, places, unpack
-from slimrank.forms.linear import permute_inputs, permute_outputs, plain_weight
+from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.outputs import Outputs, table_of
 from slimrank.forms.quantized import floats_of, matrix_of
 from slimrank.forms.shard import Shard, frozen
+from slimrank.forms.stored import StoredMatrix, stored
 from slimrank.numerics.pivots import pivot_rows
 
 
@@ -100,7 +101,7 @@ class Pivoted(Ordered):
 
     def outputs(self) -> Outputs | None:
         """y = [z, C z] in the layer's row order, of z its own pivots, + b."""
-        matrix = plain_weight(self.others)
+        matrix = stored(self.others)
         if self.others is not None and matrix is None:
             return None
         return Outputs(self.right, matrix, self.own, self.known("table", self.make_table), self.bias)
@@ -206,7 +207,8 @@ class PivotedShard(Shard):
 
     def outputs(self) -> Outputs:
         """y = [z, C z] in the order of the rows here."""
-        return Outputs(None, self.others, self.copies, self.table)
+        matrix = None if self.others is None else StoredMatrix(self.others)
+        return Outputs(None, matrix, self.copies, self.table)
 
 
 def permute_last(y: Tensor, order: Tensor) -> Tensor:

@@ -185,8 +185,10 @@ class QuantizedLinear(nn.Module):
 
     def why_floats(self) -> str | None:
         """Why every call makes the numbers floats, as the end of a sentence; None where a kernel takes them."""
-        if self.weight.device.type not in ("cpu", "meta"):
-            return f"torch's kernels for few bits are used on a CPU only, and this is {self.weight.device.type}"
+        kind = self.weight.device.type
+        if kind not in ("cpu", "meta"):
+            instead = "; slimrank.serve.optimize.optimize takes others, for few tokens" if kind == "cuda" else ""
+            return f"torch's kernels for few bits are used on a CPU only, and this is {kind}{instead}"
         alone = self.bits == 8 and self.group is None
         if alone or kernel_group(self.in_features, self.group) is not None:
             return None

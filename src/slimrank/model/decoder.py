@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.errors import SlimrankError, UsageError
-from slimrank.forms import Experts, Form
 from slimrank.forms.linear import is_linear, weight_of
+from slimrank.model.blocks import find_blocks
 from slimrank.model.modules import shared_linears
 from slimrank.runtime.memory import Room
 from slimrank.runtime.world import ALONE, World
@@ -27,25 +27,6 @@ class Call:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The ModuleList whose modules hold the most linear parameters, the outermost where two tie.
-
-    Of a compressed model the one that holds compressed layers: it may have become smaller than a vision tower's.
-    """
-
-    def linear_parameters(module: nn.Module) -> int:
-        return sum(weight_of(m).numel() for m in module.modules() if is_linear(m))
-
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    compressed = [item for item in lists if any(isinstance(module, Form | Experts) for module in item[1].modules())]
-    if compressed:
-        return compressed[0]
-    found = max(lists, key=lambda item: linear_parameters(item[1]), default=None)
-    if found is None or linear_parameters(found[1]) == 0:
-        raise SlimrankError(f"{type(model).__name__} has no list of blocks with linears in it, so nothing to compress.")
-    return found
 
 
 class _Entered(Exception):

@@ -13,7 +13,7 @@ from slimrank.checkpoint.read import read_layers
 from slimrank.checkpoint.register import describe, put_layers
 from slimrank.forms import has_bits
 from slimrank.forms.experts import unfold
-from slimrank.model.decoder import find_blocks
+from slimrank.model.blocks import find_blocks
 from slimrank.model.stored_names import Names, expert_slots
 from slimrank.store.disk_weights import DiskWeights
 from slimrank.store.slot import Slot

@@ -17,7 +17,7 @@ from slimrank.forms.embedding import put_embedding
 from slimrank.forms.experts import layout_of
 from slimrank.forms.linear import bias_of, is_linear, weight_of
 from slimrank.forms.quantized import BITS
-from slimrank.model.decoder import find_blocks
+from slimrank.model.blocks import find_blocks
 from slimrank.model.load import Loaded
 from slimrank.model.modules import set_module
 from slimrank.plan import Plan

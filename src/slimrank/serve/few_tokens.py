@@ -2,7 +2,8 @@
 
 A product of few tokens is bound by reading the matrix, and a compressed layer's products are thin: one by one, they
 take longer to start than to compute. So a unit, which is q, k and v, or gate and up, or one layer, goes through the
-operator of slimrank.serve.kernels. More tokens, training and other devices take the layers themselves.
+operator of slimrank.serve.kernels, which reads whole numbers of few bits as they are stored. More tokens, training and
+other devices take the layers themselves.
 """
 
 import importlib.util
@@ -16,14 +17,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrank.forms import Form
-from slimrank.forms.linear import plain_weight
+from slimrank.forms.embedding import TiedHead
 from slimrank.forms.outputs import Outputs
+from slimrank.forms.quantized import QuantizedLinear
+from slimrank.forms.stored import StoredMatrix, stored
 from slimrank.serve.kernels.blocks import MOST
-from slimrank.serve.kernels.operator import DTYPES, few_tokens
+from slimrank.serve.kernels.operator import few_tokens
+from slimrank.serve.kernels.tensors import DTYPES
 from slimrank.serve.packed import Packed, PackedPart
+from slimrank.serve.sharing import readers_of_one_input
 
 DEVICE = "cuda"
 """The type of the devices that run the kernels."""
+
+Layers = Sequence[Sequence[Any]]
+"""Several layers together, several times."""
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -49,8 +57,9 @@ def use_few_token_kernels(model: PreTrainedModel) -> bool:
 
     Where this machine has none, a warning says so in a sentence.
     """
-    found, device = units(model), model.device
-    if not found or device.type != DEVICE:
+    device = model.device
+    found = units(model, few_bits_together(model)) if device.type == DEVICE else []
+    if not found:
         return False
     reason = unavailable(device, model.dtype)
     if reason:
@@ -67,37 +76,62 @@ def serve(layers: Sequence[Any], device: torch.device) -> None:
     for index, layer in enumerate(layers):
         layer.forward = partial(unit, index)
         for module in layer.modules():
-            if isinstance(module, nn.Linear | Packed):
+            if isinstance(module, nn.Linear | Packed | QuantizedLinear):
                 widen(module)
 
 
-def units(model: nn.Module) -> list[list[Any]]:
-    """The layers that read one input, as far as their input factors lie in one matrix, in the order of its rows.
+def few_bits_together(model: PreTrainedModel) -> list[list[Any]]:
+    """Layers of few bits that read one input, in the order they run; of floats a pack says so."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Form) and module.bits}
+    return [[layers[name] for name in names] for names in readers_of_one_input(model, layers)] if layers else []
 
-    Each is a form that says what its outputs are, or a dense layer in one pack with such forms.
+
+def units(model: nn.Module, together: Layers = ()) -> list[list[Any]]:
+    """The layers that read one input, as far as one operator computes them, in the order they run.
+
+    Each is a form that says what its outputs are, or the head that is tied to an embedding of few bits, or a dense
+    layer in one pack with such forms. Of floats, those are a unit whose input factors lie in one matrix, in the order
+    of its rows; of few bits, those of one width and group that are `together`.
     """
-    found: dict[int, list[tuple[int, Any]]] = {}
+    places = {id(layer): (at, index) for at, layers in enumerate(together) for index, layer in enumerate(layers)}
+    found: dict[Any, list[tuple[int, Any]]] = {}
     inside = {id(part) for form in model.modules() if isinstance(form, Form) for part in form.modules()} - {
         id(form) for form in model.modules() if isinstance(form, Form)
     }
     for module in model.modules():
-        outputs = module.outputs() if isinstance(module, Form) and "forward" not in vars(module) else None
+        said = isinstance(module, Form | TiedHead) and "forward" not in vars(module)
+        outputs = module.outputs() if said else None  # type: ignore[operator, union-attr]
         factor = outputs.factor if outputs else module
         if isinstance(factor, PackedPart) and (outputs or id(module) not in inside):
             found.setdefault(id(factor.packed), []).append((factor.index, module))
-        elif outputs and plain_weight(factor) is not None:
-            found.setdefault(id(factor), []).append((0, module))
+        elif outputs and (matrix := read_first(outputs)) is not None:
+            kind: Any = id(module if factor is None else factor)
+            index = 0
+            if matrix.bits is not None and outputs.order is None and id(module) in places:
+                at, index = places[id(module)]
+                kind = (at, matrix.bits, matrix.group, factor is None)
+            found.setdefault(kind, []).append((index, module))
     ordered = [[layer for _, layer in sorted(layers, key=lambda one: one[0])] for layers in found.values()]
-    return [layers for layers in ordered if any(isinstance(layer, Form) for layer in layers)]
+    return [layers for layers in ordered if any(isinstance(layer, Form | TiedHead) for layer in layers)]
 
 
-def widen(linear: nn.Linear | Packed) -> None:
-    """Let the rows of the weight start 16 numbers apart or a multiple of it, so that they are read in wide pieces."""
-    rows, columns = linear.weight.shape
-    if columns % 16 and linear.weight.stride(0) % 16:
-        wide = linear.weight.new_zeros(rows, -(-columns // 16) * 16)
-        wide[:, :columns] = linear.weight.detach()
-        linear.weight = nn.Parameter(wide[:, :columns], requires_grad=linear.weight.requires_grad)
+def read_first(outputs: Outputs) -> StoredMatrix | None:
+    """The matrix that multiplies a layer's input: its input factor, or, where all inputs are kept, the other one."""
+    return outputs.matrix if outputs.factor is None else stored(outputs.factor)
+
+
+def widen(linear: nn.Linear | Packed | QuantizedLinear) -> None:
+    """Let the rows of the weight start 16 numbers apart or a multiple of it, so that they are read in wide pieces.
+
+    Packed rows stay as they are.
+    """
+    weight, few = linear.weight, isinstance(linear, QuantizedLinear)
+    rows, columns = weight.shape
+    if columns % 16 and weight.stride(0) % 16 and weight.dtype != torch.uint8:
+        wide = weight.new_zeros(rows, -(-columns // 16) * 16)
+        wide[:, :columns] = weight.detach()
+        own = wide[:, :columns]
+        linear.weight = own if few else nn.Parameter(own, requires_grad=weight.requires_grad)
 
 
 class Unit:
@@ -127,11 +161,9 @@ class Unit:
 
     def outputs(self, x: Tensor) -> Sequence[Tensor] | None:
         """Every layer's outputs, by the operator; None where a layer no longer is what it was."""
-        parts = [outputs_of(layer) for layer in self.layers]
-        factors = [factor_of(part) for part in parts]
-        if any(factor is None or factor[0].device != x.device or factor[0].dtype != x.dtype for factor in factors):
-            return None
-        return computed(x, [(part, *factor) for part, factor in zip(parts, factors, strict=True) if part and factor])
+        found = [outputs_of(layer) for layer in self.layers]
+        parts = [part for part in found if part is not None]
+        return computed(x, parts) if len(parts) == len(found) else None
 
 
 def outputs_of(layer: Any) -> Outputs | None:
@@ -140,17 +172,6 @@ def outputs_of(layer: Any) -> Outputs | None:
         return Outputs(layer, None, layer.out_features, bias=layer.bias)
     found: Outputs | None = layer.outputs()
     return found
-
-
-def factor_of(part: Outputs | None) -> tuple[Tensor, int, int] | None:
-    """The matrix in which the input factor lies, its first row there, and how many it has."""
-    if part is None:
-        return None
-    if isinstance(part.factor, PackedPart):
-        packed: Packed = part.factor.packed
-        return packed.weight, sum(packed.sizes[: part.factor.index]), part.factor.out_features
-    weight = plain_weight(part.factor)
-    return None if weight is None else (weight, 0, len(weight))
 
 
 def serves(x: Tensor) -> bool:
@@ -164,15 +185,58 @@ def serves(x: Tensor) -> bool:
     )
 
 
-def computed(x: Tensor, parts: Sequence[tuple[Outputs, Tensor, int, int]]) -> Sequence[Tensor]:
-    """The outputs of layers whose input factors lie in one matrix, by the operator: each (..., out_i) of x (..., in).
+def computed(x: Tensor, parts: Sequence[Outputs]) -> Sequence[Tensor] | None:
+    """The outputs of layers that read one input, by the operator: each (..., out_i) of x (..., in).
 
-    parts: of each layer its outputs, the matrix, which is one, its input factor's first row there, and its rank.
+    None where a factor is no plain matrix, or they are not all alike in bits, groups, device and dtype, which is x's.
     """
-    outputs = [part for part, *_ in parts]
-    places = [number for part, _, first, rank in parts for number in (part.copies, first, rank)]
+    factors, places = placed(parts)
+    given = [*factors, *(part.matrix for part in parts if part.matrix is not None)]
+    if not all(matrix is not None and _alike(matrix, given[0], x) for matrix in given):
+        return None
+    held = [*factors, *(part.matrix for part in parts)]
+    bits, group = (given[0].bits, given[0].group) if given[0] is not None else (None, None)
     y = few_tokens(
-        x, parts[0][1], outputs[0].order, outputs[0].kept, [part.matrix for part in outputs],
-        [part.table for part in outputs], [part.bias for part in outputs], places,
+        x, [one.numbers for one in factors if one is not None], parts[0].order, parts[0].kept,
+        [None if part.matrix is None else part.matrix.numbers for part in parts], [part.table for part in parts],
+        [part.bias for part in parts], places,
+        [None if one is None else one.scale for one in held] if bits else [], bits or 0, group or 0,
     )  # fmt: skip
-    return y.split([part.size for part in outputs], dim=-1)
+    return y.split([part.size for part in parts], dim=-1)
+
+
+def placed(parts: Sequence[Outputs]) -> tuple[list[StoredMatrix | None], list[int]]:
+    """The input factors of layers, each once, None for what is no plain matrix, and of every layer its Place there."""
+    owners: list[Any] = []
+    factors: list[StoredMatrix | None] = []
+    places: list[int] = []
+    starts = [0]
+    for part in parts:
+        if part.factor is None:
+            places += [part.copies, 0, 0]
+            continue
+        pack = part.factor.packed if isinstance(part.factor, PackedPart) else None
+        owner = part.factor if pack is None else pack
+        at = index_of(owner, owners)
+        if at == len(owners):
+            matrix = stored(owner) if pack is None else StoredMatrix(pack.weight)
+            owners.append(owner)
+            factors.append(matrix)
+            starts.append(starts[-1] + (0 if matrix is None else len(matrix.numbers)))
+        inside = 0 if pack is None else sum(pack.sizes[: part.factor.index])
+        rank = starts[at + 1] - starts[at] if pack is None else part.factor.out_features
+        places += [part.copies, starts[at] + inside, rank]
+    return factors, places
+
+
+def index_of(owner: Any, owners: Sequence[Any]) -> int:
+    """Its place among the owners, the one behind them where it is none of them."""
+    for at, one in enumerate(owners):  # a plain loop, which torch.compile follows
+        if one is owner:
+            return at
+    return len(owners)
+
+
+def _alike(matrix: StoredMatrix, other: StoredMatrix | None, x: Tensor) -> bool:
+    same = other is not None and (matrix.bits, matrix.group) == (other.bits, other.group)
+    return same and matrix.numbers.device == x.device and matrix.dtype == x.dtype

@@ -5,19 +5,17 @@ dense layer or the input factor of a compressed one, are stacked into one, so th
 products. Which linears share an input is found by running a few tokens, for any architecture; no name is looked at.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from slimrank.model.modules import attached, set_module
+from slimrank.model.modules import set_module
 from slimrank.serve.few_tokens import use_few_token_kernels
 from slimrank.serve.fold import fold_orders
 from slimrank.serve.one_token import use_one_token_kernels
 from slimrank.serve.packed import Packed, PackedPart
+from slimrank.serve.sharing import readers_of_one_input
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
@@ -38,30 +36,11 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-@torch.no_grad()
 def shared_inputs(model: PreTrainedModel) -> list[list[str]]:
     """Groups of nn.Linear, by name in the order they run, that read the very same tensor in a forward pass."""
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    with _calls(linears) as calls:
-        model(tokens, use_cache=False)
-    groups: dict[int, list[str]] = {}
-    for name, x in calls:
-        groups.setdefault(id(x), []).append(name)
-    once = [names for names in groups.values() if len(set(names)) == len(names)]
-    return [names for names in once if len(names) > 1 and _alike([linears[name] for name in names])]
-
-
-@contextmanager
-def _calls(linears: dict[str, nn.Linear]) -> Iterator[list[tuple[str, Tensor]]]:
-    """The (name, input) of each call of the linears; the inputs are kept, so that no two share an id."""
-    calls: list[tuple[str, Tensor]] = []
-
-    def note(name: str) -> Any:
-        return lambda module, args: calls.append((name, args[0]))
-
-    with attached(module.register_forward_pre_hook(note(name)) for name, module in linears.items()):
-        yield calls
+    groups = readers_of_one_input(model, linears)
+    return [names for names in groups if _alike([linears[name] for name in names])]
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:

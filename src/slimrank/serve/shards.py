@@ -94,7 +94,8 @@ class FusedParts(nn.Module):
 def _computed(x: Tensor, factor: Tensor, parts: list[Outputs], places: list[tuple[int, int]]) -> Tensor:
     numbers = [number for part, place in zip(parts, places, strict=True) for number in (part.copies, *place)]
     return any_tokens(
-        x, factor, parts[0].order, parts[0].kept, [part.matrix for part in parts], [part.table for part in parts],
+        x, factor, parts[0].order, parts[0].kept,
+        [None if part.matrix is None else part.matrix.numbers for part in parts], [part.table for part in parts],
         [part.bias for part in parts], numbers,
     )  # fmt: skip
 

@@ -2,39 +2,25 @@ import interpreted
 import pytest
 import torch
 from lossless import factors
+from random_layers import layer, random
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import KeptColumns, LowRank, Pivoted
+from slimrank.forms import Pivoted
 from slimrank.forms.joint import Joint, joint_layers
-from slimrank.serve.few_tokens import computed, factor_of
-from slimrank.serve.kernels.operator import check_tensors, few_tokens, readable
+from slimrank.forms.outputs import Outputs
+from slimrank.serve.few_tokens import computed
+from slimrank.serve.kernels.operator import few_tokens
+from slimrank.serve.kernels.tensors import check_tensors, readable
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 slow = pytest.mark.slow
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape) + seed))
-
-
-def layer(form: str, out: int, inp: int, rank: int, biased: bool = False) -> nn.Module:
-    """One of random factors, whose outputs are about as large as its inputs."""
-    bias = random(out, seed=1) if biased else None
-    left, right = random(out, rank), random(rank, inp) / (rank * inp) ** 0.5
-    if form == "columns":
-        kept = torch.randperm(inp, generator=torch.Generator().manual_seed(3))[: inp // 3].sort().values
-        return KeptColumns.from_columns(
-            random(out, len(kept)) / inp**0.5, left, right[:, : inp - len(kept)], kept, bias
-        )
-    return {"low_rank": LowRank, "pivoted": Pivoted, "joint": Joint}[form].from_low_rank(left, right, bias)
-
-
 @torch.no_grad()
 def check(layers: list[nn.Module], x: Tensor) -> None:
     """The operator gives what the layers do, nearly, and no worse than they what float64 does."""
-    parts = [one.outputs() for one in layers]
-    found = computed(x, [(part, *factor_of(part)) for part in parts])
+    found = computed(x, [one.outputs() for one in layers])
     for one, y in zip(layers, found, strict=True):
         exact = x.double() @ one.dense_weight().T + (0 if one.dense_bias() is None else one.dense_bias().double())
         size = DTYPES[x.dtype] * exact.abs().max().item()
@@ -75,11 +61,15 @@ def test_a_unit_of_many_layers(dtype):
     parts = [one.outputs() for one in (*group, alone)]
     order = [parts[0], parts[1], parts[2], None, parts[3]]
     y = few_tokens(
-        x, factor, None, 0, [part and part.matrix for part in order], [part and part.table for part in order],
-        [part and part.bias for part in order], places(group),
+        x, [factor], None, 0, [matrix_of(part) for part in order], [part and part.table for part in order],
+        [part and part.bias for part in order], places(group), [], 0, 0,
     )  # fmt: skip
     expected = torch.cat([*(one(x) for one in group), x @ dense.T, alone(x)], 1)
     torch.testing.assert_close(y, expected, rtol=0, atol=4 * DTYPES[dtype] * expected.abs().max().item())
+
+
+def matrix_of(part: Outputs | None) -> Tensor | None:
+    return None if part is None or part.matrix is None else part.matrix.numbers
 
 
 def places(group: list[Joint]) -> list[int]:
@@ -93,8 +83,10 @@ def test_wide_reads_of_a_padded_matrix_take_nothing_of_what_lies_behind():
     wide = torch.full((32, 16), torch.nan, device=x.device)
     wide[:, :13] = one.others.weight
     one.others.weight = nn.Parameter(wide[:, :13])
-    assert readable(one.others.weight) == 16 and readable(one.pivots.weight) == 50
-    assert readable(torch.empty(509).as_strided((32, 13), (16, 1))) == 13  # where memory ends behind the last row
+    assert readable(one.others.weight, 13, 0) == 16 and readable(one.pivots.weight, 50, 0) == 50
+    assert (
+        readable(torch.empty(509).as_strided((32, 13), (16, 1)), 13, 0) == 13
+    )  # where memory ends behind the last row
     check([one], x)
 
 
@@ -103,7 +95,7 @@ def test_wide_reads_of_a_padded_matrix_take_nothing_of_what_lies_behind():
 def test_nan_is_passed_on_to_its_token_alone(form):
     one, x = layer(form, 45, 50, 13).to(interpreted.DEVICE), random(4, 50).to(interpreted.DEVICE)
     x[2, 7] = torch.nan
-    (y,) = computed(x, [(one.outputs(), *factor_of(one.outputs()))])
+    (y,) = computed(x, [one.outputs()])
     assert torch.equal(y.isnan().any(1), torch.tensor([False, False, True, False], device=y.device))
     torch.testing.assert_close(y.isnan(), one(x).isnan())
 
@@ -111,7 +103,7 @@ def test_nan_is_passed_on_to_its_token_alone(form):
 @torch.no_grad()
 def test_inputs_of_any_layout_and_none_at_all():
     one = layer("pivoted", 45, 50, 13).to(interpreted.DEVICE)
-    part = (one.outputs(), *factor_of(one.outputs()))
+    part = one.outputs()
     for x in (random(50, 6).T, random(4, 100)[:, ::2], random(2, 3, 70)[..., :50], random(2, 0, 50), random(50)):
         x = x.to(interpreted.DEVICE)
         (y,) = computed(x, [part])
@@ -122,7 +114,7 @@ def test_inputs_of_any_layout_and_none_at_all():
 def test_splits_of_a_long_input_are_added_up_the_same_way_each_time():
     one, x = layer("pivoted", 24, 9000, 8).to(interpreted.DEVICE), random(1, 9000).to(interpreted.DEVICE)
     check([one], x)
-    part = (one.outputs(), *factor_of(one.outputs()))
+    part = one.outputs()
     with torch.no_grad():
         assert torch.equal(computed(x, [part])[0], computed(x, [part])[0])
 
@@ -132,7 +124,7 @@ def test_what_it_cannot_take_is_one_sentence():
     weights = one.down.weight.detach(), one.up.weight.detach()
 
     def call(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        return few_tokens(x, down, None, 0, [up], [None], [None], [0, 0, 13])
+        return few_tokens(x, [down], None, 0, [up], [None], [None], [0, 0, 13], [], 0, 0)
 
     with pytest.raises(SlimrankError, match="bfloat16, float16 or float32, one for all, not bfloat16 and float32"):
         call(x.bfloat16(), *weights)
@@ -147,5 +139,6 @@ def test_what_it_cannot_take_is_one_sentence():
 def test_the_fake_is_as_the_operator_is():
     one, x = layer("pivoted", 45, 50, 13, biased=True).to(interpreted.DEVICE), random(2, 50).to(interpreted.DEVICE)
     part = one.outputs()
-    arguments = (x, part.factor.weight.detach(), None, 0, [part.matrix.detach()], [part.table], [part.bias.detach()])
-    torch.library.opcheck(few_tokens, (*arguments, [part.copies, 0, 13]))
+    matrices = [part.factor.weight.detach()], None, 0, [part.matrix.numbers.detach()]
+    arguments = (x, *matrices, [part.table], [part.bias.detach()], [part.copies, 0, 13], [], 0, 0)
+    torch.library.opcheck(few_tokens, arguments)

@@ -29,12 +29,13 @@ class Blocks:
 
 
 def blocks(
-    tokens: int, rows: int, columns: int, itemsize: int, processors: int, *, splittable: bool = False, parts: int = 1
-) -> Blocks:
+    tokens: int, rows: int, columns: int, itemsize: int, processors: int, *, splittable: bool = False, parts: int = 1,
+    bits: int = 0,
+) -> Blocks:  # fmt: skip
     """The blocks of a matrix (rows, columns), numbers of `itemsize` bytes, times 1 to MOST vectors.
 
-    parts: how many float32 vectors each vector is the sum of, where that isn't one.
-
+    parts: how many float32 vectors each vector is the sum of, where that isn't one; bits: of the matrix's numbers, 0
+    where they are as large as the vectors'.
 
     A tile of many rows reads the vectors less often; one of few leaves no processor idle. What has few rows is split
     along the columns, where it may be, less often for more tokens: what reads the outcome then reads all parts.
@@ -44,9 +45,8 @@ def blocks(
     least = 8 if tokens == 1 else 16
     while tile > least and -(-rows // tile) < processors:
         tile //= 2
-    block = (
-        4096 // tile if tokens == 1 else STAGE // (tile * itemsize + padded * (itemsize if parts == 1 else 4 * parts))
-    )
+    column = tile * (bits / 8 or itemsize) + padded * (itemsize if parts == 1 else 4 * parts)  # bytes of one
+    block = 4096 // tile if tokens == 1 else int(STAGE // column)
     block = max(16, min(_power(block + 1) // 2, 512, max(16, _power(columns))))
     columns, splits, tiles = max(columns, 1), 1, -(-rows // tile)
     while splittable and tiles * splits < processors and 2 * splits * tokens <= 16 and columns >= 2 * splits * block:
