@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import lcm
+from math import floor, lcm
 
 import numpy as np
 
@@ -103,9 +103,10 @@ class Seconds:
 
 def too_fast(dense: float, least: float, speedup: float) -> UsageError:
     """The error where a model of `least` seconds at least is to be so many times as fast as the one of `dense`."""
+    fastest = floor(1000 * dense / least) / 1000
     return UsageError(
-        f"--speedup {speedup:.4g} is more than any plan reaches on this device for so many --tokens: the fastest "
-        f"possible is {dense / least:.2f}, with every linear at its fastest; ask for less."
+        f"--speedup {speedup:.5g} is more than any plan reaches on this device for so many --tokens: the fastest "
+        f"possible is {fastest:g}, with every linear at its fastest; ask for that or less."
     )
 
 

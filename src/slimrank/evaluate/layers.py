@@ -4,7 +4,7 @@ A layer is timed as slimrank.optimize leaves it, but for what other layers do fo
 into one, and orders that a neighbour takes over.
 """
 
-import statistics
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ COLD = 2**26
 """Bytes of weights that pass between two calls of one layer, so that no cache holds them, as in a large model."""
 
 LEAST, MOST = 7, 41  # rounds
+QUICK = 10  # one call in so many is quicker than what is said, since what others do on a machine only adds time
 ENOUGH = 60.0  # seconds, after which no round begins that is not needed
 
 
@@ -97,21 +98,23 @@ def weight_bytes(layers: Sequence[Layer], dtype: torch.dtype) -> int:
 def in_turns(
     calls: Mapping[str, Sequence[Call]], track: Track = no_track, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """The median seconds of each, one call of each in every round, so that what the machine does meanwhile hits all.
+    """The seconds of each, one call of each in every round, so that what the machine does meanwhile hits all.
 
+    That is the lowest tenth's largest. The order is another one in every round, since a call is quicker after its like.
     Where there are several of one, they take turns. All are called once before.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for own in calls.values():
         for call in own:
             call()
-    started = clock()
+    started, order, generator = clock(), list(calls), random.Random(0)
     for turn in track(range(MOST), "timing layers", MOST):
-        for name, own in calls.items():
-            times[name].append(seconds_of(own[turn % len(own)], clock))
+        generator.shuffle(order)
+        for name in order:
+            times[name].append(seconds_of(calls[name][turn % len(calls[name])], clock))
         if turn + 1 >= LEAST and clock() - started > ENOUGH:
             break
-    return {name: statistics.median(own) for name, own in times.items()}
+    return {name: sorted(own)[len(own) // QUICK] for name, own in times.items()}
 
 
 def seconds_of(call: Call, clock: Callable[[], float]) -> float:
