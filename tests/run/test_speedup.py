@@ -60,7 +60,8 @@ def test_the_model_is_as_fast_as_was_asked_by_the_times_that_were_measured(place
 
 def test_a_token_at_a_time_may_be_rounded_on_a_cpu(place):
     plan = compress("dense", speedup=1.2, tokens=1, plan_only=True, **FEW).plan
-    assert any(name.endswith("8b") for name in plan.time.seconds)
+    widths = {name.split()[2] for name in plan.time.seconds if name.endswith(" 8b") or " 4b" in name}
+    assert widths == {"8b", "4b32"} and plan.time.heads.keys() == {16, 8, 4}
     assert any(step.name == "round" for step in plan.recipe.refine)
     assert "decoding a token" in plan.time.sentence()
 
