@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
 
 def spectra_of(model: Compressible, evidence: Evidence, recipe: Recipe, task: Task) -> Spectra:
     """The spectra of a row's metric, priced where its plan needs prices."""
-    return decompose(model, evidence, recipe, priced="size" in task)
+    return decompose(model, evidence, recipe, pricing=recipe.pricing if "size" in task else None)
 
 
 def tied(model: Any) -> set[str]:

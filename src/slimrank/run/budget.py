@@ -120,15 +120,13 @@ def time_budget(
     grids, widths = (finest(recipe.allocate.pricing), recipe.allocate.end_widths) if rounds else ((), (16,))
     bench = bench_of(model, recipe.form, grids, tokens, stored, widths)
     dtype = str(stored).removeprefix("torch.")
-    return TimeBudget(speedup, tokens, dtype, timed(bench, speedup, run), rounds, widths)
+    return TimeBudget(speedup, tokens, dtype, timed(bench, speedup, run), grids, widths)
 
 
-def finest(grids: Sequence[Grid]) -> list[Grid]:
+def finest(grids: Sequence[Grid]) -> tuple[Grid, ...]:
     """Of every width the grid with the smallest groups, which loses least and was as quick within a few percent."""
-    return [
-        min((one for one in grids if one.bits == bits), key=size_of_group)
-        for bits in dict.fromkeys(one.bits for one in grids)
-    ]
+    widths = dict.fromkeys(one.bits for one in grids)
+    return tuple(min((one for one in grids if one.bits == bits), key=size_of_group) for bits in widths)
 
 
 def size_of_group(grid: Grid) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from slimrank.plan import LinearPlan, Size
 from slimrank.recipe import Recipe
 from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
+from slimrank.rounding.price import Pricing
 from slimrank.run.ends import best_of_widths
 
 Specs = dict[str, Spec]
@@ -44,13 +45,14 @@ class ByteBudget:
     ends: dict[str, int]
     widths: tuple[int, ...] = ()
 
-    rounds: ClassVar[bool] = True
-    """Whether numbers may be rounded, so that this has to be priced."""
-
     @property
     def identity(self) -> dict[str, Any]:
         """What a run's results depend on."""
         return {"bytes": self.allowed}
+
+    def pricing(self, recipe: Recipe) -> Pricing | None:
+        """What rounding has to be priced: all that the recipe offers."""
+        return recipe.pricing
 
     def ledger(self, model: Compressible, form: Factorizer) -> "Ledger":
         """What counts the checkpoint's bytes."""

@@ -99,11 +99,11 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
     """Run the pipeline; returns the spectra and the plan. With plan_only the model stays dense."""
     model, recipe, run = job.model, job.recipe, job.run
     with run.clock("calibrate"):
-        priced = job.budget is not None and job.budget.rounds and job.plan is None
-        needs = recipe.needs | Needs(ends=priced)
+        pricing = None if job.budget is None or job.plan else job.budget.pricing(recipe)
+        needs = recipe.needs | Needs(ends=pricing is not None)
         evidence = calibrate(model, job.windows, needs, run, blocks_with_curves(model, run.pieces))
     with run.clock("decompose"):
-        spectra = decompose(model, evidence, recipe, keep=job.keep, priced=priced, run=run)
+        spectra = decompose(model, evidence, recipe, keep=job.keep, pricing=pricing, run=run)
         trim()
     with run.clock("allocate"):
         plan = (job.plan or allocated(spectra, recipe, job.keep, run, job.budget)).with_notes(job.loaded.notes)

@@ -11,6 +11,7 @@ from slimrank.model.units import Unit
 from slimrank.plan import LinearPlan, Time
 from slimrank.recipe import Recipe
 from slimrank.rounding.grid import Grid
+from slimrank.rounding.price import Pricing
 from slimrank.run.ends import best_of_widths, head_bits
 from slimrank.run.timed import Timed
 
@@ -21,21 +22,24 @@ SLACK = 1e-9  # of the whole, which sums in another order may differ by
 class TimeBudget:
     """speedup: of the dense model's seconds over the plan's, at least, for `tokens` at once; dtype: of its floats.
 
-    rounds: whether numbers may be rounded, so that this has to be priced; widths: those that embedding and head may
-    have, 16 to be left as they are.
+    grids: that linears may have; widths: those that embedding and head may have, 16 to be left as they are.
     """
 
     speedup: float
     tokens: int
     dtype: str
     timed: Timed
-    rounds: bool = False
+    grids: tuple[Grid, ...] = ()
     widths: tuple[int, ...] = (16,)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a run's results depend on."""
         return {"speedup": self.speedup, "tokens": self.tokens}
+
+    def pricing(self, recipe: Recipe) -> Pricing | None:
+        """What rounding has to be priced: the grids that were timed."""
+        return replace(recipe.pricing, grids=self.grids) if recipe.pricing and self.grids else None
 
     def spend(self, problem: Problem, recipe: Recipe) -> "SpentTime":
         """What loses least within the budget: the best of the widths that embedding and head may have.

@@ -21,6 +21,7 @@ from slimrank.plan import Budget, LinearPlan, Plan
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.rounding.grid import Grid
+from slimrank.rounding.price import Pricing
 from slimrank.run.budget import RunBudget
 from slimrank.run.build import build, cuts_of, predicted
 from slimrank.spectrum.curve import share
@@ -37,12 +38,12 @@ def decompose(
     *,
     keep: float = 1.0,
     held: Decompositions | None = None,
-    priced: bool = False,
+    pricing: Pricing | None = None,
     run: Run | None = None,
 ) -> Spectra:
     """Evidence -> Spectra in the recipe's metric; keep, held: see spectrum.decompose.
 
-    priced: with what rounding would cost, for a budget that may go to rounded numbers.
+    pricing: what rounding is to be priced, for a budget that may go to rounded numbers.
     """
     return decompose_units(
         model,
@@ -55,7 +56,7 @@ def decompose(
         bases=recipe.cuts_later,
         measured_later=recipe.form.searches,
         held=held,
-        pricing=recipe.pricing if priced else None,
+        pricing=pricing,
         run=run,
     )
 
