@@ -5,14 +5,16 @@
 MODEL is a folder, or `random`: serving.py's shape of 1.45 billion parameters (hidden 2048, ffn 5632) with --blocks
 blocks and a small vocabulary, whose nats mean nothing. A row a model, speed and number of tokens: 1 is decoding after a
 prompt of one token, more is a prefill. Models are timed as transformers loads them and as slimrank.optimize leaves
-them, all four in one run. The load is that of the machine's last minute before.
+them, all four in one run and by the clock that layers are timed by: with one thread that is the process's own time,
+with more the wall's, which wants a quiet machine. The load is that of the machine's last minute before.
 """
 
 import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from tiny_tokenizer import make_tokenizer, words
 
 import slimrank
 from slimrank.errors import UsageError
-from slimrank.evaluate.speed import Asked, Bench, bench
+from slimrank.evaluate.decoding import decoder, prefill, prompt
+from slimrank.evaluate.layers import clock_of, in_turns
 from slimrank.serve.optimize import optimize
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "max_position_embeddings": 4096}
@@ -39,15 +42,22 @@ def made(options: argparse.Namespace, place: Path) -> Path:
     return place / "random"
 
 
-def timed(dense: Path, small: Path, options: argparse.Namespace, tokens: int) -> Bench:
-    """Both models, plain and optimized, in turns."""
+def timed(dense: Path, small: Path, tokens: int) -> dict[str, float]:
+    """Seconds of both models, plain and optimized, in turns."""
     folders = {"dense": dense, "small": small}
     models = {name: slimrank.load(str(folder), dtype="bfloat16").model for name, folder in folders.items()}
     models |= {
         f"{name} optimized": optimize(slimrank.load(str(folder), dtype="bfloat16").model)
         for name, folder in folders.items()
     }
-    return bench(models, Asked(tokens, (1,), options.steps, options.rounds), {})
+    with torch.inference_mode():
+        calls = {name: [call_of(model, tokens)] for name, model in models.items()}
+    return in_turns(calls, clock=clock_of(torch.device("cpu")))
+
+
+def call_of(model: Any, tokens: int) -> Callable[[], object]:
+    """A prefill, or decoding one token after another."""
+    return decoder(model, 1, 1, 99) if tokens == 1 else partial(prefill, model, prompt(model, tokens))
 
 
 def row_of(task: rows.Task, options: argparse.Namespace, dense: Path, place: Path) -> dict[str, Any]:
@@ -65,8 +75,7 @@ def row_of(task: rows.Task, options: argparse.Namespace, dense: Path, place: Pat
         return task | {"refused": str(error)}
     planned, seconds = result.plan.time, time.perf_counter() - started
     assert planned is not None, "the budget is one of seconds"
-    found = {speed.name: speed for speed in timed(dense, out, options, tokens).speeds}
-    measured = {name: speed.decode[1] if tokens == 1 else speed.prefill for name, speed in found.items()}
+    measured = timed(dense, out, tokens)
     return task | {
         "predicted": round(planned.speedup, 3),
         "measured": round(measured["dense"] / measured["small"], 3),
@@ -102,8 +111,6 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--window", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch.manual_seed(0)
     name = rows.named(options.model)
@@ -113,7 +120,7 @@ def main() -> None:
         for speedup in options.speedups.split(",")
         for tokens in options.tokens.split(",")
     ]
-    settings = {key: getattr(options, key) for key in ("samples", "window", "steps", "rounds")}
+    settings = {key: getattr(options, key) for key in ("samples", "window")}
     with rows.one_sentence():
         rows.run(options, tasks, measure, settings | {"dtype": "bfloat16", "unit": "milliseconds"})
 

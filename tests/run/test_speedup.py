@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from invented_times import invented
+from processes import torchrun
 from typer.testing import CliRunner
 
 from slimrank import Plan, compress, load
@@ -102,6 +103,16 @@ def test_a_stopped_run_goes_on_with_the_times_that_it_began_with(place, monkeypa
     assert compress("dense", speedup=1.5, tokens=32, out="out", **FEW).plan.time == whole.time
     one, two = ((place / name / "model.safetensors").read_bytes() for name in ("whole", "out"))
     assert one == two
+
+
+@pytest.mark.slow
+def test_several_processes_go_by_the_times_of_the_first(place):
+    said = torchrun(place, "compress", "dense", *READ, "--speedup", "1", "--tokens", "32", "--out", "out")
+    assert said.returncode == 0, said.stderr
+    time = Plan.load(place / "out" / "slimrank" / "plan.json").time
+    (machine,) = json.loads((place / "cache" / "slimrank" / "speed.json").read_text())["machines"].items()
+    (kept,) = machine[1].values()
+    assert time.machine == machine[0] and time.seconds == {k: [tuple(p) for p in v] for k, v in kept["lines"].items()}
 
 
 def interrupted(*arguments, **options):

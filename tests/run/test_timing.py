@@ -71,7 +71,7 @@ def test_no_layer_has_more_numbers_than_the_dense_one(model):
 def test_everything_is_measured_on_the_stored_dtype(model, monkeypatch):
     seen = {}
 
-    def in_turns(calls, track):
+    def in_turns(calls, track, clock):
         for name, own in calls.items():
             with torch.inference_mode():
                 seen[name] = own[0]()
@@ -172,6 +172,14 @@ def test_kept_times_that_are_none_are_measured_anew(model, measured, cache, wron
     cache.write_text(json.dumps(content))
     notes = timed(bench(model), 1.0, Run()).notes
     assert measured.times == 2 and len(notes) == (wrong is not None)
+
+
+def test_a_busy_machine_is_said_where_its_wall_clock_counts(model, measured, monkeypatch, cache):
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
+    assert timed(bench(model), 1.0, Run()).notes == ()  # of one thread, whose own time counts
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    (said,) = timed(bench(model), 1.0, Run()).notes
+    assert "a load of 99.0 on" in said and said.endswith(f"To do so, remove {cache}.")
 
 
 def test_a_folder_that_cannot_be_written_is_said(model, measured, cache):

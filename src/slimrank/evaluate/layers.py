@@ -4,6 +4,7 @@ A layer is timed as slimrank.optimize leaves it, but for what other layers do fo
 into one, and orders that a neighbour takes over.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from slimrank.serve.few_tokens import DEVICE, serve, unavailable, units
 from slimrank.serve.one_token import use_one_token_products
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
 
 COLD = 2**26
 """Bytes of weights that pass between two calls of one layer, so that no cache holds them, as in a large model."""
@@ -94,10 +96,25 @@ def weight_bytes(layers: Sequence[Layer], dtype: torch.dtype) -> int:
     )
 
 
+def clock_of(device: torch.device) -> Clock:
+    """A CPU's time of this process where it has one thread, so that what others do meanwhile does not count; else the
+    wall's."""
+    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
+def busy(device: torch.device) -> str | None:
+    """A sentence where others want this machine's cores too, which the clock then counts; None otherwise."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if clock_of(device) is time.process_time or load <= cores + 1:
+        return None
+    return (
+        f"The machine was busy while layers were timed (a load of {load:.1f} on {cores} cores), which slows down long "
+        "calls most: time again when it is quiet."
+    )
+
+
 @torch.inference_mode()
-def in_turns(
-    calls: Mapping[str, Sequence[Call]], track: Track = no_track, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
+def in_turns(calls: Mapping[str, Sequence[Call]], track: Track = no_track, *, clock: Clock) -> dict[str, float]:
     """The seconds of each, one call of each in every round, so that what the machine does meanwhile hits all.
 
     That is the lowest tenth's largest. The order is another one in every round, since a call is quicker after its like.
@@ -117,7 +134,7 @@ def in_turns(
     return {name: sorted(own)[len(own) // QUICK] for name, own in times.items()}
 
 
-def seconds_of(call: Call, clock: Callable[[], float]) -> float:
+def seconds_of(call: Call, clock: Clock) -> float:
     """Of one call; the device is waited for."""
     synchronize()
     started = clock()

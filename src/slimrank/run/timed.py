@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from slimrank.allocate.seconds import Times, too_fast
 from slimrank.errors import SlimrankError
+from slimrank.evaluate.layers import busy
 from slimrank.run.kept_times import read_times, times_file, write_times
 from slimrank.run.timing import Bench, Measured
 from slimrank.runtime.machine import machine_name
@@ -77,6 +78,8 @@ def known_or_measured(bench: Bench, run: Run) -> tuple[Measured, Sequence[str]]:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         notes.append(f"The times kept in {path} can't be used ({why[:200]}), so layers were timed anew.")
     found = bench.measure(run)
+    if said := busy(bench.device):
+        notes.append(f"{said} To do so, remove {path}.")
     try:
         write_times(path, machine, key, found.model_dump(mode="json"))
     except SlimrankError as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from slimrank.errors import UsageError
-from slimrank.evaluate.layers import COLD, Call, Layer, in_turns, served, weight_bytes
+from slimrank.evaluate.layers import COLD, Call, Layer, clock_of, in_turns, served, weight_bytes
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
 from slimrank.forms.linear import is_linear, shape_of
@@ -80,7 +80,7 @@ class Bench:
             calls[f"block {place}"] = self.block_calls(first, copies)
         for head in self.heads.values():
             calls[head.key] = head.calls(1, self.device, self.dtype)
-        found = in_turns(calls, run.track)
+        found = in_turns(calls, run.track, clock=clock_of(self.device))
         lines: dict[str, list[tuple[int, float]]] = {}
         for layer in self.layers:
             lines.setdefault(layer.name, []).append((layer.rank, found[layer.key]))
