@@ -26,11 +26,12 @@ from slimrank.evaluate.results import text_json
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.recipe import Recipe
-from slimrank.run.budget import budget_of
+from slimrank.run.budget import budget_of, checked_budget
 from slimrank.run.comparison import dense_afterwards
 from slimrank.run.steps import allocate, decompose, factorize, refine
 from slimrank.runtime.memory import parse_size
 from slimrank.spectrum.spectra import Spectra
+from slimrank.store.run import Run
 from slimrank.texts.reading import Reading, read_windows
 
 
@@ -68,7 +69,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
         started = time.perf_counter()
         with dense_afterwards(model):
             size = parse_size(task["size"], "--sizes") if "size" in task else None
-            budget = budget_of(model, recipe, None, loaded.dtype, size, None)
+            budget = budget_of(model, recipe, None, loaded.dtype, checked_budget(None, size, None), Run())
             plan = allocate(spectra, recipe, 1.0, budget=budget)
             plan = refine(spectra, factorize(spectra, plan))
             seconds = time.perf_counter() - started
@@ -91,7 +92,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
 
 def spectra_of(model: Compressible, evidence: Evidence, recipe: Recipe, task: Task) -> Spectra:
     """The spectra of a row's metric, priced where its plan needs prices."""
-    return decompose(model, evidence, recipe, priced="size" in task)
+    return decompose(model, evidence, recipe, pricing=recipe.pricing if "size" in task else None)
 
 
 def tied(model: Any) -> set[str]:

@@ -113,11 +113,52 @@ class Size(BaseModel):
     frontier: list[tuple[int, float]] = []
 
 
+class Time(BaseModel):
+    """Predicted seconds of one call with `tokens` at once, on the machine where layers of that dtype were timed.
+
+    asked: how many times as fast as the dense model; dense: its seconds; rest: those of all that is neither a linear of
+    the plan nor the head; used: of the planned model. ends: the loss expected of the rounded embedding and head.
+    frontier: the loss expected of the best plans of other speeds, as times the dense one. heads: seconds of the head by
+    its bits, 16 for floats; seconds: of layers at the ranks that were measured, by shape, form and bits.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    asked: float
+    tokens: int
+    machine: str
+    dtype: str
+    dense: float
+    rest: float
+    used: float
+    ends: float = 0.0
+    frontier: list[tuple[float, float]] = []
+    heads: dict[int, float] = {}
+    seconds: dict[str, list[tuple[int, float]]]
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the dense model."""
+        return self.dense / self.used
+
+    @property
+    def call(self) -> str:
+        """What is timed."""
+        return "decoding a token" if self.tokens == 1 else f"a prefill of {self.tokens} tokens"
+
+    def sentence(self) -> str:
+        """The prediction for people."""
+        return (
+            f"{self.speedup:.2f} times the dense model's speed predicted for {self.call} ({1000 * self.used:,.1f} "
+            f"instead of {1000 * self.dense:,.1f} ms, {self.dtype}, {self.machine})"
+        )
+
+
 class Plan(BaseModel):
     """The plan of every linear, with the recipe, the model's fingerprint and the calibration that it was made from.
 
-    size: the budget of bytes, where it is one; the budget of parameters then allows all. ends: the bits of embeddings
-    and head, by name, where they are rounded.
+    size, time: the budget of bytes or seconds, where it is one; the budget of parameters then allows all. ends: the
+    bits of embeddings and head, by name, where they are rounded.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -131,16 +172,18 @@ class Plan(BaseModel):
     notes: list[str] = []
     linears: dict[str, LinearPlan]
     size: Size | None = None
+    time: Time | None = None
     ends: dict[str, int] = {}
 
     @model_serializer(mode="wrap")
     def _without_size(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without(dump(self), "size", "ends")
+        return without(dump(self), "size", "time", "ends")
 
     @property
     def predicted(self) -> float:
         """The summed predicted loss of all linears, and of the ends."""
-        return sum(linear.loss for linear in self.linears.values()) + (self.size.ends if self.size else 0.0)
+        ends = sum(budget.ends for budget in (self.size, self.time) if budget)
+        return sum(linear.loss for linear in self.linears.values()) + ends
 
     def blocks(self) -> dict[int, dict[str, LinearPlan]]:
         """The linears' plans by block index and role."""

@@ -100,16 +100,12 @@ class Recipe(BaseModel):
         return Pricing(self.allocate.pricing, step.feedback == "both", step.ridge)
 
     def sized(self) -> "Recipe":
-        """The recipe for a budget of bytes: its refiner round, where it has none, takes the place of anchored.
+        """The recipe for a budget that rounding helps: its refiner round, where it has none, takes anchored's place.
 
         Raises:
-            UsageError: if its allocator can't spend bytes, or a refiner can't train rounded layers.
+            UsageError: if its allocator spends parameters alone, or a refiner can't train rounded layers.
         """
-        if not self.allocate.pricing:
-            raise UsageError(
-                f"The recipe {self.name} allocates by {self.allocate.name}, which chooses no bits: give --keep instead "
-                "of --size or --bits, or set allocate to nats."
-            )
+        self.require_spending()
         step = next((step for step in self.refine if step.needs_floats), None)
         if step is not None:
             raise UsageError(f"refine.{step.name} can't train rounded layers: leave it out, or give --keep.")
@@ -122,6 +118,14 @@ class Recipe(BaseModel):
         if not any(isinstance(step, Round) for step in steps):
             steps = [Round(mix=0.0, shrink=0.0), *steps]
         return self.model_copy(update={"refine": tuple(steps)})
+
+    def require_spending(self) -> None:
+        """Raise a UsageError if its allocator can't spend bytes or seconds."""
+        if not self.allocate.spends:
+            raise UsageError(
+                f"The recipe {self.name} allocates by {self.allocate.name}, which spends parameters and chooses no "
+                "bits: give --keep instead of --size, --bits or --speedup, or set allocate to nats."
+            )
 
     def refined(self, by: Refinement) -> "Recipe":
         """The recipe with its training refiners replaced by `by`, or removed for `none`."""

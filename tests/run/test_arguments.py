@@ -14,6 +14,8 @@ WRONG = {
     "keep": "0.5",
     "size": 2.5e6,
     "bits": "4",
+    "speedup": "1.5",
+    "tokens": 0.5,
     "samples": 2.5,
     "window": "16",
     "seed": True,

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from slimrank.allocate.stored import Spending
 from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize.base import Factorizer
 from slimrank.factorize.shared import form_for
@@ -25,18 +26,15 @@ class Problem:
     """The input of an allocator.
 
     keep: the share of the linears' parameters that stays; form: gives the cost of a rank; spectra: the curves, and for
-    allocators that measure, the model and the evidence; run: progress and finished pieces. bytes: where the budget is
-    one of bytes, how many the units may take; rest: bytes of everything else; itemsize: bytes of a float as it is
-    stored.
+    allocators that measure, the model and the evidence; run: progress and finished pieces. spending: the budget where
+    it is one of bytes or seconds.
     """
 
     keep: float
     form: Factorizer
     spectra: Spectra
     run: Run = field(default_factory=Run)
-    bytes: int | None = None
-    rest: int = 0
-    itemsize: int = 2
+    spending: Spending | None = None
 
     @property
     def curves(self) -> Mapping[Unit, Curve]:
@@ -76,15 +74,15 @@ def allowed(keep: float, dense: int) -> int:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The ranks, and notes for the user, a sentence each; under a budget of bytes also grids and what was found.
+    """The ranks, and notes for the user, a sentence each; under a budget of bytes or seconds also what was found.
 
-    grids: of the units that are rounded; frontier: bytes of all units and their summed predicted loss, by budget.
+    grids: of the units that are rounded; frontier: what all units cost and their summed predicted loss, by budget.
     """
 
     ranks: Ranks
     notes: tuple[str, ...] = ()
     grids: Mapping[Unit, Grid] = field(default_factory=dict)
-    frontier: Sequence[tuple[int, float]] = ()
+    frontier: Sequence[tuple[float, float]] = ()
 
 
 class Allocator(BaseModel):
@@ -107,9 +105,12 @@ class Allocator(BaseModel):
         """Whether it can choose linears that are factorised together as one unit."""
         return False
 
+    spends: ClassVar[bool] = False
+    """Whether it can spend bytes or seconds instead of parameters."""
+
     @property
     def pricing(self) -> tuple[Grid, ...]:
-        """The grids that it chooses from under a budget of bytes; none where it can't spend bytes."""
+        """The grids that it chooses from under a budget of bytes or seconds."""
         return ()
 
     @property

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from slimrank.allocate.base import Allocation, Allocator, Problem, Ranks
+from slimrank.allocate.candidates import Candidates, summary
 from slimrank.allocate.choices import Choices, grouped, ranks_of, sums
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.measure import holds
 from slimrank.allocate.prices import agreement, corrected_losses, measure
-from slimrank.allocate.size import Sizes, summary
-from slimrank.allocate.stored import Options
+from slimrank.allocate.stored import Options, Spending
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit, described
@@ -33,10 +33,13 @@ class Nats(Allocator):
     calibrate: the number of ranks of each linear at which KL is measured, all other linears being dense, to correct the
     scale and exponent of its predicted loss; 0 trusts the prediction. windows: calibration windows for that.
 
-    Under a budget of bytes every linear may also be rounded, dense or as two factors. widths: bits of a number, those
-    for which there are kernels by default, 2 and 3 where size alone counts; groups: inputs that share a scale in fewer
-    than 8 bits, where a row has one; ends: bits of embedding and head, 16 for their own floats.
+    Under a budget of bytes or seconds every linear may also be rounded, dense or as two factors. widths: bits of a
+    number, those for which there are kernels by default, 2 and 3 where size alone counts; groups: inputs that share a
+    scale in fewer than 8 bits, where a row has one; ends: bits of embedding and head under a budget of bytes, 16 for
+    their own floats.
     """
+
+    spends: ClassVar[bool] = True
 
     name: Literal["nats"] = "nats"
 
@@ -81,10 +84,10 @@ class Nats(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""
-        if problem.bytes is not None:
+        if problem.spending is not None:
             if self.calibrate:
-                raise UsageError("allocate.calibrate corrects ranks alone: leave it 0 with --size or --bits.")
-            return spend_bytes(problem, problem.bytes, self.pricing, self.gain)
+                raise UsageError("allocate.calibrate corrects a budget of parameters: leave it 0, or give --keep.")
+            return spend_on(problem, problem.spending, self.pricing, self.gain)
         curves = {**problem.curves, **problem.spectra.stacks}
         losses = {unit: curve.losses().cpu().numpy() for unit, curve in curves.items()}
         allocation = spend(problem, losses, self.gain)
@@ -120,20 +123,22 @@ def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
     return Allocation(ranks, notes(ranks))
 
 
-def spend_bytes(problem: Problem, budget: int, grids: Sequence[Grid], gain: float) -> Allocation:
-    """How every unit is stored within a budget of bytes, with the frontier of other budgets."""
-    options = Options(problem.form, problem.itemsize, grids)
-    sizes = Sizes.of(problem.spectra, options, gain)
-    if budget < sizes.least:
-        raise UsageError(
-            f"The smallest checkpoint that this recipe can make has {sizes.least + problem.rest} bytes, and "
-            f"{budget + problem.rest} are allowed: raise --size or --bits, or allow fewer bits by allocate.widths."
-        )
-    stored = sizes.within(budget)
+def spend_on(problem: Problem, spending: Spending, grids: Sequence[Grid], gain: float) -> Allocation:
+    """How every unit is stored within a budget of bytes or seconds, with the frontier of other budgets.
+
+    Raises:
+        UsageError: if the least that the units can cost is over the budget.
+    """
+    cost = spending.cost
+    options = Options(problem.form, [grid for grid in grids if cost.knows(grid)], cost)
+    candidates = Candidates.of(problem.spectra, options, gain)
+    if spending.left < candidates.least:
+        raise cost.refusal(candidates.least, spending.left)
+    stored = candidates.within(spending.left)
     ranks = {unit: one.rank for unit, one in stored.items()}
     rounded = {unit: one.grid for unit, one in stored.items() if one.grid is not None}
     said = (f"Stored: {summary(stored)}.", *notes(ranks))
-    return Allocation(ranks, said, rounded, [(point.bytes + problem.rest, point.loss) for point in sizes.frontier()])
+    return Allocation(ranks, said, rounded, [(point.cost, point.loss) for point in candidates.frontier()])
 
 
 def notes(ranks: Ranks) -> tuple[str, ...]:

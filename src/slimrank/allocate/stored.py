@@ -1,24 +1,20 @@
-"""What a unit can be stored as, in bytes and in predicted loss."""
+"""What a unit can be stored as, in predicted loss and in what it costs: bytes, or seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from slimrank.allocate.choices import Choices, ranks_of
+from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
-from slimrank.factorize.shared import form_for
-from slimrank.forms import FORMS, Dense, LowRank
-from slimrank.forms.quantized import stored_bytes
 from slimrank.model.units import Shape, Unit
 from slimrank.rounding.grid import Grid
 from slimrank.spectrum.curve import Curve
 
-HEADER = 92
-"""Bytes of a tensor in a safetensors header beside its name, its offsets taken as long ones."""
-
 RANKS = 32
-"""Ranks of rounded factors are multiples of this number, which kernels ask for, in matrices of 16 times it or more."""
+"""The step between ranks that kernels take well, in matrices of 16 times it or more."""
 
 
 @dataclass(frozen=True)
@@ -29,39 +25,44 @@ class Stored:
     grid: Grid | None = None
 
 
+class Cost(Protocol):
+    """What the units cost, in bytes or in seconds."""
+
+    def of(self, unit: Unit, stored: Stored) -> float:
+        """The cost of a unit that is stored so."""
+
+    def knows(self, grid: Grid) -> bool:
+        """Whether it can say what numbers on this grid cost."""
+
+    def multiple(self, unit: Unit) -> int:
+        """The step between the ranks that the unit may have in floats."""
+
+    def refusal(self, least: float, left: float) -> UsageError:
+        """The error where all units cost `least` at least and only `left` may be spent on them."""
+
+
+@dataclass(frozen=True)
+class Spending:
+    """A budget of bytes or seconds: what the units cost, and how much they may cost in all."""
+
+    cost: Cost
+    left: float
+
+
 @dataclass(frozen=True)
 class Options:
-    """The options of units under a budget of bytes: the form of float factors, bytes of a float, and the grids."""
+    """The options of units under such a budget: the form of float factors, the grids, and the cost of all."""
 
     form: Factorizer
-    itemsize: int
     grids: Sequence[Grid]
-
-    def bytes(self, unit: Unit, stored: Stored) -> int:
-        """What the unit's tensors take, their places in the file's header included, without biases."""
-        rank, grid = stored.rank, stored.grid
-        if rank is None and grid is None:
-            return unit.parameters * self.itemsize + header(unit, ("weight",))
-        if grid is None:
-            made = form_for(self.form, unit)
-            names = {entry["form"] for entry in made.entries(unit.shapes, rank or 1)}
-            tensors = (
-                "weight",
-                *(name for form in names for name in FORMS[form].stored_names() if "scale" not in name),
-            )
-            return made.cost(unit.shapes, rank or 0) * self.itemsize + header(unit, tensors)
-        form = Dense if rank is None else LowRank
-        payload = sum(
-            stored_bytes(*shape, grid.bits, grid.group, self.itemsize) for shape in factor_shapes(unit.shape, rank)
-        )
-        return payload + header(unit, ("weight", *form.stored_names()))
+    cost: Cost
 
     def of_floats(self, unit: Unit, curve: Curve) -> Choices[Stored]:
-        """Dense and, where it takes less, the form at every rank that is a multiple of the form's."""
-        losses, ranks = curve.losses().cpu().numpy(), ranks_of(unit, self.form.multiple)
+        """The form at the ranks that the cost allows, where it takes less than dense."""
+        losses, ranks = curve.losses().cpu().numpy(), ranks_of(unit, self.cost.multiple(unit))
         made = [Stored(rank) for rank in ranks]
         choices = self._choices(unit, made, [losses[rank] for rank in ranks])
-        dense = self.bytes(unit, Stored())
+        dense = self.cost.of(unit, Stored())
         kept = [place for place, cost in enumerate(choices.costs) if cost < dense]
         return Choices(choices.costs[kept], choices.losses[kept], [choices.made[place] for place in kept])
 
@@ -79,25 +80,20 @@ class Options:
         return choices
 
     def _choices(self, unit: Unit, made: Sequence[Stored], losses: Sequence[float]) -> Choices[Stored]:
-        costs = np.array([self.bytes(unit, one) for one in made], float)
+        costs = np.array([self.cost.of(unit, one) for one in made], float)
         return Choices(costs, np.array(losses, float), [{unit: one} for one in made])
 
 
-def header(unit: Unit, tensors: Sequence[str]) -> int:
-    """Bytes of the unit's tensors in a safetensors header, a little more than they will take."""
-    return sum(HEADER + len(name) + len(tensor) for name in unit.names for tensor in tensors)
-
-
-def factor_shapes(shape: Shape, rank: int | None) -> list[Shape]:
-    """The shapes of V and U, or of W where there is no rank."""
-    rows, columns = shape
-    return [shape] if rank is None else [(rank, columns), (rows, rank)]
+def rank_step(shape: Shape) -> int:
+    """The step between the ranks of W (m, n) that kernels take well: RANKS, less in small matrices."""
+    step = RANKS
+    while step > 1 and step * 16 > min(shape):
+        step //= 2
+    return step
 
 
 def rank_grid(shape: Shape) -> range:
     """The ranks of rounded factors that take fewer numbers than W (m, n)."""
     rows, columns = shape
-    step = RANKS
-    while step > 1 and step * 16 > min(shape):
-        step //= 2
+    step = rank_step(shape)
     return range(step, (rows * columns - 1) // (rows + columns) + 1, step)

@@ -17,7 +17,7 @@ from slimrank.errors import MissingLibrary
 from slimrank.evaluate import Mean, ModelResult, Perplexity
 from slimrank.evaluate.speed import Bench
 from slimrank.evaluate.tasks import Score
-from slimrank.plan import LinearPlan, Plan, Size
+from slimrank.plan import LinearPlan, Plan, Size, Time
 from slimrank.report import write_report as write_page
 from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
@@ -112,6 +112,8 @@ def show_plan(plan: Plan) -> None:
     out.print("the recipe's metric), on calibration windows and on held-out ones. The plan lists every linear's.\n")
     if plan.size:
         show_frontier(plan, plan.size)
+    if plan.time:
+        show_speeds(plan, plan.time)
     for sentence in plan.notes:
         note(sentence)
 
@@ -135,6 +137,17 @@ def show_frontier(plan: Plan, size: Size) -> None:
         f"This plan: {plan.predicted:.4f} nats predicted, {size.used:,} of {size.allowed:,} bytes, {size.bits:.2f} "
         f"bits a number, {ends} in embedding and head; the dense weights take {size.dense:,} bytes.\n"
     )
+
+
+def show_speeds(plan: Plan, time: Time) -> None:
+    """What other speeds would lose, and how fast this plan is."""
+    rows = [
+        (f"{speedup:.2f}x", f"{1000 * time.dense / speedup:,.1f}", f"{loss:.4f}") for speedup, loss in time.frontier
+    ]
+    if rows:
+        table(["speed", "ms", "nats"], rows)
+        out.print("What the best plan of each speed would lose, in nats a token, as predicted from this calibration.\n")
+    out.print(f"This plan: {plan.predicted:.4f} nats and {time.sentence()}, at least {time.asked:g} times asked.\n")
 
 
 def _mean(linears: Iterable[LinearPlan], field: str) -> str:

@@ -61,6 +61,16 @@ Size = Annotated[
 Bits = Annotated[
     float | None, typer.Option(help="Instead: the mean bits of all the model's numbers, e.g. 4.0."), IN_PLAN
 ]
+Speedup = Annotated[
+    float | None,
+    typer.Option(help="Instead: how many times as fast as dense on this device, e.g. 1.5; layers are timed first."),
+    IN_PLAN,
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(help="What --speedup is for: tokens at once, 1 for decoding; by default 512, a prefill."),
+    IN_PLAN,
+]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(

@@ -212,6 +212,15 @@ class Form(nn.Module):
             for name, factor in self.present_factors().items():
                 setattr(self, name, QuantizedLinear(factor, bits, self.per_scale))
 
+    @torch.no_grad()
+    def randomize(self) -> None:
+        """Take random values, as a layer of which only the speed is asked."""
+        for tensor in self.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.normal_(std=0.02)
+            else:
+                tensor.random_()
+
     def entry(self) -> dict[str, Any]:
         """The layer's JSON, from which `shell` builds the same module again."""
         rank = {"rank": self.rank} if self.ranked else {}

@@ -87,6 +87,13 @@ class KeptColumns(Ordered):
             module.up.bias.copy_(bias)
         return module
 
+    @torch.no_grad()
+    def randomize(self) -> None:
+        """Random values and kept columns."""
+        super().randomize()
+        self.kept.copy_(torch.randperm(self.in_features)[: self.columns].sort().values)
+        self.forget_order()
+
     @staticmethod
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
         """c out + r (out + in - c), and c indices."""

@@ -127,6 +127,15 @@ class Pivoted(Ordered):
             self.bias.copy_(bias)
         self.chosen.copy_(pack(chosen))
 
+    @torch.no_grad()
+    def randomize(self) -> None:
+        """Random values and pivots."""
+        super().randomize()
+        chosen = torch.zeros(self.out_features, dtype=torch.bool)
+        chosen[torch.randperm(self.out_features)[: self.own]] = True
+        self.chosen.copy_(pack(chosen))
+        self.forget_order()
+
     @staticmethod
     def count_parameters(out_features: int, in_features: int, entry: dict[str, Any]) -> int:
         """r in + (out - r) r, and a byte for every eight rows."""

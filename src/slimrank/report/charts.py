@@ -112,15 +112,15 @@ def agreement(columns: Columns, runs: Sequence[str] = ()) -> Spec:
     return _finished(_chosen(alt, alt.layer(equal, points), "run", runs), height=320)
 
 
-def sizes(chosen: float, loss: float) -> Spec:
-    """Predicted nats against megabytes, as a line, and the plan's own size and loss."""
+def budgets(data: str, field: str, title: str, chosen: float, loss: float) -> Spec:
+    """Predicted nats against what was spent, a `field` of the `data`, as a line; and the plan's own of both."""
     alt = altair()
-    curve = alt.Chart(alt.NamedData("sizes")).transform_filter("datum.nats > 0")
-    x = alt.X("megabytes:Q", title="weights on disk, MB", scale=alt.Scale(type="log", nice=False, padding=10))
+    curve = alt.Chart(alt.NamedData(data)).transform_filter("datum.nats > 0")
+    x = alt.X(f"{field}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=10))
     y = alt.Y("nats:Q", title="predicted nats a token", scale=alt.Scale(type="log", nice=False, padding=10))
-    line = curve.mark_line(point=True, color="#31688e").encode(x=x, y=y, tooltip=["megabytes:Q", "nats:Q"])
-    own = alt.Chart(alt.InlineData(values=[{"megabytes": chosen, "nats": loss}]))
-    point = own.mark_point(filled=True, size=120, color="black", shape="diamond").encode(x="megabytes:Q", y="nats:Q")
+    line = curve.mark_line(point=True, color="#31688e").encode(x=x, y=y, tooltip=[f"{field}:Q", "nats:Q"])
+    own = alt.Chart(alt.InlineData(values=[{field: chosen, "nats": loss}]))
+    point = own.mark_point(filled=True, size=120, color="black", shape="diamond").encode(x=f"{field}:Q", y="nats:Q")
     return _finished(alt.layer(line, point) if loss > 0 else line, height=320)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimrank.checkpoint.account import CurvePoints
-from slimrank.plan import LinearPlan, Plan, Size
+from slimrank.plan import LinearPlan, Plan, Size, Time
 
 Columns = dict[str, list[Any]]
 
@@ -130,6 +130,11 @@ def curve_columns(plan: Plan, curves: Mapping[str, CurvePoints]) -> Columns:
 def size_columns(size: Size) -> Columns:
     """A row for each size of the frontier, and for the plan's own the same loss at its bytes."""
     return columns({"megabytes": short(point / 1e6), "nats": short(loss)} for point, loss in size.frontier)
+
+
+def speed_columns(time: Time) -> Columns:
+    """A row for each speed of the frontier, as times the dense model's."""
+    return columns({"speedup": short(speedup), "nats": short(loss)} for speedup, loss in time.frontier)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> Columns:

@@ -21,6 +21,7 @@ from slimrank.report.data import (
     root_mean_square,
     shown_alone,
     size_columns,
+    speed_columns,
 )
 from slimrank.report.measured import Table, evaluation_notes, evaluation_tables, speed_table, understood
 from slimrank.report.page import render
@@ -49,6 +50,7 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
         "curves": curve_columns(plan, account.curves),
         "stages": columns([{"stage": k, "seconds": round(v, 3)} for k, v in account.seconds.items()]),
         **({"sizes": size_columns(plan.size)} if plan.size and plan.size.frontier else {}),
+        **({"speeds": speed_columns(plan.time)} if plan.time and plan.time.frontier else {}),
     }
     return render(
         "run",
@@ -75,6 +77,8 @@ def run_page(folder: Path, evaluation: Path | None = None, bench: Path | None = 
 
 def budget(plan: Plan) -> str:
     """The budget in a word or two."""
+    if plan.time:
+        return f"{plan.time.asked:g} times the speed"
     return f"keep {plan.keep:g}" if plan.size is None else megabytes(plan.size.allowed)
 
 
@@ -92,7 +96,12 @@ def run_charts(data: dict[str, Columns], plan: Plan) -> dict[str, charts.Spec]:
     if "bits" in linears:
         made["map-bits"] = charts.heat_map("bits", "bits of a number of the dense linear", linears, largest=8)
     if plan.size and "sizes" in data:
-        made["sizes-chart"] = charts.sizes(plan.size.used / 1e6, plan.predicted)
+        made["sizes-chart"] = charts.budgets(
+            "sizes", "megabytes", "weights on disk, MB", plan.size.used / 1e6, plan.predicted
+        )
+    if plan.time and "speeds" in data:
+        title = f"predicted speed, times the dense model's, for {plan.time.call}"
+        made["speeds-chart"] = charts.budgets("speeds", "speedup", title, plan.time.speedup, plan.predicted)
     if None in linears["measured"]:
         made["map-predicted"] = charts.heat_map("predicted", "predicted error", linears)
     else:
@@ -166,6 +175,8 @@ def asked(plan: Plan, account: Account) -> Facts:
 
 def asked_size(plan: Plan) -> tuple[str, str]:
     """The budget that was given."""
+    if plan.time:
+        return "Speed", f"at least {plan.time.asked:g} times the dense model's; {plan.time.sentence()}"
     if plan.size is None:
         return "Keep", f"{plan.keep:g} of the parameters of the blocks' linears"
     ends = ", ".join(f"{name} in {bits} bits" for name, bits in plan.ends.items())
@@ -190,6 +201,8 @@ def settled(plan: Plan) -> list[object]:
     """The options that a plan settles, beside its recipe."""
     record = plan.calibration
     words: list[object] = ["--keep", f"{plan.keep:g}"] if plan.size is None else ["--size", plan.size.allowed]
+    if plan.time:
+        words = ["--speedup", f"{plan.time.asked:g}", "--tokens", plan.time.tokens]
     words += ["--samples", record["samples"], "--window", record["window"], "--seed", record["seed"]]
     words += ["--special-tokens", "window"] if record["special_tokens"] else []
     words += ["--chat"] if record.get("chat") else []

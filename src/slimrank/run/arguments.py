@@ -19,6 +19,8 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     "keep": ((Real, NoneType), "a number above 0 and at most 1, or None"),
     "size": ((*WHOLE, str, NoneType), "a number of bytes, a text such as '90MB', or None"),
     "bits": ((Real, NoneType), "a number above 0, or None"),
+    "speedup": ((Real, NoneType), "a number from 1 on, or None"),
+    "tokens": ((*WHOLE, NoneType), "a whole number or None"),
     "samples": (WHOLE, "a whole number"),
     "window": ((*WHOLE, NoneType), "a whole number or None"),
     "seed": (WHOLE, "a whole number"),

@@ -1,44 +1,134 @@
-"""The one budget of a run: a share of parameters, bytes, or mean bits."""
+"""The one budget of a run: a share of parameters, bytes, mean bits, or how many times as fast the model is to be."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from slimrank.errors import UsageError
 from slimrank.model.compressible import Compressible
+from slimrank.numerics.products import FEW
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
+from slimrank.rounding.grid import Grid
 from slimrank.run.bytes import ByteBudget, Ledger
+from slimrank.run.seconds import TimeBudget
+from slimrank.run.timed import timed
+from slimrank.run.timing import bench_of
 from slimrank.runtime.memory import parse_size
+from slimrank.store.run import Run
+from slimrank.texts.windows import context_length
 
 KEEP = 0.8
+TOKENS = 512
+
+RunBudget = ByteBudget | TimeBudget
 
 
-def checked_budget(keep: float | None, size: int | str | None, bits: float | None) -> tuple[float, int | None]:
-    """The share of parameters, 1 where bytes are the budget, and the bytes, None where `bits` or no bytes are given.
+@dataclass(frozen=True)
+class BudgetOptions:
+    """keep: the share of parameters, 1 where the budget is another one; size: bytes; bits: of a number, mean.
+
+    speedup: of a call with so many `tokens`, None for TOKENS, or the model's context where that is less.
+    """
+
+    keep: float
+    size: int | None = None
+    bits: float | None = None
+    speedup: float | None = None
+    tokens: int | None = None
+
+    def fitting(self, recipe: Recipe, device: str) -> Recipe:
+        """The recipe, with its refiners as the budget needs them.
+
+        Raises:
+            UsageError: if it can't spend bytes or seconds, or can't round where that would be spent on.
+        """
+        if self.size is not None or self.bits is not None or self.rounds(device):
+            return recipe.sized()
+        if self.speedup is not None:
+            recipe.require_spending()
+        return recipe
+
+    def rounds(self, device: str) -> bool:
+        """Whether rounded numbers may save time: there are kernels for them on a CPU, for few tokens."""
+        return self.speedup is not None and device == "cpu" and (self.tokens or TOKENS) <= FEW
+
+
+def checked_budget(
+    keep: float | None,
+    size: int | str | None,
+    bits: float | None,
+    speedup: float | None = None,
+    tokens: int | None = None,
+) -> BudgetOptions:
+    """The budget that was asked for.
 
     Raises:
         UsageError: for more than one budget, or one that is none.
     """
-    given = [name for name, value in (("keep", keep), ("size", size), ("bits", bits)) if value is not None]
+    values = {"keep": keep, "size": size, "bits": bits, "speedup": speedup}
+    given = [name for name, value in values.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"--{given[0]} and --{given[1]} are both budgets: give one of them.")
     if bits is not None and not 0 < bits < float("inf"):
         raise UsageError(f"--bits {bits} must be above 0: it is the mean number of bits of the model's numbers.")
     if isinstance(size, int) and size < 1:
         raise UsageError(f"--size {size} must be above 0: it is a number of bytes.")
-    share = 1.0 if size is not None or bits is not None else KEEP if keep is None else keep
+    if speedup is not None and not 1 <= speedup < math.inf:
+        raise UsageError(f"--speedup {speedup} must be from 1 on: it is how many times as fast as dense.")
+    if tokens is not None and (speedup is None or tokens < 1):
+        raise UsageError(
+            f"--tokens {tokens} is the number of tokens at once that --speedup is meant for: give both, and from 1 on."
+        )
+    share = (KEEP if keep is None else keep) if not given or keep is not None else 1.0
     if not 0 < share <= 1:
         raise UsageError(f"--keep {keep} must be above 0 and at most 1: it is the share of parameters to keep.")
-    return share, parse_size(size, "--size") if isinstance(size, str) else size
+    return BudgetOptions(share, parse_size(size, "--size") if isinstance(size, str) else size, bits, speedup, tokens)
 
 
 def budget_of(
-    model: Compressible, recipe: Recipe, plan: Plan | None, stored: torch.dtype, size: int | None, bits: float | None
-) -> ByteBudget | None:
-    """The bytes that a run may spend, by its options or its plan; None where the budget is one of parameters."""
+    model: Compressible, recipe: Recipe, plan: Plan | None, stored: torch.dtype, asked: BudgetOptions, run: Run
+) -> RunBudget | None:
+    """The bytes or seconds that a run may spend, by its options or its plan; None where parameters are the budget.
+
+    Raises:
+        UsageError: with the fastest that is possible, if that is slower than asked.
+    """
     if plan is not None:
         return None if plan.size is None else ByteBudget(plan.size.allowed, stored, plan.ends)
-    if bits is not None:
-        size = int(bits * Ledger(model, recipe.form, stored, {}).numbers() / 8)
+    if asked.speedup is not None:
+        return time_budget(model, recipe, stored, asked.speedup, asked, run)
+    size = asked.size
+    if asked.bits is not None:
+        size = int(asked.bits * Ledger(model, recipe.form, stored, {}).numbers() / 8)
     if size is None:
         return None
     return ByteBudget(size, stored, {}, recipe.allocate.end_widths)
+
+
+def time_budget(
+    model: Compressible, recipe: Recipe, stored: torch.dtype, speedup: float, asked: BudgetOptions, run: Run
+) -> TimeBudget:
+    """The seconds that a run may spend, its layers being timed first."""
+    context = context_length(model.decoder.model.config)
+    tokens = asked.tokens or min(TOKENS, context or TOKENS)
+    if context is not None and tokens > context:
+        raise UsageError(f"--tokens {tokens} is beyond the model's context of {context} tokens: give at most that.")
+    rounds = asked.rounds(model.decoder.device.type) and recipe.pricing is not None
+    grids, widths = (finest(recipe.allocate.pricing), recipe.allocate.end_widths) if rounds else ((), (16,))
+    bench = bench_of(model, recipe.form, grids, tokens, stored, widths)
+    dtype = str(stored).removeprefix("torch.")
+    return TimeBudget(speedup, tokens, dtype, timed(bench, speedup, run), grids, widths)
+
+
+def finest(grids: Sequence[Grid]) -> tuple[Grid, ...]:
+    """Of every width the grid with the smallest groups, which loses least and was as quick within a few percent."""
+    widths = dict.fromkeys(one.bits for one in grids)
+    return tuple(min((one for one in grids if one.bits == bits), key=size_of_group) for bits in widths)
+
+
+def size_of_group(grid: Grid) -> float:
+    """The inputs that share a scale, infinitely many for a whole row."""
+    return grid.group or math.inf

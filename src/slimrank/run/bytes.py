@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.allocate import Allocation, Problem
-from slimrank.allocate.size import POINTS
+from slimrank.allocate.bytes import Bytes
+from slimrank.allocate.stored import Spending
 from slimrank.checkpoint.size import Spec, file_bytes
-from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
 from slimrank.factorize.shared import form_for
@@ -23,7 +23,8 @@ from slimrank.plan import LinearPlan, Size
 from slimrank.recipe import Recipe
 from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
-from slimrank.run.ends import end_loss
+from slimrank.rounding.price import Pricing
+from slimrank.run.ends import best_of_widths
 
 Specs = dict[str, Spec]
 
@@ -44,9 +45,22 @@ class ByteBudget:
     ends: dict[str, int]
     widths: tuple[int, ...] = ()
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's results depend on."""
+        return {"bytes": self.allowed}
+
+    def pricing(self, recipe: Recipe) -> Pricing | None:
+        """What rounding has to be priced: all that the recipe offers."""
+        return recipe.pricing
+
     def ledger(self, model: Compressible, form: Factorizer) -> "Ledger":
         """What counts the checkpoint's bytes."""
         return Ledger(model, form, self.stored, {name: end_grid(bits) for name, bits in self.ends.items()})
+
+    def spend(self, problem: Problem, recipe: Recipe) -> "Spent":
+        """What loses least within the budget; see the function `spend`."""
+        return spend(problem, recipe, self)
 
 
 @dataclass(frozen=True)
@@ -155,35 +169,33 @@ class Spent:
     size: Size
     ends: dict[str, int]
     loss: float
+    ledger: Ledger
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Bytes and the loss of the best plan that takes them."""
+        return self.size.frontier
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the plan says of it."""
+        return {"size": self.size, "ends": self.ends}
+
+    def counted(self, plans: dict[str, LinearPlan]) -> dict[str, LinearPlan]:
+        """The plans with the bytes of every linear."""
+        return self.ledger.counted(plans, self.allocation.ranks, self.allocation.grids)
 
 
 def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> Spent:
     """What loses least within the budget: the best of the widths that embedding and head may have.
 
-    Where calibration has not seen what an error of these costs, they get the widest below 16 bits.
-
     Raises:
         UsageError: with the least that is possible, if that is more.
     """
-    model, moments = problem.spectra.model, problem.spectra.evidence.ends
-    widths = sorted(budget.widths)
-    if moments is None:
-        widths = [max((width for width in widths if width < 16), default=16)]
-    found, failed = list[Spent](), list[UsageError]()
-    for width in widths:
-        ends = {} if width == 16 else dict.fromkeys(model.ends, width)
-        loss = 0.0 if moments is None else end_loss(model, moments, width)
-        try:
-            found.append(spend_with(problem, recipe, replace(budget, ends=ends), loss))
-        except UsageError as error:
-            failed.append(error)
-    if not found:
-        raise failed[0]
-    best = min(found, key=lambda one: one.loss)
-    points = sorted(point for one in found for point in one.size.frontier)
-    lowest = [point for place, point in enumerate(points) if all(point[1] < before[1] for before in points[:place])]
-    thin = lowest[:: max(1, len(lowest) // POINTS)]
-    return replace(best, size=best.size.model_copy(update={"frontier": thin}))
+    best, frontier = best_of_widths(
+        problem, budget.widths, lambda ends, loss: spend_with(problem, recipe, replace(budget, ends=ends), loss)
+    )
+    return replace(best, size=best.size.model_copy(update={"frontier": frontier}))
 
 
 def spend_with(problem: Problem, recipe: Recipe, budget: ByteBudget, of_ends: float) -> Spent:
@@ -194,9 +206,9 @@ def spend_with(problem: Problem, recipe: Recipe, budget: ByteBudget, of_ends: fl
     spectra = problem.spectra
     ledger = budget.ledger(spectra.model, recipe.form)
     rest, best = file_bytes(ledger.rest()), None
-    left, itemsize = budget.allowed - rest, budget.stored.itemsize
+    left, cost = budget.allowed - rest, Bytes(recipe.form, budget.stored.itemsize, rest)
     for _ in range(TRIES):
-        allocation = recipe.allocate.allocate(replace(problem, bytes=left, rest=rest, itemsize=itemsize))
+        allocation = recipe.allocate.allocate(replace(problem, spending=Spending(cost, left)))
         used = ledger.total(allocation.ranks, allocation.grids)
         if used <= budget.allowed and (best is None or used > best[1]):
             best = allocation, used
@@ -207,6 +219,6 @@ def spend_with(problem: Problem, recipe: Recipe, budget: ByteBudget, of_ends: fl
     allocation, used = best
     grids, bits = allocation.grids, 8 * used / ledger.numbers()
     loss = sum(spectra.curve(unit).stored(rank, grids.get(unit)) for unit, rank in allocation.ranks.items())
-    frontier = [(size, point + of_ends) for size, point in allocation.frontier]
+    frontier = [(round(taken) + rest, point + of_ends) for taken, point in allocation.frontier]
     size = Size(dense=ledger.dense(), allowed=budget.allowed, used=used, bits=bits, ends=of_ends, frontier=frontier)
-    return Spent(allocation, size, budget.ends, loss + of_ends)
+    return Spent(allocation, size, budget.ends, loss + of_ends, ledger)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from slimrank.allocate.base import allowed
+from slimrank.allocate.seconds import Seconds, Times
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.shared import form_for
@@ -14,10 +15,12 @@ from slimrank.forms import Form
 from slimrank.model.compressible import Compressible
 from slimrank.model.fingerprint import fingerprint
 from slimrank.model.units import Unit
-from slimrank.plan import VERSION, Budget, LinearPlan, Plan, Size
+from slimrank.plan import VERSION, Budget, LinearPlan, Plan, Size, Time
 from slimrank.refine.round import Round
 from slimrank.rounding.grid import Grid
 from slimrank.run.bytes import ByteBudget
+from slimrank.run.ends import head_bits
+from slimrank.run.seconds import seconds
 
 
 def check_plan(plan: Plan, model: Compressible, stored: torch.dtype = torch.bfloat16) -> Plan:
@@ -30,6 +33,9 @@ def check_plan(plan: Plan, model: Compressible, stored: torch.dtype = torch.bflo
     for name, linear in plan.linears.items():
         _check_place(name, linear, model)
     _check_leaders(plan)
+    unknown = next((name for name in plan.ends if name not in model.ends), None)
+    if unknown is not None:
+        raise UsageError(f"The plan's ends name {unknown}, which is not this model's embedding or head: remove it.")
     ranks = plan.ranks()
     checked = {
         name: linear for unit, rank in ranks.items() for name, linear in _checked(plan, unit, rank, model).items()
@@ -48,11 +54,14 @@ def check_plan(plan: Plan, model: Compressible, stored: torch.dtype = torch.bflo
             f"The plan's linears need {budget.used} parameters and its keep, {plan.keep}, allows {budget.allowed}: "
             "lower some ranks or raise keep."
         )
-    size = plan.size
+    size, time = plan.size, plan.time
     if size is not None:
         linears, size = _counted(plan, size, ranks, linears, model, stored)
+    if time is not None:
+        time = _timed(plan, time, ranks, linears, model)
     built = any(linear.layer is not None for linear in plan.linears.values())  # its notes describe that run
-    update = {"linears": linears, "budget": budget, "size": size, "notes": [] if built else plan.notes}
+    notes = [] if built else plan.notes
+    update = {"linears": linears, "budget": budget, "size": size, "time": time, "notes": notes}
     return plan.model_copy(update=update)
 
 
@@ -65,10 +74,7 @@ def _counted(
     stored: torch.dtype,
 ) -> tuple[dict[str, LinearPlan], Size]:
     """The linears with their bytes, and the size with the file's."""
-    unknown = next((name for name in plan.ends if name not in model.ends), None)
-    if unknown is not None:
-        raise UsageError(f"The plan's ends name {unknown}, which is not this model's embedding or head: remove it.")
-    own = {unit: grid for unit in ranks if (grid := linears[unit.leader].grid) is not None}
+    own = grids_of(ranks, linears)
     ledger = ByteBudget(size.allowed, stored, plan.ends).ledger(model, plan.recipe.form)
     used = ledger.total(ranks, own)
     if used > size.allowed:
@@ -78,6 +84,26 @@ def _counted(
         )
     size = size.model_copy(update={"used": used, "bits": 8 * used / ledger.numbers(), "dense": ledger.dense()})
     return ledger.counted(linears, ranks, own), size
+
+
+def _timed(
+    plan: Plan, time: Time, ranks: Mapping[Unit, int | None], linears: dict[str, LinearPlan], model: Compressible
+) -> Time:
+    """The time with the seconds of the plan as it is now, by the layers that were measured for it."""
+    head = time.heads.get(head_bits(model, plan.ends), max(time.heads.values(), default=0.0))
+    cost = Seconds(plan.recipe.form, Times(time.seconds), time.dense, time.rest + head)
+    used = seconds(cost, ranks, grids_of(ranks, linears))
+    if used * time.asked > time.dense * (1 + 1e-6):
+        raise UsageError(
+            f"The plan is predicted to be {time.dense / used:.3f} times as fast as the dense model and its time.asked "
+            f"is {time.asked:g}: lower some ranks or time.asked."
+        )
+    return time.model_copy(update={"used": used})
+
+
+def grids_of(ranks: Mapping[Unit, int | None], linears: dict[str, LinearPlan]) -> dict[Unit, Grid]:
+    """The grids of the units that are rounded."""
+    return {unit: grid for unit in ranks if (grid := linears[unit.leader].grid) is not None}
 
 
 def _check_model(plan: Plan, model: Compressible) -> None:

@@ -43,6 +43,8 @@ def compress(
     keep: float | None = None,
     size: int | str | None = None,
     bits: float | None = None,
+    speedup: float | None = None,
+    tokens: int | None = None,
     calibration: Any = None,
     samples: int = 256,
     window: int | None = None,
@@ -69,10 +71,12 @@ def compress(
         model: hub id, directory, GGUF file, `demo`, or what slimrank.load gave.
         recipe: a shipped recipe's name, a YAML file, or a Recipe.
         settings: `key=value` overrides of the recipe.
-        keep: share of the compressed linears' parameters that stays, in (0, 1]; 0.8 unless size or bits is given.
+        keep: share of the compressed linears' parameters that stays, in (0, 1]; 0.8 unless another budget is given.
         size: the most bytes that the checkpoint's weights may take, a number or a text such as "90MB": linears are then
             rounded, cut, or both, wherever that loses least.
         bits: the same as mean bits of all the model's numbers.
+        speedup: how many times as fast as the dense model, at least, on this device, for `tokens` at once (512, a
+            prefill, by default; 1 for decoding): layers are timed first, and ranks fall where that saves time.
         calibration: SPEC of the text (see read_text), or a list of them, which share the windows equally or as
             `SPEC*0.3` says (see texts.mix); also a path, strings, a datasets.Dataset, or token ids (rows, tokens) whose
             rows are the windows (see texts.given). Needed unless the model is the demo.
@@ -97,14 +101,14 @@ def compress(
         SlimrankError: if the run fails.
     """
     require_types(locals())
-    keep, size = checked_budget(keep, size, bits)
+    asked = checked_budget(keep, size, bits, speedup, tokens)
     out, device = None if out is None else Path(out), world.place(device)
     if world.size > 1 and out is None:
         raise UsageError("Several processes exchange their work in a folder beside `out`: give --out.")
     reading = Reading(calibration, samples, window, seed, special_tokens, chat)
-    chosen, keep = (plan.recipe, plan.keep) if plan else (load_recipe(recipe, settings), keep)
-    if plan is None and (size or bits):
-        chosen = chosen.sized()
+    chosen, keep = (plan.recipe, plan.keep) if plan else (load_recipe(recipe, settings), asked.keep)
+    if plan is None:
+        chosen = asked.fitting(chosen, device)
     limits = limits_of(memory, device, world)
     with pieces_of(out, plan_only, overwrite, resume, world) as pieces, ExitStack() as afterwards:
         run = Run(pieces, track, Clock())
@@ -119,7 +123,7 @@ def compress(
             require_savable(loaded.model, loaded.files)
         with run.clock("calibrate"):
             compressible, plan = chosen_linears(decoder, chosen, keep, plan, filter, loaded.dtype)
-            budget = budget_of(compressible, chosen, plan, loaded.dtype, size, bits)
+            budget = budget_of(compressible, chosen, plan, loaded.dtype, asked, run)
             job = Job(loaded, compressible, windows_of(loaded, reading, plan), chosen, keep, plan, run, budget)
             identity = identity_of(compressible, job.windows) | choices(chosen, plan, keep, budget)
             resumed = identify(pieces, identity)
@@ -132,7 +136,7 @@ def compress(
                 announce_estimate(job, out, limits, announce, progress, asked=memory is not None)
         spectra, applied = compressed(job, plan_only=plan_only)
         curves = {unit.leader: curve for unit, curve in spectra.curves.items()}
-        parameters, tokens = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
+        parameters, read = (before, count_parameters(loaded.model)), list(map(Frequencies.of, job.windows.by_text()))
         trim()
         with run.clock("judge"):
             quality = None if plan_only else held_out_cost(compressible, job.windows.held_out, track)
@@ -140,7 +144,7 @@ def compress(
             fold_blocks(decoder, pieces)
         describe(loaded.model)
         place = None if out is None or loaded.weights is None else loaded.name if plan_only else str(out.resolve())
-        result = Result(loaded, applied, curves, parameters, run.clock.seconds, tokens, quality, place, resumed)
+        result = Result(loaded, applied, curves, parameters, run.clock.seconds, read, quality, place, resumed)
         if out is not None and plan_only:
             write_text(out, applied.to_json())
         elif out is not None:

@@ -18,7 +18,7 @@ from slimrank.model.load import Loaded, load, require_dense
 from slimrank.model.modules import require_finite_weights
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
-from slimrank.run.bytes import ByteBudget
+from slimrank.run.budget import RunBudget
 from slimrank.run.check_plan import check_plan
 from slimrank.run.steps import allocate, decompose, factorize, refine
 from slimrank.run.trial import short_windows
@@ -42,7 +42,7 @@ class Job:
     keep: float
     plan: Plan | None
     run: Run
-    budget: ByteBudget | None = None
+    budget: RunBudget | None = None
 
 
 def opened(
@@ -99,11 +99,11 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
     """Run the pipeline; returns the spectra and the plan. With plan_only the model stays dense."""
     model, recipe, run = job.model, job.recipe, job.run
     with run.clock("calibrate"):
-        needs = recipe.needs | Needs(ends=job.budget is not None and job.plan is None)
+        pricing = None if job.budget is None or job.plan else job.budget.pricing(recipe)
+        needs = recipe.needs | Needs(ends=pricing is not None)
         evidence = calibrate(model, job.windows, needs, run, blocks_with_curves(model, run.pieces))
     with run.clock("decompose"):
-        priced = job.budget is not None and job.plan is None
-        spectra = decompose(model, evidence, recipe, keep=job.keep, priced=priced, run=run)
+        spectra = decompose(model, evidence, recipe, keep=job.keep, pricing=pricing, run=run)
         trim()
     with run.clock("allocate"):
         plan = (job.plan or allocated(spectra, recipe, job.keep, run, job.budget)).with_notes(job.loaded.notes)
@@ -117,7 +117,7 @@ def compressed(job: Job, *, plan_only: bool = False) -> tuple[Spectra, Plan]:
         return spectra, refine(spectra, plan, run)
 
 
-def allocated(spectra: Spectra, recipe: Recipe, keep: float, run: Run, budget: ByteBudget | None = None) -> Plan:
+def allocated(spectra: Spectra, recipe: Recipe, keep: float, run: Run, budget: RunBudget | None = None) -> Plan:
     """The allocated plan, saved among the pieces and loaded from there if it exists."""
     if "plan" not in run.pieces:
         run.pieces.save("plan", {}, allocate(spectra, recipe, keep, run, budget).model_dump(mode="json"))

@@ -119,6 +119,7 @@ class Result:
         """Recipe, parameters and calibration as text by label."""
         budget, (before, after) = self.plan.budget, self.parameters
         quality = {"quality": self.held_out.sentence()} if self.held_out else {}
+        quality |= {"speed": self.plan.time.sentence()} if self.plan.time else {}
         return quality | {
             "recipe": self.plan.recipe.name,
             "linears": f"{budget.used:,} of {budget.dense:,} parameters ({budget.used / budget.dense:.1%})",
@@ -138,6 +139,9 @@ def card(
         "dense": {"parameters of the linears": budget.dense, "of the model": before},
         "compressed": {"parameters of the linears": budget.used, "of the model": after},
     }
+    if plan.time:
+        speed = f"predicted speed of {plan.time.call} on {plan.time.machine}"
+        rows["dense"][speed], rows["compressed"][speed] = 1.0, plan.time.speedup
     if held_out:
         words = "perplexity on held-out calibration text", "KL from dense, nats a token"
         rows["dense"] = {words[0]: held_out.dense, words[1]: 0.0} | rows["dense"]

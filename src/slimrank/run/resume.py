@@ -13,7 +13,7 @@ from slimrank.model.compressible import Compressible
 from slimrank.model.fingerprint import fingerprint
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
-from slimrank.run.bytes import ByteBudget
+from slimrank.run.budget import RunBudget
 from slimrank.runtime.digests import sha256_of_json
 from slimrank.runtime.versions import needed_versions
 from slimrank.runtime.world import World
@@ -94,11 +94,11 @@ def identity_of(model: Compressible, windows: Windows) -> dict[str, Any]:
     }
 
 
-def choices(recipe: Recipe, plan: Plan | None, keep: float, budget: ByteBudget | None = None) -> dict[str, Any]:
-    """The keep or budget of bytes, recipe and plan that a compression also depends on, by name."""
+def choices(recipe: Recipe, plan: Plan | None, keep: float, budget: RunBudget | None = None) -> dict[str, Any]:
+    """The keep or other budget, recipe and plan that a compression also depends on, by name."""
     return {
         "keep": keep,
-        **({} if budget is None else {"bytes": budget.allowed}),
+        **({} if budget is None else budget.identity),
         **{f"recipe.{key}": value for key, value in recipe.model_dump(mode="json").items()},
         "plan": plan and sha256_of_json(plan.model_dump(mode="json")),
     }

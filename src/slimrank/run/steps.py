@@ -21,8 +21,9 @@ from slimrank.plan import Budget, LinearPlan, Plan
 from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.rounding.grid import Grid
+from slimrank.rounding.price import Pricing
+from slimrank.run.budget import RunBudget
 from slimrank.run.build import build, cuts_of, predicted
-from slimrank.run.bytes import ByteBudget, spend
 from slimrank.spectrum.curve import share
 from slimrank.spectrum.decompose import decompose as decompose_units
 from slimrank.spectrum.spectra import Decompositions, Spectra
@@ -37,12 +38,12 @@ def decompose(
     *,
     keep: float = 1.0,
     held: Decompositions | None = None,
-    priced: bool = False,
+    pricing: Pricing | None = None,
     run: Run | None = None,
 ) -> Spectra:
     """Evidence -> Spectra in the recipe's metric; keep, held: see spectrum.decompose.
 
-    priced: with what rounding would cost, for a budget of bytes.
+    pricing: what rounding is to be priced, for a budget that may go to rounded numbers.
     """
     return decompose_units(
         model,
@@ -55,28 +56,28 @@ def decompose(
         bases=recipe.cuts_later,
         measured_later=recipe.form.searches,
         held=held,
-        pricing=recipe.pricing if priced else None,
+        pricing=pricing,
         run=run,
     )
 
 
 def allocate(
-    spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = None, budget: ByteBudget | None = None
+    spectra: Spectra, recipe: Recipe, keep: float, run: Run | None = None, budget: RunBudget | None = None
 ) -> Plan:
-    """Spectra -> Plan; keep: the share of the linears' parameters that stays; budget: bytes of the checkpoint instead.
+    """Spectra -> Plan; keep: the share of the linears' parameters that stays; budget: bytes or seconds instead.
 
-    The spectra must then have been priced.
+    The spectra must have been priced where that may go to rounded numbers.
     """
     keep = keep if recipe.allocate.cuts and budget is None else 1.0
     problem, weights = Problem(keep, recipe.form, spectra, run or Run()), spectra.model.decoder.weights
     with weights.whole() if recipe.allocate.measures else nullcontext():
-        spent = None if budget is None else spend(problem, recipe, budget)
+        spent = None if budget is None else budget.spend(problem, recipe)
         allocation = recipe.allocate.allocate(problem) if spent is None else spent.allocation
     plans: dict[str, LinearPlan] = {}
     for unit, rank in allocation.ranks.items():
         plans |= planned(problem, unit, rank, allocation.grids.get(unit))
-    if budget is not None and spent is not None:
-        plans = budget.ledger(spectra.model, recipe.form).counted(plans, allocation.ranks, allocation.grids)
+    if spent is not None:
+        plans = spent.counted(plans)
     plans |= experts_noted(spectra, plans)
     linears = {name: plans[name] for name in spectra.model.linears if name in plans}
     return Plan(
@@ -87,8 +88,7 @@ def allocate(
         budget=Budget(dense=problem.dense, allowed=problem.budget, used=0),
         notes=[*allocation.notes, *warnings(spectra)],
         linears={},
-        size=spent.size if spent else None,
-        ends=spent.ends if spent else {},
+        **(spent.recorded if spent else {}),
     ).with_linears(linears)
 
 

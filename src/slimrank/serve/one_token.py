@@ -23,11 +23,16 @@ ATTENTION = "slimrank"
 
 def use_one_token_kernels(model: PreTrainedModel) -> None:
     """Let every nn.Linear of `model`, and its attention where that is sdpa, use them where they apply, in place."""
+    use_one_token_products(model)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+
+
+def use_one_token_products(model: nn.Module) -> None:
+    """Let every nn.Linear inside `model` choose its kernel by the number of rows, in place."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             set_module(model, name, Linear.of(module))
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(ATTENTION)
 
 
 class Linear(nn.Linear):

@@ -32,6 +32,7 @@ def test_the_folder_is_named_after_the_model_and_the_plans_recipe_and_keep(place
     [
         (["--recipe", "svd"], "--recipe"),
         (["--keep", "0.8"], "--keep"),
+        (["--speedup", "1.5", "--tokens", "1"], "--speedup, --tokens"),
         (["--samples", "256"], "--samples"),
         (["--window", "32"], "--window"),
         (["--seed", "3"], "--seed"),

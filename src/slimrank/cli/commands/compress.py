@@ -26,6 +26,8 @@ from slimrank.cli.options import (
     Size,
     Skip,
     SpecialTokens,
+    Speedup,
+    Tokens,
     Window,
     chosen_linears,
     marked,
@@ -40,6 +42,8 @@ def compress(
     keep: Keep = None,
     size: Size = None,
     bits: Bits = None,
+    speedup: Speedup = None,
+    tokens: Tokens = None,
     calibration: Calibration = None,
     samples: Samples = 256,
     window: Window = None,
@@ -64,6 +68,8 @@ def compress(
 
     Example: slimrank compress demo --size 3MB --out small
 
+    Example: slimrank compress llama-7b --speedup 1.5 --calibration text.txt --out fast
+
     On several devices: torchrun --nproc-per-node 2 -m slimrank compress demo --out small
     """
     from slimrank.cli import console
@@ -80,12 +86,13 @@ def compress(
     chosen = Plan.load(plan) if plan else None
     if chosen:
         refuse_settled(context)
-    spent = size or (f"{bits:g}bit" if bits else f"{chosen.keep if chosen else 0.8 if keep is None else keep:g}")
+    spent = size or (f"{bits:g}bit" if bits else f"{speedup:g}x" if speedup else "")
+    spent = spent or f"{chosen.keep if chosen else 0.8 if keep is None else keep:g}"
     whole = chosen.recipe if chosen else load_recipe(recipe, settings or (), refine)
     out = out or Path("-".join([Path(model).resolve().name.removesuffix(".gguf"), whole.name, spent]))
     with joined(device) as world:
         result = compress(
-            model, whole, keep=keep, size=size, bits=bits,
+            model, whole, keep=keep, size=size, bits=bits, speedup=speedup, tokens=tokens,
             calibration=calibration, samples=samples, window=window, seed=seed,
             filter=chosen_linears(only, skip), plan=chosen, chat=chat, special_tokens=special_tokens == "window",
             device=device, dtype=dtype,

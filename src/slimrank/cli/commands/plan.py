@@ -21,6 +21,8 @@ from slimrank.cli.options import (
     Size,
     Skip,
     SpecialTokens,
+    Speedup,
+    Tokens,
     Window,
     chosen_linears,
 )
@@ -34,6 +36,8 @@ def plan(
     keep: Keep = None,
     size: Size = None,
     bits: Bits = None,
+    speedup: Speedup = None,
+    tokens: Tokens = None,
     calibration: Calibration = None,
     samples: Samples = 256,
     window: Window = None,
@@ -55,7 +59,7 @@ def plan(
 ) -> None:
     """Calibrate, choose every linear's rank, and write that plan as JSON, to edit and give to `compress --plan`.
 
-    With --size or --bits it chooses bits too, and shows what other sizes would lose.
+    With --size or --bits it chooses bits too, and shows what other sizes would lose; with --speedup, other speeds.
 
     Example: slimrank plan demo --keep 0.6 --out plan.json
 
@@ -67,7 +71,7 @@ def plan(
 
     check_file("--out", out)
     result = compress(
-        model, recipe, keep=keep, size=size, bits=bits,
+        model, recipe, keep=keep, size=size, bits=bits, speedup=speedup, tokens=tokens,
         calibration=calibration, samples=samples, window=window, seed=seed,
         settings=settings or (), filter=chosen_linears(only, skip), plan_only=True, chat=chat,
         special_tokens=special_tokens == "window", device=device, dtype=dtype, out=out, overwrite=True,

@@ -1,4 +1,4 @@
-"""A budget of bytes: every unit as floats, rounded, cut, or cut and rounded, in one sweep."""
+"""One budget of bytes or seconds: every unit as floats, rounded, cut, or cut and rounded, in one sweep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from slimrank.allocate.choices import Choices, grouped, sums
 from slimrank.allocate.hull import Tradeoff, filled, sweep
 from slimrank.allocate.stored import Options, Stored
-from slimrank.errors import UsageError
 from slimrank.model.units import Unit
 from slimrank.spectrum.spectra import Spectra
 
-POINTS = 20  # sizes of a frontier
+POINTS = 20  # budgets of a frontier
 
 
 @dataclass(frozen=True)
 class Point:
-    """Bytes of all units, and the summed predicted loss of the best options within them."""
+    """What all units cost, and the summed predicted loss of the best options for that."""
 
-    bytes: int
+    cost: float
     loss: float
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Candidates:
     """The options of all units: an efficient curve each, and what its points stand for.
 
     Built once and swept for any budget.
@@ -33,7 +32,7 @@ class Sizes:
     singles: Mapping[Unit, tuple[Tradeoff, Choices[Stored]]]
 
     @classmethod
-    def of(cls, spectra: Spectra, options: Options, gain: float) -> "Sizes":
+    def of(cls, spectra: Spectra, options: Options, gain: float) -> "Candidates":
         """Of the units of these spectra; the losses of several linears taken together are divided by 1 - gain."""
         found, every = [], dict[Unit, tuple[Tradeoff, Choices[Stored]]]()
         for unit, singles in grouped(spectra.curves, spectra.stacks).items():
@@ -48,22 +47,18 @@ class Sizes:
         return cls(curves, efficient, every)
 
     @property
-    def least(self) -> int:
-        """The fewest bytes that all units can take."""
-        return round(sum(curve.costs[0] for curve in self.curves))
+    def least(self) -> float:
+        """The least that all units can cost."""
+        return float(sum(curve.costs[0] for curve in self.curves))
 
     @property
-    def most(self) -> int:
-        """The bytes that all units take in the widest of their grids, above which little is left to lose."""
-        return round(sum(widest(curve, own) for curve, own in zip(self.curves, self.choices, strict=True)))
+    def most(self) -> float:
+        """What all units cost in the dearest of their grids, above which little is left to lose."""
+        return sum(dearest(curve, own) for curve, own in zip(self.curves, self.choices, strict=True))
 
     def within(self, budget: float) -> dict[Unit, Stored]:
-        """How every unit is stored within a budget of bytes, with the least predicted loss found.
-
-        Raises:
-            UsageError: if not even the smallest options fit.
-        """
-        places = self._places(budget)
+        """How every unit is stored within a budget of `least` or more, with the least predicted loss found."""
+        places = sweep(list(self.curves), budget)
         stored = {unit: one for own, i in zip(self.choices, places, strict=True) for unit, one in own.made[i].items()}
         used = sum(curve.costs[i] for curve, i in zip(self.curves, places, strict=True))
         return stored | self._filled(stored, budget - used)
@@ -78,27 +73,22 @@ class Sizes:
         found = filled([self.singles[unit][0] for unit in alone], list(alone.values()), left)
         return {unit: self.singles[unit][1].made[place][unit] for unit, place in zip(alone, found, strict=True)}
 
-    def _places(self, budget: float) -> list[int]:
-        if budget < self.least:
-            raise UsageError(f"{budget:.0f} bytes are less than the {self.least} that the units need at least.")
-        return sweep(list(self.curves), budget)
-
     def at(self, budget: float) -> Point:
-        """Bytes used and predicted loss within a budget."""
-        places = list(zip(self.curves, self._places(budget), strict=True))
+        """Cost and predicted loss within a budget of `least` or more."""
+        places = list(zip(self.curves, sweep(list(self.curves), budget), strict=True))
         return Point(
-            round(sum(curve.costs[i] for curve, i in places)), float(sum(curve.losses[i] for curve, i in places))
+            float(sum(curve.costs[i] for curve, i in places)), float(sum(curve.losses[i] for curve, i in places))
         )
 
     def frontier(self, points: int = POINTS) -> list[Point]:
-        """The best found at sizes from the least to the largest, each a constant factor above the one before."""
+        """The best found at budgets from `least` to `most`, each a constant factor above the one before."""
         ratio = self.most / self.least
         budgets = [self.least * ratio ** (step / (points - 1)) for step in range(points)]
         return [self.at(max(budget, self.least)) for budget in budgets]
 
 
-def widest(curve: Tradeoff, choices: Choices[Stored]) -> float:
-    """The most bytes of an option that is rounded; of any, where none is."""
+def dearest(curve: Tradeoff, choices: Choices[Stored]) -> float:
+    """The most that an option costs which is rounded; of all, where none is."""
     rounded = [
         cost for cost, made in zip(curve.costs, choices.made, strict=True) if all(one.grid for one in made.values())
     ]

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from slimrank.allocate import Problem
+from slimrank.allocate.bytes import Bytes
+from slimrank.allocate.candidates import Candidates
 from slimrank.allocate.choices import Choices
 from slimrank.allocate.hull import lower_hull
 from slimrank.allocate.nats import Nats
-from slimrank.allocate.size import Sizes
-from slimrank.allocate.stored import Options, Stored, rank_grid
+from slimrank.allocate.stored import Options, Spending, Stored, rank_grid
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.model.units import Unit
@@ -44,21 +45,21 @@ def every(options, made):
         ways = [Stored(), *(Stored(rank) for rank in range(1, unit.full_rank + 1))]
         for grid in GRIDS:
             ways += [Stored(None, grid), *(Stored(rank, grid) for rank in rank_grid(unit.shape))]
-        yield [(options.bytes(unit, way), curve.stored(way.rank, way.grid)) for way in ways]
+        yield [(options.cost.of(unit, way), curve.stored(way.rank, way.grid)) for way in ways]
 
 
 def test_the_sweep_is_within_the_budget_and_near_the_best_combination():
-    made, options = spectra(), Options(LowRankFactorizer(), 2, GRIDS)
-    sizes = Sizes.of(made, options, 0.05)
+    made, options = spectra(), Options(LowRankFactorizer(), GRIDS, Bytes(LowRankFactorizer()))
+    candidates = Candidates.of(made, options, 0.05)
     combinations = list(itertools.product(*map(pareto, every(options, made))))
-    hulls = [curve.costs[lower_hull(curve.costs, curve.losses)] for curve in sizes.curves]
+    hulls = [curve.costs[lower_hull(curve.costs, curve.losses)] for curve in candidates.curves]
     step = max(np.diff(hull).max() for hull in hulls)  # the sweep stops before one that no longer fits
-    assert sizes.least == min(sum(cost for cost, _ in one) for one in combinations)
-    for budget in np.linspace(sizes.least, sizes.most, 9):
-        stored, point = sizes.within(budget), sizes.at(budget)
-        cost = sum(options.bytes(unit, way) for unit, way in stored.items())
+    assert candidates.least == min(sum(cost for cost, _ in one) for one in combinations)
+    for budget in np.linspace(candidates.least, candidates.most, 9):
+        stored, point = candidates.within(budget), candidates.at(budget)
+        cost = sum(options.cost.of(unit, way) for unit, way in stored.items())
         loss = sum(made.curves[unit].stored(way.rank, way.grid) for unit, way in stored.items())
-        assert point.bytes <= cost <= budget and loss <= point.loss + 1e-9
+        assert point.cost <= cost <= budget and loss <= point.loss + 1e-9
         fits = [one for one in combinations if sum(cost for cost, _ in one) <= budget - step]
         assert not fits or loss <= min(sum(loss for _, loss in one) for one in fits) + 1e-9
 
@@ -74,18 +75,18 @@ def pareto(options):
 
 
 def test_the_frontier_falls_and_its_sizes_rise():
-    points = Sizes.of(spectra(1), Options(LowRankFactorizer(), 2, GRIDS), 0.05).frontier()
+    points = Candidates.of(spectra(1), Options(LowRankFactorizer(), GRIDS, Bytes(LowRankFactorizer())), 0.05).frontier()
     assert len(points) == 20
-    assert all(a.bytes <= b.bytes and a.loss >= b.loss for a, b in itertools.pairwise(points))
+    assert all(a.cost <= b.cost and a.loss >= b.loss for a, b in itertools.pairwise(points))
 
 
 def test_nats_spends_bytes_and_names_the_least_that_is_possible():
-    allocator = Nats(widths=(4, 8), groups=(8,))
-    problem = Problem(1.0, LowRankFactorizer(), spectra(), bytes=1500, rest=100)
+    allocator, cost = Nats(widths=(4, 8), groups=(8,)), Bytes(LowRankFactorizer(), rest=100)
+    problem = Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost, 1500))
     allocation = allocator.allocate(problem)
     assert set(allocation.ranks) == set(UNITS.values()) and set(allocation.grids.values()) <= {Grid(8), Grid(4, 8)}
     with pytest.raises(UsageError, match=r"smallest checkpoint .* has \d+ bytes, and 110 are allowed"):
-        allocator.allocate(Problem(1.0, LowRankFactorizer(), spectra(), bytes=10, rest=100))
+        allocator.allocate(Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost, 10)))
     with pytest.raises(UsageError, match="calibrate"):
         Nats(calibrate=2).allocate(problem)
 
@@ -96,7 +97,7 @@ def test_ranks_of_rounded_factors_are_multiples_where_matrices_are_large():
 
 
 def test_options_that_cost_more_than_dense_are_left_out():
-    options = Options(LowRankFactorizer(), 2, ())
+    options = Options(LowRankFactorizer(), (), Bytes(LowRankFactorizer()))
     unit = UNITS["a"]
     choices = options.of_floats(unit, spectra().curves[unit])
-    assert isinstance(choices, Choices) and max(choices.costs) < options.bytes(unit, Stored())
+    assert isinstance(choices, Choices) and max(choices.costs) < options.cost.of(unit, Stored())
