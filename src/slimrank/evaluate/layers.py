@@ -29,7 +29,7 @@ COLD = 2**26
 
 LEAST, MOST = 7, 41  # rounds
 QUICK = 10  # one call in so many is quicker than what is said, since what others do on a machine only adds time
-ENOUGH = 60.0  # seconds, after which no round begins that is not needed
+ENOUGH = 30.0  # seconds, after which no round begins that is not needed
 
 
 @dataclass(frozen=True)
