@@ -17,6 +17,7 @@ from rows import Task
 
 import slimrank
 from slimrank import load_recipe
+from slimrank.budget.asked import budget_of, checked_budget
 from slimrank.calibrate import read_text
 from slimrank.calibrate.evidence import Evidence, calibrate
 from slimrank.calibrate.needs import Needs
@@ -26,7 +27,6 @@ from slimrank.evaluate.results import text_json
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.recipe import Recipe
-from slimrank.run.budget import budget_of, checked_budget
 from slimrank.run.comparison import dense_afterwards
 from slimrank.run.steps import allocate, decompose, factorize, refine
 from slimrank.runtime.memory import parse_size

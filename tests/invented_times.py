@@ -1,7 +1,7 @@
 """Times of layers as a test wants them."""
 
+from slimrank.budget.bench import Bench, Measured
 from slimrank.forms import FORMS
-from slimrank.run.timing import Bench, Measured
 
 
 def invented(bench: Bench, beside: float = 0.5, head: float = 0.25) -> Measured:

@@ -8,6 +8,9 @@ import torch
 
 from slimrank.allocate.base import allowed
 from slimrank.allocate.seconds import Seconds, Times
+from slimrank.budget.bytes import ByteBudget
+from slimrank.budget.ends import head_bits
+from slimrank.budget.seconds import seconds
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.shared import form_for
@@ -18,9 +21,6 @@ from slimrank.model.units import Unit
 from slimrank.plan import VERSION, Budget, LinearPlan, Plan, Size, Time
 from slimrank.refine.round import Round
 from slimrank.rounding.grid import Grid
-from slimrank.run.bytes import ByteBudget
-from slimrank.run.ends import head_bits
-from slimrank.run.seconds import seconds
 
 
 def check_plan(plan: Plan, model: Compressible, stored: torch.dtype = torch.bfloat16) -> Plan:

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from slimrank.budget.asked import budget_of, checked_budget
 from slimrank.checkpoint import place_of, write_text
 from slimrank.checkpoint.register import describe
 from slimrank.checkpoint.write import require_savable
@@ -17,7 +18,6 @@ from slimrank.numerics.frequencies import Frequencies
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe, load_recipe
 from slimrank.run.arguments import require_types
-from slimrank.run.budget import budget_of, checked_budget
 from slimrank.run.estimate import Announce, estimate, silent
 from slimrank.run.finished import finished, note
 from slimrank.run.held_out import held_out_cost

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from slimrank.allocate.budget import require_room
+from slimrank.budget.asked import RunBudget
 from slimrank.calibrate.evidence import calibrate
 from slimrank.calibrate.follow import follow
 from slimrank.calibrate.needs import Needs
@@ -18,7 +19,6 @@ from slimrank.model.load import Loaded, load, require_dense
 from slimrank.model.modules import require_finite_weights
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
-from slimrank.run.budget import RunBudget
 from slimrank.run.check_plan import check_plan
 from slimrank.run.steps import allocate, decompose, factorize, refine
 from slimrank.run.trial import short_windows

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from slimrank.budget.asked import RunBudget
 from slimrank.calibrate import Windows
 from slimrank.checkpoint import check_free, discard, locked, place_of, recover
 from slimrank.errors import UsageError
@@ -13,7 +14,6 @@ from slimrank.model.compressible import Compressible
 from slimrank.model.fingerprint import fingerprint
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
-from slimrank.run.budget import RunBudget
 from slimrank.runtime.digests import sha256_of_json
 from slimrank.runtime.versions import needed_versions
 from slimrank.runtime.world import World

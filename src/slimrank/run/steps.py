@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 
 from slimrank.allocate import Problem
+from slimrank.budget.asked import RunBudget
 from slimrank.calibrate.evidence import Evidence
 from slimrank.evaluate import count_parameters
 from slimrank.factorize.rounded import entry_of
@@ -22,7 +23,6 @@ from slimrank.recipe import Recipe
 from slimrank.refine import Refiner
 from slimrank.rounding.grid import Grid
 from slimrank.rounding.price import Pricing
-from slimrank.run.budget import RunBudget
 from slimrank.run.build import build, cuts_of, predicted
 from slimrank.spectrum.curve import share
 from slimrank.spectrum.decompose import decompose as decompose_units

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from slimrank.allocate.seconds import Times, too_fast
+from slimrank.budget.bench import Bench, Measured
+from slimrank.budget.kept import read_times, times_file, write_times
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.layers import busy
-from slimrank.run.kept_times import read_times, times_file, write_times
-from slimrank.run.timing import Bench, Measured
 from slimrank.runtime.machine import machine_name
 from slimrank.store.run import Run
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from slimrank.budget.layers import layers_to_time
 from slimrank.errors import UsageError
 from slimrank.evaluate.layers import COLD, Call, Layer, clock_of, in_turns, served, weight_bytes
 from slimrank.factorize import Factorizer
@@ -20,7 +21,6 @@ from slimrank.model.modules import attached
 from slimrank.model.units import Unit
 from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
-from slimrank.run.layers import layers_to_time
 from slimrank.runtime.digests import sha256_of_json
 from slimrank.spectrum.spectra import stacks_of
 from slimrank.store.run import Run

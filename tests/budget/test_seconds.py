@@ -10,11 +10,11 @@ from processes import torchrun
 from typer.testing import CliRunner
 
 from slimrank import Plan, compress, load
+from slimrank.budget.bench import Bench
 from slimrank.cli.main import app
 from slimrank.errors import UsageError
 from slimrank.forms import FORMS, compressed_layers
 from slimrank.report.run import run_page
-from slimrank.run.timing import Bench
 
 FEW = {"calibration": "text.txt", "samples": 8, "window": 32}
 READ = ["--calibration", "text.txt", "--samples", "8", "--window", "32"]

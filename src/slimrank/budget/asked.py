@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
+from slimrank.budget.bench import bench_of
+from slimrank.budget.bytes import ByteBudget, Ledger
+from slimrank.budget.seconds import TimeBudget
+from slimrank.budget.times import timed
 from slimrank.errors import UsageError
 from slimrank.model.compressible import Compressible
 from slimrank.numerics.products import FEW
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
 from slimrank.rounding.grid import Grid
-from slimrank.run.bytes import ByteBudget, Ledger
-from slimrank.run.seconds import TimeBudget
-from slimrank.run.timed import timed
-from slimrank.run.timing import bench_of
 from slimrank.runtime.memory import parse_size
 from slimrank.store.run import Run
 from slimrank.texts.windows import context_length

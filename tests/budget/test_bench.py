@@ -7,6 +7,10 @@ import torch
 from invented_times import invented
 from tiny_spectra import windows
 
+from slimrank.budget.bench import Bench, bench_of
+from slimrank.budget.kept import read_times, times_file, write_times
+from slimrank.budget.layers import dealt_evenly, layers_to_time, spread
+from slimrank.budget.times import timed
 from slimrank.calibrate.evidence import calibrate
 from slimrank.calibrate.needs import Needs
 from slimrank.errors import UsageError
@@ -16,10 +20,6 @@ from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.rounding.grid import Grid
 from slimrank.run import timed as keeping
-from slimrank.run.kept_times import read_times, times_file, write_times
-from slimrank.run.layers import dealt_evenly, layers_to_time, spread
-from slimrank.run.timed import timed
-from slimrank.run.timing import Bench, bench_of
 from slimrank.spectrum.spectra import stacks_of
 from slimrank.store.run import Run
 
@@ -77,7 +77,7 @@ def test_everything_is_measured_on_the_stored_dtype(model, monkeypatch):
                 seen[name] = own[0]()
         return {name: float(place + 1) for place, name in enumerate(calls)}
 
-    monkeypatch.setattr("slimrank.run.timing.in_turns", in_turns)
+    monkeypatch.setattr("slimrank.budget.bench.in_turns", in_turns)
     bench = bench_of(model, JOINT, [], 16, torch.bfloat16)
     found = bench.measure(Run())
     outputs = [y for made in seen.values() for y in (made if isinstance(made, list) else [made])]

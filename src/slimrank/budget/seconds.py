@@ -7,13 +7,13 @@ from typing import Any
 from slimrank.allocate import Allocation, Problem
 from slimrank.allocate.seconds import Seconds
 from slimrank.allocate.stored import Spending, Stored
+from slimrank.budget.ends import best_of_widths, head_bits
+from slimrank.budget.times import Timed
 from slimrank.model.units import Unit
 from slimrank.plan import LinearPlan, Time
 from slimrank.recipe import Recipe
 from slimrank.rounding.grid import Grid
 from slimrank.rounding.price import Pricing
-from slimrank.run.ends import best_of_widths, head_bits
-from slimrank.run.timed import Timed
 
 SLACK = 1e-9  # of the whole, which sums in another order may differ by
 

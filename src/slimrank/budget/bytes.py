@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from slimrank.allocate import Allocation, Problem
 from slimrank.allocate.bytes import Bytes
 from slimrank.allocate.stored import Spending
+from slimrank.budget.ends import best_of_widths
 from slimrank.checkpoint.size import Spec, file_bytes
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
@@ -24,7 +25,6 @@ from slimrank.recipe import Recipe
 from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
 from slimrank.rounding.price import Pricing
-from slimrank.run.ends import best_of_widths
 
 Specs = dict[str, Spec]
 

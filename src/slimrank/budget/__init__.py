@@ -1,0 +1,1 @@
+"""What a run may spend: parameters, bytes, or seconds, and the timing of what its linears may become."""
