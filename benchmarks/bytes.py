@@ -4,6 +4,7 @@
 
 A row a size or width: nats lost and KL on every text, the file's bytes, and for slimrank what was predicted.
 GPTQ rounds every linear alone, to `--gptq` BITS:GROUP; embedding and head have 8 bits in every row of the table.
+With --scales every row is there once more with `refine.scales` behind it.
 """
 
 import argparse
@@ -38,15 +39,20 @@ from slimrank.texts.reading import Reading, read_windows
 def tasks(options: argparse.Namespace) -> list[Task]:
     """A row a size and list of widths, and one for each width of GPTQ."""
     sized = [{"method": "slimrank", "size": size, "set": options.set} for size in options.sizes]
-    return sized + [{"method": "gptq", "grid": grid, "set": []} for grid in options.gptq]
+    plain = sized + [{"method": "gptq", "grid": grid, "set": []} for grid in options.gptq]
+    return plain + [task | {"scales": options.scales} for task in plain if options.scales]
 
 
 def recipe_of(task: Task) -> Recipe:
     """The recipe of a row."""
     if task["method"] == "slimrank":
-        return load_recipe("slimrank", task["set"]).sized()
-    bits, _, group = task["grid"].partition(":")
-    return load_recipe("gptq", [f"refine.round.{key}" for key in (f"bits={bits}", f"group={group}", "ends=8")])
+        recipe = load_recipe("slimrank", task["set"]).sized()
+    else:
+        bits, _, group = task["grid"].partition(":")
+        recipe = load_recipe("gptq", [f"refine.round.{key}" for key in (f"bits={bits}", f"group={group}", "ends=8")])
+    if "scales" not in task:
+        return recipe
+    return load_recipe(recipe.refined("scales"), [f"refine.scales.tokens={task['scales']}"])
 
 
 def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str, Any]]:
@@ -65,7 +71,9 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
     dense = perplexities(loaded, texts, is_first=True, **judging)
     known: dict[str, Spectra] = {}
     for task, recipe in zip(todo, recipes, strict=True):
-        spectra = known.setdefault(recipe.name, spectra_of(model, evidence, recipe, task))
+        if task["method"] not in known:
+            known[task["method"]] = spectra_of(model, evidence, recipe, task)
+        spectra = known[task["method"]]
         started = time.perf_counter()
         with dense_afterwards(model):
             size = parse_size(task["size"], "--sizes") if "size" in task else None
@@ -85,6 +93,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
                 "ends": plan.ends,
                 "seconds": round(seconds, 1),
                 "stored": plan.notes[0] if size else None,
+                "notes": [note for note in plan.notes if "Held-out" in note],
                 "texts": {Path(name).name: text_json(one, dense[name]) for name, one in found.items()},
             }
         yield task | row | {"lost": {name: one["nats_lost"] for name, one in row["texts"].items()}}
@@ -108,6 +117,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "|---" * (3 + len(texts)) + "|"
     for row in sorted(rows, key=lambda row: -row["bytes"]):
         name = row["method"] if row["method"] == "slimrank" else f"gptq {row['grid']}"
+        name += f", scales trained on {row['scales']:,} tokens" if "scales" in row else ""
         cells = [f"{one['nats_lost']:.4f}, {one['kl']:.4f}" for one in row["texts"].values()]
         predicted = "" if row["predicted"] is None else f"{row['predicted']:.4f}"
         yield f"| {name} | {row['bytes'] / 1e6:.2f} | {predicted} | {' | '.join(cells)} |"
@@ -122,6 +132,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=lambda text: text.split(","), default=[], help="of slimrank's rows, a,b")
     parser.add_argument("--gptq", type=lambda text: text.split(","), default=[], help="BITS:GROUP of its rows, a,b")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of slimrank's recipe")
+    parser.add_argument("--scales", type=rows_of.count, metavar="TOKENS", help="every row once more, scales trained")
     parser.add_argument("--samples", type=rows_of.count, default=64, help="calibration windows")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-windows", type=rows_of.count, default=32, help="windows judged of each text")

@@ -39,6 +39,7 @@ def test_refined_keeps_what_is_solved_and_replaces_what_is_trained():
     assert [step.name for step in distilled.refine] == [*solved, "distill"]
     assert distilled.name == "slimrank-refined+distill"
     assert load_recipe("svd-llm").refined("distill").refine == load_recipe("svd-llm-distilled").refine
+    assert [step.name for step in recipe.refined("scales").sized().refine] == ["round", "temperature", "scales"]
 
 
 def test_gradients_are_taken_on_the_metrics_tokens_unless_another_step_needs_them_all():

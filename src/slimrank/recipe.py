@@ -32,7 +32,7 @@ from slimrank.rounding.price import Pricing
 from slimrank.spectrum.decomposition import Route
 
 T = TypeVar("T", bound=BaseModel)
-Refinement = Literal["none", "distill"]
+Refinement = Literal["none", "distill", "scales"]
 TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"metric": METRICS, "allocate": ALLOCATORS, "form": FACTORIZERS}
 
 

@@ -90,8 +90,11 @@ Settings = Annotated[
     IN_PLAN,
 ]
 Refine = Annotated[
-    Literal["none", "distill"] | None,
-    typer.Option(help="Train the factors block by block or end to end (distill); by default the recipe's choice."),
+    Literal["none", "distill", "scales"] | None,
+    typer.Option(
+        help="Train towards the dense model's predictions: the factors (distill), or the scales of rounded numbers with "
+        "norms and biases (scales); none leaves it out. By default the recipe's choice."
+    ),
     IN_PLAN,
 ]
 Only = Annotated[
