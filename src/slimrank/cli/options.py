@@ -92,8 +92,8 @@ Settings = Annotated[
 Refine = Annotated[
     Literal["none", "distill", "scales"] | None,
     typer.Option(
-        help="Train towards the dense model's predictions: the factors (distill), or the scales of rounded numbers with "
-        "norms and biases (scales); none leaves it out. By default the recipe's choice."
+        help="Train towards the dense model's predictions: the factors (distill), or scales of rounded numbers, norms "
+        "and biases (scales); none leaves it out. By default the recipe's choice."
     ),
     IN_PLAN,
 ]
