@@ -7,6 +7,7 @@ import torch
 from invented_times import invented
 from tiny_spectra import windows
 
+from slimrank.budget import times as keeping
 from slimrank.budget.bench import Bench, bench_of
 from slimrank.budget.kept import read_times, times_file, write_times
 from slimrank.budget.layers import dealt_evenly, layers_to_time, spread
@@ -19,7 +20,6 @@ from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.rounding.grid import Grid
-from slimrank.run import timed as keeping
 from slimrank.spectrum.spectra import stacks_of
 from slimrank.store.run import Run
 

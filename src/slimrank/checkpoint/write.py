@@ -17,6 +17,7 @@ from slimrank.checkpoint.manifest import MANIFEST, manifest
 from slimrank.checkpoint.register import describe
 from slimrank.errors import SlimrankError
 from slimrank.forms import compressed_layers
+from slimrank.store.disk import disk_errors
 from slimrank.store.source import Source, has_weights
 from slimrank.store.stored import as_stored, original_of
 
@@ -67,6 +68,9 @@ def require_savable(model: PreTrainedModel, source: Path | None) -> None:
         try:
             _save(model, Path(place), source, state_dict={})
         except Exception as error:  # transformers raises errors of many unrelated types
+            if isinstance(error, OSError) and error.errno is not None:  # the system's, of this disk
+                with disk_errors(Path(place)):
+                    raise
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise SlimrankError(
                 f"transformers cannot save this model: {reason}; correct its config.json or generation_config.json."
