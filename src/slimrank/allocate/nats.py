@@ -145,10 +145,10 @@ def notes(ranks: Ranks) -> tuple[str, ...]:
     """Sentences that name the linears factorised together and those of rank 0, if there are any."""
     several = [unit for unit in ranks if len(unit.names) > 1 and not unit.shared]
     common = [unit for unit in ranks if unit.shared]
-    joint = [f"Joint factors: {described(several)}, which share one right factor."] if several else []
-    joint += [f"Shared by all experts of a layer: one factor of {described(common)}."] if common else []
+    together = [f"Factorised together, with one right factor: {described(several)}."] if several else []
+    together += [f"Shared by all experts of a layer: one factor of {described(common)}."] if common else []
     gone = [unit for unit, rank in ranks.items() if rank == 0]
-    return (*joint, *([f"Rank 0, which the budget needs more elsewhere: {described(gone)}."] if gone else []))
+    return (*together, *([f"Rank 0, which the budget needs more elsewhere: {described(gone)}."] if gone else []))
 
 
 def alone(problem: Problem, unit: Unit, losses: Losses) -> Choices[int | None]:

@@ -60,8 +60,8 @@ def fastest(bench: Bench, times: Times) -> float:
     together = {name: stack for stack in bench.stacks for name in stack.names}
     single = {unit.leader: times.least(unit.shapes) for unit in bench.model.units.values()}
     alone = sum(seconds for name, seconds in single.items() if name not in together)
-    joint = (min(times.least(one.shapes), sum(single[name] for name in one.names)) for one in bench.stacks)
-    return alone + sum(joint)
+    several = (min(times.least(one.shapes), sum(single[name] for name in one.names)) for one in bench.stacks)
+    return alone + sum(several)
 
 
 def known_or_measured(bench: Bench, run: Run) -> tuple[Measured, Sequence[str]]:

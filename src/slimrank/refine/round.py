@@ -126,7 +126,7 @@ class Round(Sequential):
 def require_single(unit: Unit, grid: Grid | None) -> None:
     """Raise a UsageError for several linears that are factorised together and would be rounded."""
     if grid is not None and len(unit.names) > 1:
-        raise UsageError(f"refine.round can't round {unit.key}, which share one right factor: set form.joint to false.")
+        raise UsageError(f"refine.round can't round {unit.key}, which share one right factor: set form to low_rank.")
 
 
 def factors_of(unit: Unit, built: torch.nn.Module | None) -> tuple[Tensor, Tensor] | None:
