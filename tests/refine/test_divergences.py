@@ -24,6 +24,6 @@ def test_are_the_whole_models(tiny_llama):
     def summed(batch, part, target):
         return [scaled_divergences(logits_of(stream, batch, part), target, [1.0]).item() for stream in streams]
 
-    found = mean_divergences(streams[0], summed)
+    found = mean_divergences(Compressible(decoder), streams[0], summed)
     torch.testing.assert_close(torch.tensor(found), torch.stack(expected), rtol=1e-3, atol=1e-6)
     assert abs(found[0]) < 1e-6 < found[1] < found[2]

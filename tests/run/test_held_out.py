@@ -5,6 +5,7 @@ import torch
 from tiny_spectra import spectra
 
 from slimrank.recipe import load_recipe
+from slimrank.refine.ends import end_grid, round_ends
 from slimrank.run.held_out import held_out_cost
 from slimrank.run.steps import allocate, factorize
 
@@ -24,6 +25,19 @@ def test_the_cost_is_that_of_both_models_run_whole(tiny_llama, monkeypatch, numb
         assert value == pytest.approx(math.exp(nats), rel=1e-5)
     assert found.divergence == pytest.approx((log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=1e-4)
     assert found.compressed != found.dense and "held-out tokens" in found.sentence()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rounded_embedding_and_head_are_no_part_of_the_dense_model(tiny_llama, tied):
+    made, dense = spectra(tiny_llama(tie_word_embeddings=tied)), tiny_llama(tie_word_embeddings=tied)
+    ids, model = made.evidence.windows.held_out, made.model.decoder.model
+    round_ends(made.model, dict.fromkeys(made.model.ends, end_grid(2)))
+    with torch.no_grad():
+        log_p, log_q = (one(ids).logits.double().log_softmax(-1) for one in (dense, model))
+    found = held_out_cost(made.model, ids)
+    nats = -log_p[:, :-1].gather(-1, ids[:, 1:, None]).mean().item()
+    assert found.dense == pytest.approx(math.exp(nats), rel=1e-5)
+    assert found.divergence == pytest.approx((log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=1e-4)
 
 
 def test_without_held_out_windows_there_is_none(tiny_llama):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slimrank.calibrate.stream import Part, Stream, parts_at_once
+from slimrank.model.compressible import Compressible
 
 
 def logits_of(stream: Stream, batch: int, part: Part) -> Tensor:
@@ -15,14 +16,16 @@ def logits_of(stream: Stream, batch: int, part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def dense_logits(dense: Stream, batch: int, part: Part) -> Tensor:
-    """The same with the dense model's norms and biases."""
-    with dense.decoder.weights.dense_vectors():
+def dense_logits(model: Compressible, dense: Stream, batch: int, part: Part) -> Tensor:
+    """The same with the dense model's norms and biases, embedding and head."""
+    with model.as_dense(model.outside):
         return logits_of(dense, batch, part)
 
 
 @torch.no_grad()
-def mean_divergences(dense: Stream, summed: Callable[[int, Part, Tensor], Sequence[float]]) -> list[float]:
+def mean_divergences(
+    model: Compressible, dense: Stream, summed: Callable[[int, Part, Tensor], Sequence[float]]
+) -> list[float]:
     """Means of KL(dense || compressed), in nats per token over all processes' windows, one for each sum of `summed`.
 
     summed: called with a batch's index, a part of it and the dense logits there (windows, tokens, vocabulary); returns
@@ -31,6 +34,6 @@ def mean_divergences(dense: Stream, summed: Callable[[int, Part, Tensor], Sequen
     world, sums = dense.decoder.world, list[list[float]]()
     for batch, ids in enumerate(dense.ids):
         for part in parts_at_once(dense.decoder, ids):
-            sums.append(list(summed(batch, part, dense_logits(dense, batch, part))))
+            sums.append(list(summed(batch, part, dense_logits(model, dense, batch, part))))
     tokens = world.total(sum(ids.numel() for ids in dense.ids))
     return [world.total(sum(each)) / tokens for each in zip(*sums, strict=True)]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.calibrate.stream import CPU_LOGITS, DEVICE_LOGITS, Part, Stream, final_states
+from slimrank.model.compressible import Compressible
 from slimrank.model.decoder import Decoder
 from slimrank.model.modules import attached
 from slimrank.numerics.losses import scaled_divergences
@@ -60,7 +61,7 @@ class Temperature(Refiner):
         if norm is None:
             return None
         gain = Gain(norm, ours.hidden[0].to(decoder.device))
-        factor = lowest(FACTORS, divergences(gain, dense, ours))
+        factor = lowest(FACTORS, divergences(spectra.model, gain, dense, ours))
         gain.scale(factor)
         return factor
 
@@ -77,7 +78,7 @@ def final_norm(decoder: Decoder, states: Stream) -> nn.Module | None:
     return seen[-1] if seen else None
 
 
-def divergences(gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
+def divergences(model: Compressible, gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
     """KL(dense || ours) in nats per token for each of FACTORS; the gain is 1 afterwards."""
 
     def scaled(factor: float, batch: int, part: Part) -> Tensor:
@@ -91,7 +92,7 @@ def divergences(gain: "Gain", dense: Stream, ours: Stream) -> list[float]:
 
     few = slice(0, 1), slice(0, 8)
     proportional = torch.allclose(scaled(0.5, 0, few), 0.5 * scaled(1.0, 0, few), rtol=1e-3, atol=1e-3)
-    means = mean_divergences(dense, each)
+    means = mean_divergences(model, dense, each)
     gain.scale(1.0)
     return means
 

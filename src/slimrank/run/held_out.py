@@ -33,7 +33,7 @@ def held_out_cost(model: Compressible, held_out: Tensor, track: Track = no_track
         def sums(batch: int, part: Part, target: Tensor) -> Sequence[float]:
             return costs(logits_of(ours, batch, part), target, following[batch][part])
 
-        divergence, of_dense, of_ours = mean_divergences(dense, sums)
+        divergence, of_dense, of_ours = mean_divergences(model, dense, sums)
     predicted = held_out.shape[1] / (held_out.shape[1] - 1)  # the last token of a window predicts none
     return HeldOut(
         tokens=held_out.numel(),
