@@ -37,6 +37,7 @@ from slimrank.forms.experts import Stack, fold, unfold
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.model.decoder import Decoder
 from slimrank.model.modules import set_module
+from slimrank.runtime.machine import processor
 
 SECONDS = 120
 Row = dict[str, Any]
@@ -77,7 +78,7 @@ def main() -> None:
 def write(path: Path, rows: list[Row]) -> None:
     """The JSON file."""
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    versions["machine"] = provenance.processor(torch.device("cpu"))
+    versions["machine"] = processor(torch.device("cpu"))
     lines = ",\n".join(json.dumps(row) for row in sorted(rows, key=lambda row: row["config"]))
     path.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 

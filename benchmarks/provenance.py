@@ -1,7 +1,6 @@
 """Where a row was measured and by what."""
 
 import argparse
-import platform
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import transformers
 
 import slimrank
 from slimrank.errors import UsageError
+from slimrank.runtime.machine import processor
 
 PACKAGE = Path(slimrank.__file__).parent
 
@@ -54,12 +54,3 @@ def git(*arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def processor(device: torch.device) -> str:
-    """The GPU's name, or else the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

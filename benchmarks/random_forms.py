@@ -53,15 +53,11 @@ def random_form(form: str, out: int, inp: int, keep: float, dtype: torch.dtype, 
     rank = rank_for(form, out, inp, keep)
     if form == "columns":
         module = KeptColumns(inp, out, rank, inp // 16, bias=False, device="meta", dtype=dtype)
-        module = module.to_empty(device=device)
-        module.kept.copy_(torch.randperm(inp)[: inp // 16].sort().values)
     else:
         kind = {"low_rank": LowRank, "pivoted": Pivoted, "dense": Dense}[form]
-        module = kind.empty(inp, out, rank, False, dtype).to_empty(device=device)
-    if isinstance(module, Pivoted):
-        module.chosen.copy_(pack(torch.zeros(out, dtype=torch.bool).index_fill(0, torch.randperm(out)[:rank], True)))
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.02)
+        module = kind.empty(inp, out, rank, False, dtype)
+    module = module.to_empty(device=device)
+    module.randomize()
     return module.eval()
 
 
