@@ -55,6 +55,7 @@ def test_the_target_makes_up_for_the_residual_stream():
         wanted = dense(h).flatten(0, 1) - after["down"].addend.flatten(0, 1) - dense.down.bias
         torch.testing.assert_close(anchored.cross["down"], wanted.double().T @ x, atol=1e-5, rtol=1e-5)
         y = before["down"].x.flatten(0, 1) @ dense.down.weight.T
-        torch.testing.assert_close(plain.cross["down"], y.double().T @ x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(plain.take("down", dense.down.weight), y.double().T @ x, atol=1e-5, rtol=1e-5)
+        assert not plain.cross and anchored.inputs is None
         torch.testing.assert_close(plain.gram(), x.T @ x, atol=1e-5, rtol=1e-5)
         assert plain.tokens == 6

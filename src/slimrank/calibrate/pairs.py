@@ -25,13 +25,15 @@ class Seen:
 
 @dataclass
 class PairMoments:
-    """Sums over tokens, float64: sums, of x^ x^T (n, n); cross[linear], of t x^T (m, n).
+    """Sums over tokens, float64: sums, of x^ x^T (n, n); inputs, of x x^T (n, n); cross[linear], of t x^T (m, n).
 
-    x^ is the input in the compressed model. The target t is the dense model's output without bias; with `residual`, the
-    output whose sum with the compressed residual stream equals the dense one.
+    x and x^ are the inputs in the dense and in the compressed model. The target t is the dense model's output without
+    bias, W x; with `residual`, where it is added to the residual stream, the output whose sum with the compressed
+    residual stream equals the dense one. `cross` is summed for these alone: for the others it is W times `inputs`.
     """
 
     sums: GramSum | None = None
+    inputs: Tensor | None = None
     cross: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
@@ -45,20 +47,20 @@ class PairMoments:
         self.sums.add(x)
         self.tokens += len(x)
         for name, was in dense.items():
-            target, now = was.y, compressed[name]
-            if residual and was.addend is not None and now.addend is not None:
-                target = target + (was.addend - now.addend)
-            if name in biases:
-                target = target - biases[name]
-            cross = product(_flat(target), x)
-            self.cross[name] = self.cross[name].add_(cross) if name in self.cross else cross.double()
+            if corrects(was, residual):
+                now = compressed[name].addend
+                target = was.y if now is None else was.y + (was.addend - now)
+                cross = product(_flat(target - biases[name] if name in biases else target), x)
+                self.cross[name] = self.cross[name].add_(cross) if name in self.cross else cross.double()
+        if others := [was for was in dense.values() if not corrects(was, residual)]:
+            inputs = product(_flat(others[0].x), x)
+            self.inputs = inputs.double() if self.inputs is None else self.inputs.add_(inputs)
 
-    def fill(self, shapes: dict[str, tuple[int, int]], device: torch.device) -> None:
-        """Add zeros of these linears' shapes (m, n) where no batch was added, as for an expert without a token."""
-        for name, (rows, columns) in shapes.items():
-            self.sums = self.sums or GramSum.empty(columns, device)
-            if name not in self.cross:
-                self.cross[name] = torch.zeros(rows, columns, dtype=torch.float64, device=device)
+    def fill(self, columns: int, device: torch.device) -> None:
+        """Zeros for inputs of width n = columns where no batch was added, as for an expert without a token."""
+        if self.sums is None:
+            self.sums = GramSum.empty(columns, device)
+            self.inputs = torch.zeros(columns, columns, dtype=torch.float64, device=device)
 
     def gram(self) -> Tensor:
         """The sum of x^ x^T (n, n), float64, a new tensor; after `settle` the mean."""
@@ -66,18 +68,35 @@ class PairMoments:
             raise ValueError("no batch was added")
         return self.sums.full()
 
+    def take(self, name: str, weight: Tensor) -> Tensor:
+        """The sum of t x^T (m, n) of a linear with weight W (m, n), once; after `settle` the mean."""
+        if name in self.cross:
+            return self.cross.pop(name)
+        if self.inputs is None:
+            raise ValueError(f"no batch with {name} was added")
+        return weight.double() @ self.inputs
+
     def add_up(self, world: World) -> None:
         """Add up the sums over all processes, in place."""
         if self.sums is not None:
-            world.add_up(self.sums.packed, *(cross for _, cross in sorted(self.cross.items())))
+            world.add_up(self.sums.packed, *self._sums())
         self.tokens = int(world.total(self.tokens))
 
     def settle(self) -> None:
         """Divide the sums by the number of tokens, in place."""
         if self.sums is not None:
             self.sums.packed.div_(self.tokens)
-        for cross in self.cross.values():
-            cross.div_(self.tokens)
+        for one in self._sums():
+            one.div_(self.tokens)
+
+    def _sums(self) -> list[Tensor]:
+        """The sums but x^ x^T, in the same order in every process."""
+        return ([] if self.inputs is None else [self.inputs]) + [self.cross[name] for name in sorted(self.cross)]
+
+
+def corrects(seen: Seen, residual: bool) -> bool:
+    """Whether the target of a linear of the dense model is not W x alone."""
+    return residual and seen.addend is not None
 
 
 @contextmanager

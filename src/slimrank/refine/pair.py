@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from slimrank.calibrate.experts import experts_of
-from slimrank.calibrate.pairs import PairMoments, Seen, watch_sums
+from slimrank.calibrate.pairs import PairMoments, Seen, corrects, watch_sums
 from slimrank.calibrate.stream import Stream, default_batch
 from slimrank.forms.experts import Unfolded, watching
 from slimrank.forms.experts.fused import Rows
@@ -23,11 +23,11 @@ Routing = dict[Unfolded, Rows]
 class Pair:
     """The same windows in the dense and in the compressed model, taken through both a block at a time.
 
-    Each process takes its share of the windows; `moments` are those of all windows.
+    Each process takes its share of the windows; `moments` are those of all windows. residual: see PairMoments.
     """
 
-    def __init__(self, model: Compressible, ids: Tensor) -> None:
-        self.model, decoder = model, model.decoder
+    def __init__(self, model: Compressible, ids: Tensor, residual: bool) -> None:
+        self.model, self._residual, decoder = model, residual, model.decoder
         ids, batch = decoder.world.share(ids), default_batch(decoder, ids.shape[1])
         self.dense, self.compressed = (Stream(decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor, Routing]] = {}
@@ -39,7 +39,7 @@ class Pair:
         """The dense linears of the block that both streams are at."""
         return self.model.blocks[self.dense.depth]
 
-    def moments(self, groups: Sequence[Sequence[str]], residual: bool, *, fitted: bool = True) -> list[PairMoments]:
+    def moments(self, groups: Sequence[Sequence[str]], *, fitted: bool = True) -> list[PairMoments]:
         """The moments of the linears of each group, which share an input; linears of earlier groups must be final.
 
         fitted: these linears are fitted next, and final then.
@@ -60,12 +60,12 @@ class Pair:
                 self.compressed.output(batch)
             for group, own in zip(groups, moments, strict=True):
                 if seen := {name: before[name] for name in group if name in before}:
-                    own.add(seen, {name: after[name] for name in seen}, biases, residual)
+                    own.add(seen, {name: after[name] for name in seen}, biases, self._residual)
             rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
-            summed = [name for name, seen in before.items() if residual and seen.addend is not None]
+            summed = [name for name, seen in before.items() if corrects(seen, self._residual)]
         self._seen |= dense.keys() if fitted else set()
         for group, own in zip(groups, moments, strict=True):
-            own.fill({name: shape_of(dense[name]) for name in group}, self.model.decoder.device)
+            own.fill(shape_of(dense[group[0]])[1], self.model.decoder.device)
             own.add_up(self.model.decoder.world)
         return moments
 
@@ -110,7 +110,7 @@ class Pair:
         if batch not in self._held:
             with self.model.as_dense(self.block), watch_sums(self.block) as seen, self._noted() as routing:
                 output = self.dense.output(batch)
-            self._held[batch] = {name: replace(own, x=own.y) for name, own in seen.items()}, output, routing
+            self._held[batch] = {name: read(own, self._residual) for name, own in seen.items()}, output, routing
         seen, _, routing = self._held[batch]
         return {name: seen[name] for name in dense if name in seen}, routing
 
@@ -139,6 +139,11 @@ class Pair:
             with self._replay(final, batch, keep=False):
                 output = self.compressed.output(batch)
             yield output
+
+
+def read(seen: Seen, residual: bool) -> Seen:
+    """What moments read of a linear of the dense model, without the tensor that they don't."""
+    return replace(seen, x=seen.y) if corrects(seen, residual) else Seen(seen.x, seen.x)
 
 
 @contextmanager

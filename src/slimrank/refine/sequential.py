@@ -1,6 +1,6 @@
 """The walk of refiners that build layers block by block, each against what the blocks built before it give."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -78,7 +78,7 @@ class Sequential(Refiner):
     def refine(self, spectra: Spectra, cuts: Cuts, run: Run) -> list[str]:
         """Replace every unit's linears; returns no notes."""
         model = spectra.model
-        pair = Pair(model, spectra.evidence.windows.calibration[: self.windows])
+        pair = Pair(model, spectra.evidence.windows.calibration[: self.windows], self.residual)
         for index in run.track(range(len(model.blocks)), self.doing, len(model.blocks)):
             if run.finished(index) is None:
                 with model.decoder.weights.hold(index):
@@ -94,10 +94,9 @@ class Sequential(Refiner):
         common = {name: unit for unit in units if unit.shared for name in unit.names}
         for stage in stages(spectra, units):
             groups = [[name for unit in reading for name in unit.names] for reading in stage]
-            found = pair.moments(groups, self.residual)
+            found = pair.moments(groups)
             if len(found) > 1 or place_of(spectra.model.decoder.model, groups[0][0]):
-                weights = {name: spectra.weight(spectra.model.units[name]) for (name,) in groups}
-                completed(found, weights, self._pooled(spectra, pair, found, list(weights)))
+                completed(found, self._pooled(spectra, pair, found, [name for (name,) in groups]))
             for reading, moments in zip(stage, found, strict=True):
                 moments.settle()
                 if reading[0].leader in common:
@@ -117,7 +116,7 @@ class Sequential(Refiner):
             if pool:
                 break
             groups = [[name] for name in others[start : start + len(names)]]
-            pool = [one for one in pair.moments(groups, False, fitted=False) if one.tokens]
+            pool = [one for one in pair.moments(groups, fitted=False) if one.tokens]
         return pool
 
     def _build(self, spectra: Spectra, cuts: Cuts, units: Sequence[Unit], moments: PairMoments) -> None:
@@ -148,7 +147,7 @@ class Sequential(Refiner):
     def target(self, spectra: Spectra, unit: Unit, moments: PairMoments) -> Job[Tensor]:
         """The job that gives T of a unit's linears, stacked (m, n) float64; takes their sums out of the moments."""
         weights = [spectra.weight(spectra.model.units[name]) for name in unit.names]
-        pairs = list(zip(weights, [moments.cross.pop(name) for name in unit.names], strict=True))
+        pairs = [(weight, moments.take(name, weight)) for name, weight in zip(unit.names, weights, strict=True)]
         return lambda: torch.cat(
             [anchored_target(weight, moments.gram(), cross, self.mix, self.damping) for weight, cross in pairs]
         )
@@ -180,8 +179,8 @@ def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
     for first in dict.fromkeys(leader.values()):
         if first not in reading:
             continue
-        rows, columns = reading[first][0].shape
-        size = max(1, HELD // (8 * columns * (columns // 2 + rows)))
+        columns = reading[first][0].shape[1]
+        size = max(1, HELD // (8 * columns * (columns // 2 + columns)))
         alike = found.setdefault(place_of(model.decoder.model, first) or first, [])
         if not alike or len(alike[-1]) == size:
             alike.append([])
@@ -189,11 +188,10 @@ def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
     return [stage for alike in found.values() for stage in alike]
 
 
-def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor], seen: Sequence[PairMoments]) -> None:
+def completed(moments: Sequence[PairMoments], seen: Sequence[PairMoments]) -> None:
     """Add to each expert's moments k tokens of the mean of all, for which the target is what its own weight W gives.
 
-    weights: W (m, n) of each, in the moments' order; seen: moments of experts that tokens were routed to, whose mean it
-    is. See calibrate.experts for k.
+    seen: moments of experts that tokens were routed to, whose mean it is. See calibrate.experts for k.
     """
     if not seen:
         return
@@ -202,8 +200,8 @@ def completed(moments: Sequence[PairMoments], weights: Mapping[str, Tensor], see
     k, tokens = round(prior_tokens(first.width)) or 1, sum(one.tokens for one in seen)
     mean = GramSum(sum_of([one.sums.packed for one in seen if one.sums], k / tokens), first.width, first.device)
     gram = mean.full()
-    for own, (name, weight) in zip(moments, weights.items(), strict=True):
-        assert own.sums is not None, "moments of linears without a token are zeros"
-        own.cross[name] += weight.double() @ gram
+    for own in moments:
+        assert own.sums is not None and own.inputs is not None, "moments of experts are of their inputs, or zeros"
+        own.inputs += gram
         own.sums.packed.add_(mean.packed)
         own.tokens += k
