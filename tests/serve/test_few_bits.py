@@ -25,13 +25,13 @@ CASES = [(8, None), (8, 32), (4, 32), (4, 64), (4, 40), (4, None), (3, 64), (2, 
 
 @pytest.mark.parametrize(("bits", "group"), CASES)
 @pytest.mark.parametrize(("rows", "columns"), [(48, 96), (50, 70), (PIECE + 5, 33), (3, 20)])
-def test_zeros_fill_up_to_whole_groups_and_change_no_value(rows, columns, bits, group):
+def test_zeros_fill_up_and_change_no_value(rows, columns, bits, group):
     few, values = matrix(rows, columns, bits, group)
-    made = filled(few, 16)
-    assert made.out_features % 16 == 0 and made.in_features % 32 == 0 and made.in_features % (made.group or 1) == 0
-    assert made.in_features < columns + max(32, 4 * (group or 0)) and made.out_features < rows + 16
+    made = filled(few, 16, 64)
+    assert (made.out_features, made.in_features) == (-(-rows // 16) * 16, -(-columns // 64) * 64)
     assert torch.equal(made.matrix(torch.float64)[:rows, :columns], values)
     assert not made.numbers()[rows:].any() and not made.numbers()[:, columns:].any()
+    assert (made.group is None) == (group is None or group >= columns)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 
 from slimrank.forms.quantized import QuantizedLinear, groups_of
 from slimrank.numerics.packing import MULTIPLE
-from slimrank.numerics.products import stored_product, takes_eight_bits
+from slimrank.numerics.products import ROWS, stored_product, takes_eight_bits
 from slimrank.serve import few_tokens
 from slimrank.serve.kernels.blocks import MOST
+from slimrank.serve.kernels.operator import few_tokens as few_tokens_operator
 
 
 @torch.library.custom_op("slimrank::few_bit_product", mutates_args=())
@@ -26,7 +27,7 @@ def few_bit_product(x: Tensor, weight: Tensor, scale: Tensor, bits: int, group: 
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if kernels and 0 < len(flat) <= MOST:
         columns = x.shape[-1]
-        y = few_tokens.few_tokens(flat, [], None, columns, [weight], [None], [None], [0, 0, 0], [scale], bits, group)
+        y = few_tokens_operator(flat, [], None, columns, [weight], [None], [None], [0, 0, 0], [scale], bits, group)
     else:
         y = stored_product(flat, weight, scale, bits, group or None)
     return y.view(*x.shape[:-1], len(weight))
@@ -40,12 +41,12 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bits: int, group: int, kernels: 
 class FewBits(nn.Module):
     """y = (q s) x with a matrix of few bits that is filled up with zeros to sizes which kernels take.
 
-    few: the matrix as it is stored; multiple: outputs are filled up to a multiple of so many.
+    few: the matrix as it is stored; rows, columns: it is filled up to multiples of so many.
     """
 
-    def __init__(self, few: QuantizedLinear, multiple: int) -> None:
+    def __init__(self, few: QuantizedLinear, rows: int = 1, columns: int = 1) -> None:
         super().__init__()
-        self.out_features, self.filled = few.out_features, filled(few, multiple)
+        self.out_features, self.filled = few.out_features, filled(few, rows, columns)
         self.missing = self.filled.in_features - few.in_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class StoredProduct(FewBits):
     """FewBits by the operator."""
 
     def __init__(self, few: QuantizedLinear) -> None:
-        super().__init__(few, 16)
+        super().__init__(few, *((ROWS, MULTIPLE) if few.bits == 8 else (1, 1)))
         self.kernels = kernels_for(few.scale)
 
     def product(self, x: Tensor) -> Tensor:
@@ -91,12 +92,14 @@ def why_floats(few: QuantizedLinear, kernels: bool) -> str | None:
     return "torch's kernels for a CPU read 8 bits with one scale a row as they are stored"
 
 
-def filled(few: QuantizedLinear, multiple: int) -> QuantizedLinear:
-    """The matrix with zeros below, up to a multiple of so many rows, and to the right, up to whole groups."""
+def filled(few: QuantizedLinear, rows: int, columns: int) -> QuantizedLinear:
+    """The matrix with zeros below and to the right, up to multiples of so many rows and columns.
+
+    Its group is None where one scale is enough for a row.
+    """
     group = few.group if few.group and few.group < few.in_features else None
-    columns = -few.in_features % math.lcm(group or MULTIPLE, MULTIPLE)
-    rows = -few.out_features % multiple
-    numbers = pad(few.numbers(), (0, columns, 0, rows))
+    right, below = -few.in_features % columns, -few.out_features % rows
+    numbers = pad(few.numbers(), (0, right, 0, below))
     scale = few.scale[:, : groups_of(few.in_features, group)]
-    missing = groups_of(few.in_features + columns, group) - scale.shape[1]
-    return QuantizedLinear.of(numbers, pad(scale, (0, missing, 0, rows)), few.bits, group)
+    missing = groups_of(few.in_features + right, group) - scale.shape[1]
+    return QuantizedLinear.of(numbers, pad(scale, (0, missing, 0, below)), few.bits, group)

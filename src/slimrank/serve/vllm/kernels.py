@@ -9,6 +9,7 @@ from vllm.model_executor.parameter import ChannelQuantScaleParameter, GroupQuant
 from vllm.scalar_type import scalar_types
 
 from slimrank.forms.quantized import QuantizedLinear
+from slimrank.numerics.packing import MULTIPLE
 from slimrank.serve.few_bits import FewBits, StoredProduct, why_floats
 
 TYPES = {4: scalar_types.uint4b8, 8: scalar_types.uint8b128}
@@ -22,12 +23,15 @@ class Wna16(FewBits):
     """
 
     def __init__(self, few: QuantizedLinear) -> None:
-        super().__init__(few, 32)
-        few = self.filled
-        del self.filled
-        dtype, shape = few.scale.dtype, (few.in_features, few.out_features)
+        group, dtype = few.group if few.group and few.group < few.in_features else MULTIPLE, few.scale.dtype
         if few.bits not in TYPES or dtype == torch.float32 or not few.weight.numel():
             raise ValueError("vLLM's kernels take 4 or 8 bits, and activations of bfloat16 or float16")
+        if group % MULTIPLE and MULTIPLE % group:
+            raise ValueError(f"vLLM's kernels take groups in multiples of {MULTIPLE} inputs")
+        super().__init__(few, MULTIPLE, max(MULTIPLE, group))
+        few = self.filled
+        del self.filled
+        shape = few.in_features, few.out_features
         config = MPLinearLayerConfig(
             full_weight_shape=shape, partition_weight_shape=shape, weight_type=TYPES[few.bits], act_type=dtype,
             group_size=few.group or -1, zero_points=False,
