@@ -1,9 +1,12 @@
 """Against a running vLLM, in an environment of its own: `make test-vllm`."""
 
+import importlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ from lossless import factors
 from transformers import AutoModelForCausalLM
 
 from slimrank.checkpoint import write_checkpoint
+from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Dense, Form, KeptColumns, LowRank, Pivoted, compressed_layers, link
 from slimrank.forms.linear import is_linear, weight_of
+from slimrank.forms.quantized import QuantizedLinear
 from slimrank.model.load import load
 from slimrank.run.quantize import quantized, round_ends
 from slimrank.serve.fold import outer_linears
@@ -139,3 +144,68 @@ def test_few_bits_stay_packed_in_vllms_kernels(few):
     assert held[0] < 1.1 * (few / "model.safetensors").stat().st_size
     for own, theirs in zip(found, expected(few, torch.bfloat16), strict=True):
         assert own[:2] == theirs[:2]
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What vLLM's parameters and kernels ask for, of one device."""
+    for name, value in (("rank", 0), ("world_size", 1)):
+        monkeypatch.setattr(
+            f"vllm.model_executor.parameter.get_tensor_model_parallel_{name}", lambda value=value: value
+        )
+    with vllm.config.set_current_vllm_config(vllm.config.VllmConfig()):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "dtype", "reason"),
+    [
+        (4, 32, torch.bfloat16, None),
+        (4, 128, torch.float16, None),
+        (4, 16, torch.bfloat16, None),
+        (4, None, torch.bfloat16, None),
+        (8, None, torch.bfloat16, ""),
+        (8, 64, torch.bfloat16, "Quant type"),
+        (4, 40, torch.bfloat16, "vLLM's kernels take groups in multiples of 32 inputs"),
+        (4, 32, torch.float32, "vLLM's kernels take 4 or 8 bits, and activations of bfloat16 or float16"),
+        (3, 64, torch.bfloat16, "vLLM's kernels take 4 or 8 bits"),
+    ],
+)
+@torch.no_grad()
+def test_products_of_few_bits_by_vllms_kernels_or_our_own(bits, group, dtype, reason, alone, recwarn):
+    from slimrank.serve.vllm.kernels import Wna16, few_bits
+
+    for rows, columns in ((64, 256), (100, 300)):
+        low, groups = -(2 ** (bits - 1)), -(-columns // group) if group else 1
+        numbers = torch.randint(low, -low, (rows, columns)).to(torch.int8)
+        matrix = QuantizedLinear.of(numbers, (torch.rand(rows, groups) + 0.1).to(dtype), bits, group)
+        product = few_bits(matrix)
+        assert isinstance(product, Wna16) == (reason is None)
+        for tokens in (1, 17):
+            x = torch.randn(tokens, columns).to(dtype)
+            expected = x.double() @ matrix.matrix(torch.float64).T
+            assert (product(x) - expected).norm() <= 6e-3 * expected.norm()
+    said = [str(one.message) for one in recwarn if "floats at every call" in str(one.message)]
+    assert all(reason in one and f"matrices of {bits} bits" in one for one in said) and bool(said) == bool(reason)
+
+
+def test_a_model_that_has_no_place_for_the_embedding_is_refused(monkeypatch):
+    plugin = importlib.import_module("slimrank.serve.vllm")
+    monkeypatch.setattr(plugin, "get_pp_group", lambda: SimpleNamespace(is_first_rank=True))
+    config = plugin.SlimrankConfig({"model.embed_tokens": {"form": "embedding", "bits": 8}})
+    linear = plugin.LinearBase.__new__(plugin.LinearBase)
+    assert isinstance(config.get_quant_method(linear, "vision.proj"), plugin.UnquantizedLinearMethod)
+    with pytest.raises(SlimrankError, match=r"no place for whole numbers in its embedding, and model\.embed_tokens is"):
+        config.get_quant_method(linear, "model.layers.0.mlp.gate_up_proj")
+
+
+def test_an_embedding_of_other_tensors_than_its_entrys_is_refused():
+    ends = importlib.import_module("slimrank.serve.vllm.ends")
+    method = ends.EmbeddingMethod("model.embed_tokens", {"form": "embedding", "bits": 4})
+    tensors = {"weight": torch.zeros(10, 16, dtype=torch.uint8), "scale": torch.ones(10, 1)}
+    assert method.table(10, 32, tensors).matrix().tolist() == [[-8.0] * 32] * 10
+    for wrong in ({}, tensors | {"scale": torch.ones(10, 2)}):
+        with pytest.raises(SlimrankError, match=r"tensors of the embedding model.embed_tokens are not those of its"):
+            method.table(10, 32, wrong)
+    with pytest.raises(SlimrankError, match="NaN or Inf"):
+        method.table(10, 32, tensors | {"scale": torch.full((10, 1), torch.nan)})
