@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import linear
 
 from slimrank.forms.quantized import QuantizedLinear
+from slimrank.numerics.packing import pack
 from slimrank.numerics.products import FEW, PIECE
 from slimrank.serve import few_tokens
 from slimrank.serve.few_bits import StoredProduct, filled, kernels_for, why_floats
@@ -17,7 +18,7 @@ def matrix(rows: int, columns: int, bits: int, group: int | None, dtype: torch.d
     groups = -(-columns // group) if group else 1
     scale = (torch.rand(rows, groups, generator=generator) + 0.1).to(dtype)
     values = numbers * scale.double().repeat_interleave(group or columns, 1)[:, :columns]
-    return QuantizedLinear.of(numbers, scale, bits, group), values
+    return QuantizedLinear.of(pack(numbers, bits), scale, columns, bits, group), values
 
 
 CASES = [(8, None), (8, 32), (4, 32), (4, 64), (4, 40), (4, None), (3, 64), (2, 32)]
@@ -64,7 +65,7 @@ def test_one_graph_serves_any_number_of_tokens():
 def test_says_why_numbers_become_floats():
     eight, four, away = matrix(48, 96, 8, None)[0], matrix(48, 96, 4, 32)[0], matrix(48, 96, 3, 32)[0].to("meta")
     assert why_floats(eight, False) is None and why_floats(four, True) is None
-    assert why_floats(four, False) == "torch's kernels for a CPU read 8 bits with one scale a row as they are stored"
+    assert why_floats(four, False) == "torch's kernels for a CPU read only 8 bits with one scale a row"
     assert why_floats(away, False) == "slimrank's kernels for few tokens don't run here (meta, torch.float32)"
     assert not kernels_for(four.scale)
 
@@ -84,5 +85,5 @@ def test_kernels_for_few_tokens_read_the_numbers(tokens, bits, group, monkeypatc
 
 def test_a_part_of_a_matrix_may_be_empty():
     for rows, columns in ((0, 96), (48, 0)):
-        few = QuantizedLinear.of(torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows, 1), 8, None)
+        few = QuantizedLinear.of(torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows, 1), columns, 8, None)
         assert torch.equal(StoredProduct(few)(torch.randn(3, columns)), torch.zeros(3, rows))

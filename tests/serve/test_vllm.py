@@ -20,6 +20,7 @@ from slimrank.forms import FORMS, Dense, Form, KeptColumns, LowRank, Pivoted, co
 from slimrank.forms.linear import is_linear, weight_of
 from slimrank.forms.quantized import QuantizedLinear
 from slimrank.model.load import load
+from slimrank.numerics.packing import pack
 from slimrank.run.quantize import quantized, round_ends
 from slimrank.serve.fold import outer_linears
 
@@ -178,7 +179,8 @@ def test_products_of_few_bits_by_vllms_kernels_or_our_own(bits, group, dtype, re
     for rows, columns in ((64, 256), (100, 300)):
         low, groups = -(2 ** (bits - 1)), -(-columns // group) if group else 1
         numbers = torch.randint(low, -low, (rows, columns)).to(torch.int8)
-        matrix = QuantizedLinear.of(numbers, (torch.rand(rows, groups) + 0.1).to(dtype), bits, group)
+        scale = (torch.rand(rows, groups) + 0.1).to(dtype)
+        matrix = QuantizedLinear.of(pack(numbers, bits), scale, columns, bits, group)
         product = few_bits(matrix)
         assert isinstance(product, Wna16) == (reason is None)
         for tokens in (1, 17):

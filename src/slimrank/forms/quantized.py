@@ -96,27 +96,28 @@ class QuantizedLinear(nn.Module):
         self.require_finite("to store")
 
     @classmethod
-    def of(cls, numbers: Tensor, scale: Tensor, bits: int, group: int | None) -> Self:
-        """The layer with q = numbers (out, in) int8 and s = scale (out, groups), without bias."""
+    def of(cls, weight: Tensor, scale: Tensor, columns: int, bits: int, group: int | None) -> Self:
+        """The layer of so many inputs, without bias, with these very tensors, stored as the class says."""
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            made = cls(nn.Linear(numbers.shape[1], len(numbers), bias=False), bits, group)
-        made.weight, made.scale = pack(numbers, bits), scale.contiguous()
+            made = cls(nn.Linear(columns, len(weight), bias=False), bits, group)
+        made.weight, made.scale = weight, scale
         return made
 
     def picked(self, rows: Tensor | None, columns: Tensor | None) -> "QuantizedLinear":
         """As the function `picked`."""
-        numbers, scale, group = self.numbers(), self.scale, self.group
+        weight, scale, group, count = self.weight, self.scale, self.group, self.in_features
         if rows is not None:
-            numbers, scale = numbers[rows], scale[rows]
-        if columns is not None:
-            numbers = numbers[:, columns]
-        if columns is not None and group is not None:
-            shared, share = columns // group, group
-            while not torch.equal(shared, shared[::share].repeat_interleave(share)[: len(shared)]):
-                share //= 2
-            scale, group = scale[:, shared[::share]], share
-        return QuantizedLinear.of(numbers, scale, self.bits, group)
+            weight, scale = weight[rows], scale[rows]
+        if columns is not None and len(columns) < count:
+            count = len(columns)
+            weight = pack(unpack(weight, self.bits, self.in_features)[:, columns], self.bits)
+            if group is not None:
+                shared = columns // group
+                while not torch.equal(shared, shared[::group].repeat_interleave(group)[:count]):
+                    group //= 2
+                scale = scale[:, shared[::group]]
+        return QuantizedLinear.of(weight, scale, count, self.bits, group)
 
     def numbers(self) -> Tensor:
         """q (out, in) int8."""
@@ -210,7 +211,7 @@ class QuantizedLinear(nn.Module):
 def picked(linear: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> Any:
     """Some rows (o,) and columns (i,) of a factor, all by default, without its bias: an nn.Linear or a QuantizedLinear.
 
-    Where columns that shared a scale no longer lie in one group, the groups become smaller.
+    Columns ascend. Where some that shared a scale no longer lie in one group, the groups become smaller.
     """
     if isinstance(linear, QuantizedLinear):
         return linear.picked(rows, columns)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from slimrank.forms.quantized import QuantizedLinear, groups_of
-from slimrank.numerics.packing import MULTIPLE
+from slimrank.numerics.packing import MULTIPLE, pack
 from slimrank.numerics.products import ROWS, stored_product, takes_eight_bits
 from slimrank.serve import few_tokens
 from slimrank.serve.kernels.blocks import MOST
@@ -89,7 +89,7 @@ def why_floats(few: QuantizedLinear, kernels: bool) -> str | None:
         return f"slimrank's kernels for few tokens don't run here ({few.weight.device.type}, {few.scale.dtype})"
     if few.bits == 8 and few.group is None and takes_eight_bits(few.out_features, few.in_features):
         return None
-    return "torch's kernels for a CPU read 8 bits with one scale a row as they are stored"
+    return "torch's kernels for a CPU read only 8 bits with one scale a row"
 
 
 def filled(few: QuantizedLinear, rows: int, columns: int) -> QuantizedLinear:
@@ -99,7 +99,8 @@ def filled(few: QuantizedLinear, rows: int, columns: int) -> QuantizedLinear:
     """
     group = few.group if few.group and few.group < few.in_features else None
     right, below = -few.in_features % columns, -few.out_features % rows
-    numbers = pad(few.numbers(), (0, right, 0, below))
-    scale = few.scale[:, : groups_of(few.in_features, group)]
-    missing = groups_of(few.in_features + right, group) - scale.shape[1]
-    return QuantizedLinear.of(numbers, pad(scale, (0, missing, 0, below)), few.bits, group)
+    width, weight, scale = few.in_features + right, few.weight, few.scale[:, : groups_of(few.in_features, group)]
+    if right or below:
+        weight = pack(pad(few.numbers(), (0, right, 0, below)), few.bits)
+        scale = pad(scale, (0, groups_of(width, group) - scale.shape[1], 0, below))
+    return QuantizedLinear.of(weight, scale, width, few.bits, group)

@@ -16,7 +16,7 @@ from slimrank.errors import SlimrankError
 from slimrank.forms import Experts
 from slimrank.forms.dense import DenseShard
 from slimrank.forms.outputs import Outputs
-from slimrank.forms.quantized import QuantizedLinear, picked
+from slimrank.forms.quantized import STORED, QuantizedLinear, picked
 from slimrank.forms.shard import Shard
 from slimrank.serve import few_tokens
 from slimrank.serve.few_bits import StoredProduct
@@ -108,8 +108,8 @@ def _stacked(factors: Sequence[Any]) -> nn.Module:
     if len(factors) == 1:
         return first
     if isinstance(first, QuantizedLinear):
-        numbers, scale = (torch.cat(parts) for parts in zip(*((f.numbers(), f.scale) for f in factors), strict=True))
-        return QuantizedLinear.of(numbers, scale, first.bits, first.group)
+        weight, scale = (torch.cat([getattr(factor, name) for factor in factors]) for name in STORED)
+        return QuantizedLinear.of(weight, scale, first.in_features, first.bits, first.group)
     whole = nn.Linear(first.in_features, sum(factor.out_features for factor in factors), bias=False, device="meta")
     whole.weight = nn.Parameter(torch.cat([factor.weight for factor in factors]), requires_grad=False)
     return whole
