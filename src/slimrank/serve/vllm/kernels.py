@@ -1,6 +1,7 @@
 """Matrices of few bits in vLLM: by its own kernels for few bits and activations of 16, else by slimrank's operator."""
 
 import warnings
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -67,12 +68,17 @@ def few_bits(few: QuantizedLinear) -> FewBits:
     why = why_floats(product.filled, product.kernels)
     if why is not None:
         shared = "row" if few.group is None else f"{few.group} inputs"
-        warnings.warn(
+        tell(
             f"vLLM makes matrices of {few.bits} bits with a scale every {shared} floats at every call: {reason}, and "
-            f"{why}.",
-            stacklevel=2,
+            f"{why}."
         )
     return product
+
+
+@cache
+def tell(text: str) -> None:
+    """Warn once of what holds of many layers."""
+    warnings.warn(text, stacklevel=3)
 
 
 def _refuse(*_: object) -> None:
