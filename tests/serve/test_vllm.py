@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from slimrank.checkpoint import write_checkpoint
 from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Dense, Form, KeptColumns, LowRank, Pivoted, compressed_layers, link
+from slimrank.forms.embedding import untie
 from slimrank.forms.linear import is_linear, weight_of
 from slimrank.forms.quantized import QuantizedLinear
 from slimrank.model.load import load
@@ -37,7 +38,10 @@ TOKENS = 64
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo at six tenths of its ranks: dense layers and all forms take turns in fused groups, one block joint."""
+    """The demo at six tenths of its ranks: dense layers and all forms take turns in fused groups, one block joint.
+
+    Its head is no longer tied to the embedding, and has 8 bits.
+    """
     loaded = load("demo")
     model, out = loaded.model, tmp_path_factory.mktemp("checkpoints") / "mixed"
     linears = [(name, module) for name, module in model.named_modules() if is_linear(module) and name != "lm_head"]
@@ -57,6 +61,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         if number % 4 < 3:
             model.set_submodule(name, forms[number % 4]())
+    model.config.tie_word_embeddings = False
+    untie(model, "lm_head.weight")
+    model.lm_head = quantized(Dense.from_dense(weight_of(model.lm_head).detach().roll(1, 0)), 8)
     layers = compressed_layers(model)
     write_checkpoint(model, out, layers=layers, dtype=torch.float32, source=loaded.directory)
     return out
@@ -103,9 +110,11 @@ def test_serves_bfloat16(mixed):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a core for each of two processes")
-def test_serves_split_over_two_processes(mixed, monkeypatch):
+@pytest.mark.parametrize("checkpoint", ["mixed", "few"])
+def test_serves_split_over_two_processes(checkpoint, request, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    assert served(mixed, "float32", tensor_parallel_size=2) == expected(mixed, torch.float32)
+    folder = request.getfixturevalue(checkpoint)
+    assert served(folder, "float32", tensor_parallel_size=2) == expected(folder, torch.float32)
 
 
 @pytest.fixture(scope="module")
