@@ -14,7 +14,7 @@ from slimrank.factorize import FACTORIZERS, Factorizer, Target
 from slimrank.factorize.base import Built
 from slimrank.forms import FORMS, Form
 from slimrank.forms.linear import permute_inputs, permute_outputs
-from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.quantized import floats_of, matrix_of, picked
 from slimrank.forms.shard import Shard, frozen
 from slimrank.metric import METRICS, Metric
 from slimrank.refine import REFINERS, Refiner
@@ -78,7 +78,7 @@ class Scaled(Form):
 
 class ScaledShard(Shard):
     def __init__(self, layer: Scaled, rows: Tensor, columns: Tensor) -> None:
-        super().__init__(floats_of(layer.down)[:, columns])
+        super().__init__(picked(layer.down, columns=columns))
         self.up = frozen(floats_of(layer.up)[rows] * layer.between)
 
     def forward(self, h: Tensor) -> Tensor:

@@ -43,6 +43,15 @@ def read(module: nn.Module) -> Form | Dense:
     return type(module).from_stored("a", module.in_features, module.entry(), tensors(module))
 
 
+def few(part: Form, bits: int, group: int | None = None) -> Form:
+    """The form in random numbers of few bits."""
+    part.use_bits(bits, group)
+    for factor in part.present_factors().values():
+        factor.weight.copy_(torch.randint(-100, 100, factor.weight.shape) if bits == 8 else factor.weight.random_(256))
+        factor.scale.uniform_(0.1, 0.2)
+    return part
+
+
 def fused(
     parts: dict[str, nn.Module],
     rows: list[Tensor],
@@ -62,7 +71,7 @@ def test_members_of_a_unit_share_their_leaders_factor_also_in_pieces():
         whole = fused(parts, rows, torch.arange(IN))
         expected = torch.cat([part(x)[:, own] for part, own in zip(parts.values(), rows, strict=True)], -1)
         torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
-        assert whole.input_factor is not None and len(whole.input_factor) == 7 + 5
+        assert [len(stack.weight) for stack in whole.stacks] == [7 + 5]
         halves = [fused(parts, rows, columns)(x[:, columns]) for columns in torch.arange(IN).split(6)]
         torch.testing.assert_close(sum(halves), expected, rtol=1e-5, atol=1e-5)
 
@@ -72,8 +81,7 @@ def test_forms_side_by_side_are_the_layers_themselves():
     parts, x = layers() | group(), torch.randn(3, 2, IN)
     whole = fused(parts, [torch.arange(len(part(x[0, 0]))) for part in parts.values()], torch.arange(IN))
     torch.testing.assert_close(whole(x), torch.cat([part(x) for part in parts.values()], -1), rtol=1e-5, atol=1e-5)
-    assert whole.input_factor is not None
-    assert len(whole.input_factor) == 5 + 5 + 8 + 7 + 5  # one product for all but the gathering part
+    assert [len(stack.weight) for stack in whole.stacks] == [5 + 5 + 8 + 7 + 5]  # one for all but the gathering part
 
 
 @torch.no_grad()
@@ -120,15 +128,38 @@ def test_columns_split_over_devices_add_up(name):
     ],
 )
 @torch.no_grad()
-def test_quantized_factors_are_served_as_floats(name, bits):
-    part = FORMS["dense"].from_low_rank(torch.randn(OUT, 3), torch.randn(3, IN)) if name == "dense" else layers()[name]
-    part.use_bits(bits)
-    for factor in part.present_factors().values():
-        factor.weight.copy_(torch.randint(-100, 100, factor.weight.shape) if bits == 8 else factor.weight.random_(256))
-        factor.scale.uniform_(0.1, 0.2)
+def test_quantized_factors_stay_whole_numbers(name, bits):
+    part = few(
+        FORMS["dense"].from_low_rank(torch.randn(OUT, 3), torch.randn(3, IN)) if name == "dense" else layers()[name],
+        bits,
+    )
     rows, x = torch.tensor([5, 0, 3]), torch.randn(3, IN)
-    split = [fused({"a": part}, [rows], own)(x[:, own]) for own in torch.arange(IN).split(4)]
-    torch.testing.assert_close(sum(split), part(x)[:, rows], rtol=1e-5, atol=1e-3)
+    split = [fused({"a": part}, [rows], own) for own in torch.arange(IN).split(4)]
+    sums = sum(one(x[:, own]) for one, own in zip(split, torch.arange(IN).split(4), strict=True))
+    torch.testing.assert_close(sums, part(x)[:, rows], rtol=1e-5, atol=1e-3)
+    for one in split:
+        kinds = {tensor.dtype for key, tensor in one.state_dict().items() if key.endswith("weight")}
+        assert kinds == {torch.int8 if bits == 8 else torch.uint8}
+
+
+@torch.no_grad()
+def test_factors_of_one_width_and_group_are_one_product():
+    torch.manual_seed(0)
+    left, right, wide = torch.randn(OUT, 5), torch.randn(5, 64), torch.randn(7, 64)
+    parts = {
+        "a": few(LowRank.from_low_rank(left, right), 8),
+        "b": few(FORMS["dense"].from_dense(wide), 4),
+        "c": few(Pivoted.from_low_rank(left, right), 8),
+        "d": nn.Linear(64, 9, bias=False),
+        "e": few(FORMS["dense"].from_dense(wide), 4, 64),
+        "f": few(LowRank.from_low_rank(left, right), 4),
+    }
+    x = torch.randn(3, 64)
+    whole = fused(parts, [torch.arange(len(part(x[0]))) for part in parts.values()], torch.arange(64))
+    assert whole.sizes == [[5, 5], [7, 5], [9], [7]]
+    torch.testing.assert_close(whole(x), torch.cat([part(x) for part in parts.values()], -1), rtol=1e-4, atol=1e-2)
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(x), whole(x), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -173,13 +204,7 @@ def test_a_servers_fused_layer_is_one_operator_for_any_number_of_tokens(tokens, 
     torch.testing.assert_close(compiled(pieces[0]), halves[0](pieces[0]), rtol=1e-5, atol=1e-5)
 
 
-def test_what_a_server_makes_of_few_bits_is_said_and_what_it_has_no_place_for_refused(recwarn):
-    require_served({"a": {"form": "low_rank", "rank": 2}})
-    assert not recwarn
-    few = {"a": {"form": "low_rank", "rank": 2, "bits": 4}, "b": {"form": "dense", "bits": 8}}
-    with pytest.warns(UserWarning, match="a and 1 more layers of few bits are made floats on loading"):
-        require_served(few)
-    with pytest.raises(SlimrankError, match="vLLM's embedding takes no whole numbers, and e is compressed"):
-        require_served({"e": {"form": "embedding", "bits": 8}})
+def test_what_a_server_has_no_place_for_is_refused():
+    require_served({"a": {"form": "low_rank", "rank": 2, "bits": 4}, "e": {"form": "embedding", "bits": 8}})
     with pytest.raises(SlimrankError, match="vLLM's fused experts take no factors, and x is compressed"):
         require_served({"x": {"form": "experts"}})

@@ -242,7 +242,7 @@ class Form(nn.Module):
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """What a device computes that has the outputs `rows` (o,) int64 and the inputs `columns` (i,) int64, ascending.
 
-        Rows may be in any order; the factors' values are copied.
+        Rows may be in any order.
         """
         raise NotImplementedError
 

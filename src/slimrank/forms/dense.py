@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slimrank.forms.base import Form
 from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.outputs import Outputs
-from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.quantized import QuantizedLinear, matrix_of, picked
 from slimrank.forms.shard import Shard
 from slimrank.forms.stored import stored
 
@@ -93,16 +93,16 @@ class Dense(Form):
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """W'[rows][:, columns]."""
-        return DenseShard(floats_of(self.whole)[rows][:, columns])
+        return DenseShard(picked(self.whole, rows, columns))
 
 
 class DenseShard(Shard):
     """h = y = W[rows][:, columns] x."""
 
-    def __init__(self, weight: Tensor) -> None:
-        """weight: (outputs here, inputs here)."""
-        super().__init__(weight)
-        self.size = len(weight)
+    def __init__(self, whole: nn.Linear | QuantizedLinear) -> None:
+        """whole: W[rows][:, columns], (outputs here, inputs here)."""
+        super().__init__(whole)
+        self.size = whole.out_features
 
     def forward(self, h: Tensor) -> Tensor:
         """Return h (..., outputs here)."""

@@ -10,9 +10,9 @@ from slimrank.forms.bits import places
 from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.outputs import Outputs
-from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.quantized import matrix_of, picked
 from slimrank.forms.shard import Shard, frozen
-from slimrank.forms.stored import StoredMatrix, stored
+from slimrank.forms.stored import stored
 from slimrank.numerics.balance import balanced
 
 
@@ -155,17 +155,19 @@ class KeptColumnsShard(Shard):
         super().__init__()
         kept = torch.zeros(layer.in_features, dtype=torch.bool).index_fill(0, layer.kept.long(), True)
         place, here = places(kept)[columns], kept[columns]
-        columns_kept, left = floats_of(layer.up)[rows].tensor_split((layer.columns,), dim=1)
-        self.down = frozen(floats_of(layer.down)[:, place[~here]])
-        self.up = frozen(torch.cat([columns_kept[:, place[here]], left], dim=1))
+        left = torch.arange(layer.columns, layer.columns + layer.rank)
+        self.down = picked(layer.down, columns=place[~here])
+        self.up = picked(layer.up, rows, torch.cat([place[here], left]))
         self.kept, self.rest = frozen(here.nonzero()[:, 0]), frozen((~here).nonzero()[:, 0])
         self.order = frozen(torch.cat([self.kept, self.rest]))
 
     def forward(self, h: Tensor) -> Tensor:
         """Map the inputs here h (..., columns) to y (..., rows)."""
-        rest = nn.functional.linear(h.index_select(-1, self.rest), self.down)
-        return nn.functional.linear(torch.cat([h.index_select(-1, self.kept), rest], dim=-1), self.up)
+        rest = self.down(h.index_select(-1, self.rest))
+        y: Tensor = self.up(torch.cat([h.index_select(-1, self.kept), rest], dim=-1))
+        return y
 
-    def outputs(self) -> Outputs:
+    def outputs(self) -> Outputs | None:
         """y = [W_K, U] [x_K ; z] with z = V x_rest."""
-        return Outputs(self.down, StoredMatrix(self.up), order=self.order, kept=len(self.kept))
+        left = stored(self.up)
+        return None if left is None else Outputs(self.down, left, order=self.order, kept=len(self.kept))

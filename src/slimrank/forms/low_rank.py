@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from slimrank.forms.base import Form
 from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.outputs import Outputs
-from slimrank.forms.quantized import floats_of, matrix_of
-from slimrank.forms.shard import Shard, frozen
-from slimrank.forms.stored import StoredMatrix, stored
+from slimrank.forms.quantized import QuantizedLinear, matrix_of, picked
+from slimrank.forms.shard import Shard
+from slimrank.forms.stored import stored
 from slimrank.numerics.balance import balanced
 
 
@@ -83,21 +83,23 @@ class LowRank(Form):
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """U[rows] and V[:, columns]."""
-        return LowRankShard(floats_of(self.down)[:, columns], floats_of(self.up)[rows])
+        return LowRankShard(picked(self.down, columns=columns), picked(self.up, rows))
 
 
 class LowRankShard(Shard):
     """y = U h with h = V x."""
 
-    def __init__(self, right: Tensor, left: Tensor) -> None:
-        """right: V (r, inputs here); left: U (outputs here, r)."""
-        super().__init__(right)
-        self.up = frozen(left)
+    def __init__(self, down: nn.Linear | QuantizedLinear, up: nn.Linear | QuantizedLinear) -> None:
+        """down: V (r, inputs here); up: U (outputs here, r)."""
+        super().__init__(down)
+        self.up = up
 
     def forward(self, h: Tensor) -> Tensor:
         """Map h (..., r) to y (..., outputs here)."""
-        return nn.functional.linear(h, self.up)
+        y: Tensor = self.up(h)
+        return y
 
-    def outputs(self) -> Outputs:
+    def outputs(self) -> Outputs | None:
         """y = U z."""
-        return Outputs(None, StoredMatrix(self.up))
+        left = stored(self.up)
+        return None if left is None else Outputs(None, left)

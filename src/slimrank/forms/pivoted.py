@@ -11,9 +11,9 @@ from slimrank.forms.bits import pack, packed_bytes, places, unpack
 from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.ordered import Ordered
 from slimrank.forms.outputs import Outputs, table_of
-from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.quantized import matrix_of, picked
 from slimrank.forms.shard import Shard, frozen
-from slimrank.forms.stored import StoredMatrix, stored
+from slimrank.forms.stored import stored
 from slimrank.numerics.pivots import pivot_rows
 
 
@@ -199,24 +199,26 @@ class PivotedShard(Shard):
     """h = all of W'[P] x; y takes the rows here that are pivots from h, and the others from C h."""
 
     def __init__(self, layer: Pivoted, rows: Tensor, columns: Tensor) -> None:
-        super().__init__(floats_of(layer.pivots)[:, columns] if layer.leads else None, layer.leader)
+        super().__init__(picked(layer.pivots, columns=columns) if layer.leads else None, layer.leader)
         pivot = unpack(layer.chosen, layer.out_features)
         place, combined = places(pivot)[rows], ~pivot[rows]
         needed = place[combined].sort().values
         order = place + layer.first
         order[combined] = layer.rank + torch.searchsorted(needed, place[combined])
-        self.others = None if layer.others is None else frozen(floats_of(layer.others)[needed])
+        self.others = None if layer.others is None else picked(layer.others, needed)
         self.order = frozen(order)
         self.table, self.copies = frozen(table_of(order, layer.rank, len(needed))), int((~combined).sum())
 
     def forward(self, h: Tensor) -> Tensor:
         """Map h (..., r) to y (..., rows)."""
-        y = h if self.others is None else torch.cat([h, nn.functional.linear(h, self.others)], dim=-1)
+        y = h if self.others is None else torch.cat([h, self.others(h)], dim=-1)
         return y.index_select(-1, self.order)
 
-    def outputs(self) -> Outputs:
+    def outputs(self) -> Outputs | None:
         """y = [z, C z] in the order of the rows here."""
-        matrix = None if self.others is None else StoredMatrix(self.others)
+        matrix = stored(self.others)
+        if self.others is not None and matrix is None:
+            return None
         return Outputs(None, matrix, self.copies, self.table)
 
 

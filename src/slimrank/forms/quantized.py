@@ -1,6 +1,7 @@
 """Factors stored in 8, 4, 3 or 2 bits with scales."""
 
-from typing import Any
+import warnings
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +10,13 @@ from slimrank.errors import SlimrankError
 from slimrank.numerics.packing import pack, row_bytes, unpack
 from slimrank.numerics.products import (
     FEW,
-    HALVES,
-    PIECE,
     FourBits,
     aligned,
-    eight_bit_product,
-    floats_of_halves,
+    dequantize,
     four_bit_product,
     four_bits,
     kernel_group,
-    product_in_pieces,
+    stored_product,
     takes_eight_bits,
 )
 
@@ -97,6 +95,30 @@ class QuantizedLinear(nn.Module):
         self.weight.copy_(pack(numbers, self.bits))
         self.require_finite("to store")
 
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor, columns: int, bits: int, group: int | None) -> Self:
+        """The layer of so many inputs, without bias, with these very tensors, stored as the class says."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            made = cls(nn.Linear(columns, len(weight), bias=False), bits, group)
+        made.weight, made.scale = weight, scale
+        return made
+
+    def picked(self, rows: Tensor | None, columns: Tensor | None) -> "QuantizedLinear":
+        """As the function `picked`."""
+        weight, scale, group, count = self.weight, self.scale, self.group, self.in_features
+        if rows is not None:
+            weight, scale = weight[rows], scale[rows]
+        if columns is not None and len(columns) < count:
+            count = len(columns)
+            weight = pack(unpack(weight, self.bits, self.in_features)[:, columns], self.bits)
+            if group is not None:
+                shared = columns // group
+                while not torch.equal(shared, shared[::group].repeat_interleave(group)[:count]):
+                    group //= 2
+                scale = scale[:, shared[::group]]
+        return QuantizedLinear.of(weight, scale, count, self.bits, group)
+
     def numbers(self) -> Tensor:
         """q (out, in) int8."""
         return unpack(self.weight, self.bits, self.in_features)
@@ -108,8 +130,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
-        y = self._on_cpu(x) if self._is_served(x) else None
-        if y is not None:
+        if self._is_served(x):
+            y = self._on_cpu(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
             return y if self.bias is None else y + self.bias
         if self._scaled_later(x.dtype):
             y = nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale[:, 0].to(x.dtype)
@@ -135,25 +157,15 @@ class QuantizedLinear(nn.Module):
     def _trains(self) -> bool:
         return self.scale.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
-    def _on_cpu(self, x: Tensor) -> Tensor | None:
-        """x times the weight, without the bias: by a kernel for few rows, else in pieces."""
-        flat = x.reshape(-1, self.in_features)
-        y = self._of_few(flat) if len(flat) <= FEW else None
-        if y is None and self.out_features <= PIECE:
-            return None
-        if y is None:
-            y = product_in_pieces(flat, self.out_features, self._floats)
-            y = y.mul_(self.scale[:, 0]) if self._scaled_later(x.dtype) else y
-        return y.view(*x.shape[:-1], self.out_features)
-
-    def _of_few(self, x: Tensor) -> Tensor | None:
-        """x (m, in) times the weight by torch's kernels; None where none takes it."""
-        if self.bits == 8 and self.group is None and takes_eight_bits(self.out_features, self.in_features):
-            if self.packs:
-                self.weight = aligned(self.weight)
-            return eight_bit_product(x, self.weight, self.scale[:, 0].contiguous())
-        packed = self.packed()
-        return None if packed is None else four_bit_product(x, packed)
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        """x (m, in) times the weight, without the bias: (m, out)."""
+        as_stored = self.bits == 8 and self.group is None and takes_eight_bits(self.out_features, self.in_features)
+        if as_stored and self.packs:
+            self.weight = aligned(self.weight)
+        packed = self.packed() if len(x) <= FEW and not as_stored else None
+        if packed is not None:
+            return four_bit_product(x, packed)
+        return stored_product(x, self.weight, self.scale, self.bits, self.group)
 
     def packed(self) -> FourBits | None:
         """The weight as torch's kernel for 4 bits reads it, made at the first call; None where it takes none such.
@@ -168,15 +180,6 @@ class QuantizedLinear(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 self._packed = state, four_bits(self.numbers(), self.scale, self.bits, self.group)
         return self._packed[1]
-
-    def _floats(self, start: int, end: int) -> Tensor:
-        """Some rows of the weight, without their scales where the outputs are multiplied by them."""
-        weight, scale = self.weight[start:end], self.scale[start:end]
-        if self._scaled_later(scale.dtype):
-            return weight.to(scale.dtype)
-        if self.bits != 4 or scale.dtype not in HALVES:
-            return dequantize(unpack(weight, self.bits, self.in_features), scale, self.group)
-        return scaled(floats_of_halves(weight, scale.dtype)[:, : self.in_features], scale, self.group)
 
     def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out, in) in `dtype`, by default the scale's."""
@@ -205,19 +208,21 @@ class QuantizedLinear(nn.Module):
         return f"{shape}, bits={self.bits}, group={self.group}"
 
 
-def dequantize(numbers: Tensor, scale: Tensor, group: int | None) -> Tensor:
-    """q s (out, in), in the dtype of s, from q (out, in) and s (out, ceil(in / group))."""
-    return scaled(numbers.to(scale.dtype), scale, group)
+def picked(linear: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> Any:
+    """Some rows (o,) and columns (i,) of a factor, all by default, without its bias: an nn.Linear or a QuantizedLinear.
 
-
-def scaled(floats: Tensor, scale: Tensor, group: int | None) -> Tensor:
-    """As dequantize, from q as floats."""
-    columns = floats.shape[1]
-    if scale.shape[1] == 1 or group is None:
-        return floats * scale
-    if columns % group == 0:
-        return (floats.unflatten(1, (-1, group)) * scale[..., None]).flatten(1)
-    return floats * scale.repeat_interleave(group, dim=1)[:, :columns]
+    Columns ascend. Where some that shared a scale no longer lie in one group, the groups become smaller.
+    """
+    if isinstance(linear, QuantizedLinear):
+        return linear.picked(rows, columns)
+    weight = linear.weight.detach()
+    weight = weight if rows is None else weight[rows]
+    weight = weight if columns is None else weight[:, columns]
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        made = nn.Linear(weight.shape[1], len(weight), bias=False)
+    made.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    return made
 
 
 def floats_of(linear: Any) -> Tensor:

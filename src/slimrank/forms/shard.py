@@ -1,5 +1,7 @@
 """What one device computes of a linear that is split over several."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from slimrank.forms.outputs import Outputs
@@ -15,17 +17,20 @@ class Shard(nn.Module):
     - an input factor (r, inputs here): h (..., r) is its product with x;
     - leader: the name of another linear, whose h this one reads too;
     - neither: h is x (..., inputs here) itself.
+
+    Factors are an nn.Linear or a QuantizedLinear each, as slimrank.forms.quantized.picked gives them; the server may
+    put kernels of its own in the place of the latter.
     """
 
-    input_factor: nn.Parameter | None
+    input_factor: Any
 
-    def __init__(self, input_factor: Tensor | None = None, leader: str | None = None) -> None:
+    def __init__(self, input_factor: nn.Module | None = None, leader: str | None = None) -> None:
         super().__init__()
-        self.input_factor = None if input_factor is None else frozen(input_factor)
+        self.input_factor = input_factor
         self.leader = leader
         self.reads_input = input_factor is None and leader is None
 
-    def take_input_factor(self) -> Tensor | None:
+    def take_input_factor(self) -> Any:
         """The input factor, which this shard then no longer holds."""
         factor, self.input_factor = self.input_factor, None
         return factor

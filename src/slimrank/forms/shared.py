@@ -10,7 +10,7 @@ from slimrank.errors import SlimrankError
 from slimrank.forms.base import Form
 from slimrank.forms.linear import permute_inputs, permute_outputs
 from slimrank.forms.low_rank import LowRankShard
-from slimrank.forms.quantized import floats_of, matrix_of
+from slimrank.forms.quantized import matrix_of, picked
 from slimrank.forms.shard import Shard
 
 
@@ -123,7 +123,7 @@ class Shared(Form):
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """U[rows] and V[:, columns]."""
         down, up = self.steps
-        return LowRankShard(floats_of(down)[:, columns], floats_of(up)[rows])
+        return LowRankShard(picked(down, columns=columns), picked(up, rows))
 
     @torch.no_grad()
     def permute_outputs(self, order: Tensor) -> None:

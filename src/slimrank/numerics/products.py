@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from slimrank.numerics.packing import unpack
+
 FEW = 16
 """The most rows of an input for which the kernels are faster than a product with the numbers made floats."""
 
@@ -91,13 +93,52 @@ def eight_bit_product(x: Tensor, numbers: Tensor, scale: Tensor) -> Tensor:
     return y
 
 
-def product_in_pieces(x: Tensor, rows: int, floats: Callable[[int, int], Tensor]) -> Tensor:
-    """x (m, n) times a matrix (rows, n) transposed, of which floats(start, end) makes some rows."""
+def product_in_pieces(x: Tensor, rows: int, floats: Callable[[int, int], Tensor], piece: int = PIECE) -> Tensor:
+    """x (m, n) times a matrix (rows, n) transposed, of which floats(start, end) makes `piece` rows at a time."""
+    if rows <= piece:
+        return linear(x, floats(0, rows))
     y = x.new_empty(len(x), rows)
-    for start in range(0, rows, PIECE):
-        end = min(start + PIECE, rows)
+    for start in range(0, rows, piece):
+        end = min(start + piece, rows)
         y[:, start:end] = linear(x, floats(start, end))
     return y
+
+
+def stored_product(x: Tensor, weight: Tensor, scale: Tensor, bits: int, group: int | None) -> Tensor:
+    """x (m, n) times q s (rows, n) transposed: (m, rows); q in `weight` as packing.pack stores it, s (rows, groups).
+
+    Nothing is kept beside what is stored: torch's kernel for 8 bits reads it, elsewhere numbers are made floats, on a
+    CPU some rows at a time. x has the dtype of s.
+    """
+    rows, whole, on_cpu = len(weight), bits == 8 and scale.shape[1] == 1, x.device.type == "cpu"
+    if whole and on_cpu and 0 < len(x) <= FEW and takes_eight_bits(rows, x.shape[1]):
+        return eight_bit_product(x, weight, scale[:, 0].contiguous())
+    piece = PIECE if on_cpu else rows
+    if whole and x.dtype != torch.float16:  # which could overflow before the scale
+        return product_in_pieces(x, rows, lambda start, end: weight[start:end].to(x.dtype), piece).mul_(scale[:, 0])
+
+    def floats(start: int, end: int) -> Tensor:
+        own = scale[start:end]
+        if bits == 4 and on_cpu and scale.dtype in HALVES:
+            return scaled(floats_of_halves(weight[start:end], scale.dtype)[:, : x.shape[1]], own, group)
+        return dequantize(unpack(weight[start:end], bits, x.shape[1]), own, group)
+
+    return product_in_pieces(x, rows, floats, piece)
+
+
+def dequantize(numbers: Tensor, scale: Tensor, group: int | None) -> Tensor:
+    """q s (out, in), in the dtype of s, from q (out, in) and s (out, ceil(in / group))."""
+    return scaled(numbers.to(scale.dtype), scale, group)
+
+
+def scaled(floats: Tensor, scale: Tensor, group: int | None) -> Tensor:
+    """As dequantize, from q as floats."""
+    columns = floats.shape[1]
+    if scale.shape[1] == 1 or group is None:
+        return floats * scale
+    if columns % group == 0:
+        return (floats.unflatten(1, (-1, group)) * scale[..., None]).flatten(1)
+    return floats * scale.repeat_interleave(group, dim=1)[:, :columns]
 
 
 def pairs_of(dtype: torch.dtype) -> Tensor:

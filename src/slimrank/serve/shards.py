@@ -1,11 +1,11 @@
 """What one device computes of a fused linear whose parts are dense or compressed: no server.
 
 On a GPU the kernels for few tokens compute it, by an operator that chooses them as it runs: a server compiles one graph
-for all numbers of tokens, and captures it for each.
+for all numbers of tokens, and captures it for each. Factors of few bits have products of their own.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,38 +13,55 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
-from slimrank.forms import Embedding, Experts, has_bits
+from slimrank.forms import Experts
 from slimrank.forms.dense import DenseShard
 from slimrank.forms.outputs import Outputs
-from slimrank.forms.shard import Shard, frozen
+from slimrank.forms.quantized import STORED, QuantizedLinear, picked
+from slimrank.forms.shard import Shard
 from slimrank.serve import few_tokens
+from slimrank.serve.few_bits import StoredProduct
 from slimrank.serve.kernels.operator import any_tokens
 
 
 class FusedParts(nn.Module):
     """The outputs of several linears that read one input, some rows of each, side by side, without biases.
 
-    shards: by the linears' names, in order; a shard whose linear has a leader stands behind the leader's. The input
-    factors are stacked into one matrix, whose product with the input is computed once.
+    shards: by the linears' names, in order; a shard whose linear has a leader stands behind the leader's. Input factors
+    that are alike, which are floats, or of one width and group, are stacked into one matrix, whose product with the
+    input is computed once. few_bits: the server's product with a matrix of few bits.
     """
 
-    def __init__(self, shards: Mapping[str, Shard], device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shards: Mapping[str, Shard],
+        device: torch.device | str,
+        dtype: torch.dtype,
+        few_bits: Callable[[QuantizedLinear], nn.Module] = StoredProduct,
+    ) -> None:
         super().__init__()
-        names = list(shards)
         self.parts = nn.ModuleList(shards.values())
-        self.leaders = [None if shard.leader is None else names.index(shard.leader) for shard in shards.values()]
-        factors = [factor for shard in shards.values() if (factor := shard.take_input_factor()) is not None]
-        self.sizes = [len(factor) for factor in factors]
-        self.input_factor = frozen(torch.cat(factors)) if factors else None
-        self.to(device)
-        for parameter in self.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-        self.kernels, self.places = self.find_kernels(torch.device(device), dtype), self.find_places()
+        alike: dict[tuple[int | None, int | None], list[Any]] = {}
+        places = dict[str, tuple[int, int]]()
+        for name, shard in shards.items():
+            factor = shard.take_input_factor()
+            if factor is not None:
+                kind = getattr(factor, "bits", None), getattr(factor, "group", None)
+                own = alike.setdefault(kind, [])
+                places[name] = list(alike).index(kind), len(own)
+                own.append(factor)
+        self.places = [places.get(shard.leader or name) for name, shard in shards.items()]
+        self.sizes = [[factor.out_features for factor in factors] for factors in alike.values()]
+        self.stacks = nn.ModuleList(_stacked(factors) for factors in alike.values())
+        self.to(device=device, dtype=dtype)
+        for name, module in list(self.named_modules()):
+            if isinstance(module, QuantizedLinear):
+                self.set_submodule(name, few_bits(module))
+        self.kernels, self.ranges = self.find_kernels(torch.device(device), dtype), self.find_ranges()
 
     def find_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the operator computes this here; a warning says in a sentence why a GPU can't."""
-        if device.type != few_tokens.DEVICE or any(part.outputs() is None for part in self.parts):  # type: ignore[operator]
+        floats = all(isinstance(stack, nn.Linear) for stack in self.stacks)
+        if device.type != few_tokens.DEVICE or not floats or any(part.outputs() is None for part in self.parts):  # type: ignore[operator]
             return False
         reason = few_tokens.unavailable(device, dtype)
         if reason:
@@ -55,40 +72,47 @@ class FusedParts(nn.Module):
         """Map x (..., inputs here) to y (..., outputs here)."""
         if self.kernels:
             return self.by_operator(x)
-        read: list[Tensor] = []
-        outputs, products = [], []
-        if self.input_factor is not None:
-            products += nn.functional.linear(x, self.input_factor).split(self.sizes, dim=-1)
-        for part, leader in zip(self.parts, self.leaders, strict=True):
-            read.append(x if part.reads_input else products.pop(0) if leader is None else read[leader])
-            outputs.append(part(read[-1]))
+        products = [stack(x).split(sizes, dim=-1) for stack, sizes in zip(self.stacks, self.sizes, strict=True)]
+        outputs = [
+            part(x if place is None else products[place[0]][place[1]])
+            for part, place in zip(self.parts, self.places, strict=True)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def by_operator(self, x: Tensor) -> Tensor:
         """`forward`: parts that share the stacked input factor in one call, each that gathers its inputs in its own."""
         outputs: list[Outputs] = [part.outputs() for part in self.parts]  # type: ignore[operator]
         found: dict[int, Tensor] = {}
-        stacked = [at for at, part in enumerate(self.parts) if not part.reads_input]
-        if stacked and self.input_factor is not None:
+        stacked = [at for at, place in enumerate(self.places) if place is not None]
+        if stacked:
             own = [outputs[at] for at in stacked]
-            y = _computed(x, self.input_factor, own, [self.places[at] for at in stacked])
+            y = _computed(x, self.stacks[0].weight, own, [self.ranges[at] for at in stacked])  # type: ignore[arg-type]
             found = dict(zip(stacked, y.split([one.size for one in own], dim=-1), strict=True))
         for at, one in enumerate(outputs):
             if at not in found:
-                found[at] = _computed(x, one.factor, [one], [(0, len(one.factor))])
+                found[at] = _computed(x, one.factor.weight, [one], [(0, len(one.factor.weight))])
         ordered = [found[at] for at in range(len(outputs))]
         return ordered[0] if len(ordered) == 1 else torch.cat(ordered, dim=-1)
 
-    def find_places(self) -> list[tuple[int, int]]:
-        """Where each part's input factor, or its leader's, starts in the stack, and how many rows it has."""
-        found, sizes, end = list[tuple[int, int]](), list(self.sizes), 0
-        for part, leader in zip(self.parts, self.leaders, strict=True):
-            if part.reads_input or leader is not None:
-                found.append((0, 0) if leader is None else found[leader])
-                continue
-            found.append((end, sizes.pop(0)))
-            end += found[-1][1]
-        return found
+    def find_ranges(self) -> list[tuple[int, int]]:
+        """Where each part's input factor, or its leader's, starts in its stack, and how many rows it has."""
+        return [
+            (0, 0) if place is None else (sum(self.sizes[place[0]][: place[1]]), self.sizes[place[0]][place[1]])
+            for place in self.places
+        ]
+
+
+def _stacked(factors: Sequence[Any]) -> nn.Module:
+    """Matrices of one width and kind, one above the other."""
+    first = factors[0]
+    if len(factors) == 1:
+        return first
+    if isinstance(first, QuantizedLinear):
+        weight, scale = (torch.cat([getattr(factor, name) for factor in factors]) for name in STORED)
+        return QuantizedLinear.of(weight, scale, first.in_features, first.bits, first.group)
+    whole = nn.Linear(first.in_features, sum(factor.out_features for factor in factors), bias=False, device="meta")
+    whole.weight = nn.Parameter(torch.cat([factor.weight for factor in factors]), requires_grad=False)
+    return whole
 
 
 def _computed(x: Tensor, factor: Tensor, parts: list[Outputs], places: list[tuple[int, int]]) -> Tensor:
@@ -101,23 +125,15 @@ def _computed(x: Tensor, factor: Tensor, parts: list[Outputs], places: list[tupl
 
 
 def require_served(layers: Mapping[str, dict[str, Any]]) -> None:
-    """Warn that few-bit layers become floats; raise a SlimrankError for layers that vLLM has no place for.
+    """Raise a SlimrankError for layers that vLLM has no place for.
 
     layers: the entries of a checkpoint's layers by name.
     """
-    kinds = {Experts.form: "fused experts take no factors", Embedding.form: "embedding takes no whole numbers"}
-    refused = next(((name, entry["form"]) for name, entry in layers.items() if entry["form"] in kinds), None)
+    refused = next((name for name, entry in layers.items() if entry["form"] == Experts.form), None)
     if refused is not None:
         raise SlimrankError(
-            f"vLLM's {kinds[refused[1]]}, and {refused[0]} is compressed: serve with transformers, or make a dense "
-            "checkpoint by slimrank export --to dense."
-        )
-    few = [name for name, entry in layers.items() if has_bits(entry)]
-    if few:
-        warnings.warn(
-            f"vLLM multiplies by floats here: {few[0]} and {len(few) - 1} more layers of few bits are made floats on "
-            "loading, and take as much memory as such.",
-            stacklevel=3,
+            f"vLLM's fused experts take no factors, and {refused} is compressed: serve with transformers, or make a "
+            "dense checkpoint by slimrank export --to dense."
         )
 
 
@@ -135,4 +151,10 @@ class Dense:
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """W[rows][:, columns], all of it an input factor."""
-        return DenseShard(self.weight[rows][:, columns])
+        return DenseShard(picked(_linear(self.weight), rows, columns))
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], len(weight), bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    return made
