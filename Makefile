@@ -59,7 +59,7 @@ MARK ?= not slow
 
 test-triton: .venv-triton/installed
 	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -n 2 -m '$(MARK)' tests/serve/kernels tests/serve/test_few_tokens.py \
-	  tests/serve/test_shards.py
+	  tests/serve/test_shards.py tests/serve/test_few_bits.py
 
 # the oldest transformers that pyproject.toml promises; the other versions are what pip finds beside it
 .venv-oldest/installed: pyproject.toml
