@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from slimrank.allocate.choices import Choices, grouped, sums
 from slimrank.allocate.hull import Tradeoff, filled, sweep
@@ -80,10 +81,11 @@ class Candidates:
             float(sum(curve.costs[i] for curve, i in places)), float(sum(curve.losses[i] for curve, i in places))
         )
 
-    def frontier(self, points: int = POINTS) -> list[Point]:
-        """The best found at budgets from `least` to `most`, each a constant factor above the one before."""
+    @cached_property
+    def frontier(self) -> list[Point]:
+        """The best found at POINTS budgets from `least` to `most`, each a constant factor above the one before."""
         ratio = self.most / self.least
-        budgets = [self.least * ratio ** (step / (points - 1)) for step in range(points)]
+        budgets = [self.least * ratio ** (step / (POINTS - 1)) for step in range(POINTS)]
         return [self.at(max(budget, self.least)) for budget in budgets]
 
 
