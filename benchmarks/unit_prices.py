@@ -155,6 +155,7 @@ def main() -> None:
         }
         units = Compressible(Decoder(slimrank.load(options.model).model)).units.values()
         named = [unit.leader for unit in sampled(units, options.units, options.seed)]
+        random.Random(options.seed).shuffle(named)  # so that a run that was stopped has rows of all blocks
         tasks = [{"linear": name, "choice": choice} for name in named for choice in CHOICES]
         found = rows_of.run(options, tasks, measure, settings)
     print("\n".join(table(found)))
