@@ -21,7 +21,7 @@ from slimrank.plan import LinearPlan, Plan, Size, Time
 from slimrank.report import write_report as write_page
 from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
-from slimrank.run.rows import Row, spent
+from slimrank.run.rows import Row, budget_title, spent
 from slimrank.runtime.track import Description
 from slimrank.texts.tokens import WHERE
 
@@ -180,16 +180,16 @@ def show_estimate(estimate: Estimate) -> None:
 
 
 def show_comparison(rows: Sequence[Row]) -> None:
-    """A row per recipe and keep, the first being the dense model: a table per text, and one of sizes and times."""
-    dense = rows[0].texts
+    """A row per recipe and budget, the first being the dense model: a table per text, and one of sizes and times."""
+    dense, title = rows[0].texts, budget_title(row.size for row in rows)
     for text, first in dense.items():
-        cells = [(row.recipe, f"{row.keep:g}", *measured(row.texts[text], first)) for row in rows]
-        table(["recipe", "keep", "perplexity", "nats lost", "KL"], cells, of_text(text, first))
+        cells = [(row.recipe, row.budget, *measured(row.texts[text], first)) for row in rows]
+        table(["recipe", title, "perplexity", "nats lost", "KL"], cells, of_text(text, first))
     sizes = [
-        (row.recipe, f"{row.keep:g}", f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", spent(row.seconds))
+        (row.recipe, row.budget, f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", spent(row.seconds))
         for row in rows
     ]
-    table(["recipe", "keep", "linears", "parameters", "bytes", "seconds"], sizes)
+    table(["recipe", title, "linears", "parameters", "bytes", "seconds"], sizes)
 
 
 def show_evaluation(results: Sequence[ModelResult]) -> None:
