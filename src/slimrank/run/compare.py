@@ -27,7 +27,7 @@ Failed = Callable[[Recipe, float, Exception], None]
 
 def compare(
     model: str | Path | Loaded,
-    runs: Sequence[Asked | tuple[Recipe, float]],
+    runs: Sequence[tuple[Recipe, float] | tuple[Recipe, float, int | None]],
     texts: Sequence[Text],
     reading: Reading,
     *,
