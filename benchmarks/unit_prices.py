@@ -42,7 +42,7 @@ from slimrank.spectrum.spectra import Spectra
 from slimrank.texts.reading import Reading, read_windows
 from slimrank.texts.windows import Windows
 
-HALF, LEAST = 0.5, 1e-9
+HALF, TOLD = 0.5, 2e-8  # nats a token that float32 can tell from none
 CHOICES: dict[str, tuple[float | None, Grid | None]] = {
     "8 bits": (None, Grid(8)),
     "4 bits": (None, Grid(4, 128)),
@@ -114,12 +114,12 @@ def rebuilt(spectra: Spectra, unit: Unit, rank: int | None, grid: Grid | None, s
 
 
 def table(rows: Sequence[Task]) -> Iterator[str]:
-    """Markdown: how well the price orders the linears, and how far it is off."""
+    """Markdown: how well the price orders the linears, and how far it is off where KL can be told from none."""
     yield "\n| choice | linears | rank correlation | measured / predicted | tenth to nine tenths | farthest off |"
     yield "|---" * 6 + "|"
     for choice in [*CHOICES, "all"]:
         own = [row for row in rows if choice in (row["choice"], "all")]
-        ratios = {f"{row['linear']}, {row['choice']}": ratio(row) for row in own}
+        ratios = {f"{row['linear']}, {row['choice']}": ratio(row) for row in own if row["predicted"] > TOLD}
         far = max(ratios, key=lambda name: abs(math.log(ratios[name])))
         tenths = statistics.quantiles(ratios.values(), n=10, method="inclusive")
         order = correlation([row["predicted"] for row in own], [row["measured"] for row in own])
@@ -129,8 +129,8 @@ def table(rows: Sequence[Task]) -> Iterator[str]:
 
 
 def ratio(row: Task) -> float:
-    """Measured over predicted; a KL below what float32 can tell is taken as that."""
-    return max(row["measured"], LEAST) / row["predicted"]
+    """Measured over predicted; a KL that float32 can't tell from none is taken as TOLD."""
+    return max(row["measured"], TOLD) / row["predicted"]
 
 
 def main() -> None:
