@@ -12,6 +12,7 @@ from slimrank.allocate.bytes import Bytes
 from slimrank.allocate.candidates import Candidates
 from slimrank.allocate.nats import spend_on
 from slimrank.budget.ends import best_of_widths
+from slimrank.budget.speeds import Decoding
 from slimrank.checkpoint.size import Spec, file_bytes
 from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
@@ -40,13 +41,14 @@ class ByteBudget:
     """Bytes that the checkpoint's weights may take; stored: the dtype of its floats.
 
     ends: bits of embedding and head by name, where these are rounded; widths: those that they may have instead, where
-    they are yet to be chosen, 16 to be left as they are.
+    they are yet to be chosen, 16 to be left as they are; decoding: how fast plans will be, where layers were timed.
     """
 
     allowed: int
     stored: torch.dtype
     ends: dict[str, int]
     widths: tuple[int, ...] = ()
+    decoding: Decoding | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,18 +168,17 @@ def dealt(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Spent:
-    """An allocation, the size of its checkpoint, the bits of its ends by name, and the loss expected of all."""
+    """An allocation, the size of its checkpoint, the bits of its ends by name, and the loss expected of all.
+
+    points: bytes and the speed, 0 where that is not known, of the best plan that takes them, and its loss.
+    """
 
     allocation: Allocation
     size: Size
     ends: dict[str, int]
     loss: float
     ledger: Ledger
-
-    @property
-    def points(self) -> list[tuple[int, float]]:
-        """Bytes and the loss of the best plan that takes them."""
-        return self.size.frontier
+    points: list[tuple[tuple[int, float], float]]
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -201,8 +202,10 @@ def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> Spent:
         own = replace(budget, ends=ends)
         return spend_with(problem.spectra, candidates, own, own.ledger(problem.spectra.model, recipe.form), loss)
 
-    best, frontier = best_of_widths(problem, budget.widths, spent)
-    return replace(best, size=best.size.model_copy(update={"frontier": frontier}))
+    best, points = best_of_widths(problem, budget.widths, spent)
+    frontier = [(size, loss) for (size, _), loss in points]
+    speeds = [speed for (_, speed), _ in points] if budget.decoding else []
+    return replace(best, size=best.size.model_copy(update={"frontier": frontier, "speeds": speeds}))
 
 
 def spend_with(spectra: Spectra, candidates: Candidates, budget: ByteBudget, ledger: Ledger, of_ends: float) -> Spent:
@@ -226,9 +229,13 @@ def spend_with(spectra: Spectra, candidates: Candidates, budget: ByteBudget, led
     allocation, used = best
     grids, bits = allocation.grids, 8 * used / ledger.numbers()
     loss = sum(spectra.curve(unit).stored(rank, grids.get(unit)) for unit, rank in allocation.ranks.items())
-    frontier = [(round(point.cost) + rest, point.loss + of_ends) for point in candidates.frontier]
-    size = Size(dense=ledger.dense(), allowed=budget.allowed, used=used, bits=bits, ends=of_ends, frontier=frontier)
-    return Spent(allocation, size, budget.ends, loss + of_ends, ledger)
+    size = Size(dense=ledger.dense(), allowed=budget.allowed, used=used, bits=bits, ends=of_ends)
+    known = budget.decoding
+    points = [
+        ((round(point.cost) + rest, known.speedup(point.stored, budget.ends) if known else 0.0), point.loss + of_ends)
+        for point in candidates.frontier
+    ]
+    return Spent(allocation, size, budget.ends, loss + of_ends, ledger, points)
 
 
 def too_small(least: float, allowed: int) -> UsageError:

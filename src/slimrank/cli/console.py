@@ -123,6 +123,10 @@ def stored(linear: LinearPlan) -> str:
     return linear.stored if linear.bits else str(linear.rank or "dense")
 
 
+DECODING = "decoding: how many times as fast as the dense model, by times of layers kept on this machine.\n"
+UNTIMED = "A CPU's speeds stand beside once layers were timed, as `slimrank plan --speedup 1 --tokens 1` does.\n"
+
+
 def show_frontier(plan: Plan, size: Size) -> None:
     """What other sizes would lose, and what this one takes."""
     ends = max(plan.ends.values(), default=16)
@@ -130,9 +134,14 @@ def show_frontier(plan: Plan, size: Size) -> None:
         (f"{point / 1e6:,.1f}", f"{point / size.dense:.1%}", f"{size.bits * point / size.used:.2f}", f"{loss:.4f}")
         for point, loss in size.frontier
     ]
-    if rows:
+    if rows and size.speeds:
+        faster = [(*row, f"{speed:.2f}x") for row, speed in zip(rows, size.speeds, strict=True)]
+        table(["MB", "of dense", "bits", "nats", "decoding"], faster)
+    elif rows:
         table(["MB", "of dense", "bits", "nats"], rows)
-        out.print("What the best plan of each size would lose, in nats a token, as predicted from this calibration.\n")
+    if rows:
+        out.print("What the best plan of each size would lose, in nats a token, as predicted from this calibration.")
+        out.print(DECODING if size.speeds else UNTIMED)
     out.print(
         f"This plan: {plan.predicted:.4f} nats predicted, {size.used:,} of {size.allowed:,} bytes, {size.bits:.2f} "
         f"bits a number, {ends} in embedding and head; the dense weights take {size.dense:,} bytes.\n"
