@@ -100,7 +100,8 @@ class Size(BaseModel):
     """Bytes of the checkpoint's weights: of the dense model, allowed, and used by the plan; bits: of a number, mean.
 
     ends: the loss expected of the rounded embedding and head, 0 where it was not priced. frontier: the loss expected of
-    the best plans of other sizes, by bytes.
+    the best plans of other sizes, by bytes; speeds: how many times as fast as the dense model each of these decodes,
+    where layers were timed on this machine before.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -111,6 +112,7 @@ class Size(BaseModel):
     bits: float
     ends: float = 0.0
     frontier: list[tuple[int, float]] = []
+    speeds: list[float] = []
 
 
 class Time(BaseModel):

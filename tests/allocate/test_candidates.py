@@ -11,8 +11,8 @@ from slimrank.allocate.bytes import Bytes
 from slimrank.allocate.candidates import Candidates
 from slimrank.allocate.choices import Choices
 from slimrank.allocate.hull import lower_hull
-from slimrank.allocate.nats import Nats
-from slimrank.allocate.stored import Options, Spending, Stored, rank_grid
+from slimrank.allocate.nats import Nats, spend_on
+from slimrank.allocate.stored import Options, Stored, rank_grid
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.model.units import Unit
@@ -75,20 +75,22 @@ def pareto(options):
 
 
 def test_the_frontier_falls_and_its_sizes_rise():
-    points = Candidates.of(spectra(1), Options(LowRankFactorizer(), GRIDS, Bytes(LowRankFactorizer())), 0.05).frontier()
+    points = Candidates.of(spectra(1), Options(LowRankFactorizer(), GRIDS, Bytes(LowRankFactorizer())), 0.05).frontier
     assert len(points) == 20
     assert all(a.cost <= b.cost and a.loss >= b.loss for a, b in itertools.pairwise(points))
 
 
-def test_nats_spends_bytes_and_names_the_least_that_is_possible():
-    allocator, cost = Nats(widths=(4, 8), groups=(8,)), Bytes(LowRankFactorizer(), rest=100)
-    problem = Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost, 1500))
-    allocation = allocator.allocate(problem)
-    assert set(allocation.ranks) == set(UNITS.values()) and set(allocation.grids.values()) <= {Grid(8), Grid(4, 8)}
-    with pytest.raises(UsageError, match=r"smallest checkpoint .* has \d+ bytes, and 110 are allowed"):
-        allocator.allocate(Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost, 10)))
+def test_nats_offers_its_own_grids_and_what_is_spent_lies_within_the_budget():
+    allocator, cost = Nats(widths=(4, 8), groups=(8,)), Bytes(LowRankFactorizer())
+    candidates = allocator.candidates(Problem(1.0, LowRankFactorizer(), spectra()), cost)
+    for budget in (candidates.least, 1500):  # the same candidates for any budget
+        allocation = spend_on(candidates, budget)
+        assert set(allocation.ranks) == set(UNITS.values()) and set(allocation.grids.values()) <= {Grid(8), Grid(4, 8)}
+        stored = {unit: Stored(rank, allocation.grids.get(unit)) for unit, rank in allocation.ranks.items()}
+        assert sum(cost.of(unit, one) for unit, one in stored.items()) <= budget
+        assert stored == Candidates.of(spectra(), Options(LowRankFactorizer(), GRIDS, cost), 0.05).within(budget)
     with pytest.raises(UsageError, match="calibrate"):
-        Nats(calibrate=2).allocate(problem)
+        Nats(calibrate=2).candidates(Problem(1.0, LowRankFactorizer(), spectra()), cost)
 
 
 def test_ranks_of_rounded_factors_are_multiples_where_matrices_are_large():

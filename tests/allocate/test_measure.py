@@ -49,6 +49,8 @@ def test_is_the_whole_models_divergence_and_likelihood(made):
         assert damage.kl(changes) == pytest.approx(kl.item(), rel=1e-5)
         assert damage.nats(changes) == pytest.approx(nats.item(), rel=1e-5)
     assert damage.kl(dict.fromkeys(units)) == pytest.approx(0, abs=1e-4)
+    layers = measure.cut(made, units[9], 1) | measure.cut(made, units[12], 5)
+    assert damage.kl_with(layers) == damage.kl({units[9]: 1, units[12]: 5})
     model = made.model.decoder.model
     assert all(model.get_submodule(name) is dense for name, dense in made.model.linears.items())
 

@@ -8,9 +8,9 @@ import torch
 
 from slimrank.allocate import Problem
 from slimrank.allocate.candidates import Candidates
-from slimrank.allocate.nats import Nats
-from slimrank.allocate.seconds import Seconds, Times, named
-from slimrank.allocate.stored import Options, Spending, Stored, rank_grid
+from slimrank.allocate.nats import Nats, spend_on
+from slimrank.allocate.seconds import Seconds, Times, named, too_fast
+from slimrank.allocate.stored import Options, Stored, rank_grid
 from slimrank.errors import UsageError
 from slimrank.factorize.low_rank import LowRankFactorizer
 from slimrank.factorize.pivoted import PivotedFactorizer
@@ -34,8 +34,8 @@ LINES = {
 }
 
 
-def cost(rest=1.0):
-    return Seconds(LowRankFactorizer(), Times(LINES), dense=5.5 + rest, rest=rest)
+def cost():
+    return Seconds(LowRankFactorizer(), Times(LINES))
 
 
 def spectra(seed=0):
@@ -73,13 +73,13 @@ def test_a_unit_costs_what_its_layers_were_measured_to_take():
 def test_linears_together_are_measured_together_and_dense_one_by_one():
     q, k = Unit(("q",), 0, "q", ((16, 16),)), Unit(("k",), 0, "k", ((8, 16),))
     lines = {"16x16 dense": [(16, 2.0)], "8x16 dense": [(8, 1.5)], "16x16+8x16 joint": [(4, 1.0), (8, 2.0)]}
-    own = Seconds(PivotedFactorizer(joint=True), Times(lines), 4.0, 0.5)
+    own = Seconds(PivotedFactorizer(joint=True), Times(lines))
     both = stacked([q, k])
     assert own.of(both, Stored()) == 3.5 and own.of(both, Stored(6)) == 1.5
 
 
 def test_ranks_are_multiples_that_kernels_and_the_form_take():
-    own = Seconds(LowRankFactorizer(multiple=48), Times({}), 1.0, 0.0)
+    own = Seconds(LowRankFactorizer(multiple=48), Times({}))
     assert own.multiple(Unit(("a",), 0, "a", ((576, 576),))) == 96
     assert cost().multiple(A) == 1
 
@@ -106,16 +106,21 @@ def test_the_sweep_is_within_the_seconds_and_near_the_best_of_all_combinations()
         assert not smaller or loss <= min(smaller) + 1e-9
 
 
-def test_nats_spends_seconds_and_names_the_fastest_that_is_possible():
-    problem = Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost(), 2.0))
-    allocation = Nats(groups=(32, 64)).allocate(problem)  # no time is known of groups of 64
+def test_nats_offers_what_was_timed_and_spends_seconds():
+    problem = Problem(1.0, LowRankFactorizer(), spectra())
+    candidates = Nats(groups=(32, 64)).candidates(problem, cost())  # no time is known of groups of 64
+    allocation = spend_on(candidates, 2.0)
     taken = sum(cost().of(unit, Stored(rank, allocation.grids.get(unit))) for unit, rank in allocation.ranks.items())
     assert taken <= 2.0 and set(allocation.grids.values()) <= {GRID}
-    assert all(0.7 - 1e-9 <= seconds <= 5.5 for seconds, _ in allocation.frontier)
-    with pytest.raises(UsageError, match=r"^--speedup 4\.3333 is more .* the fastest possible is 3\.823, "):
-        Nats(groups=(32,)).allocate(Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost(), 0.5)))
+    assert candidates.least == pytest.approx(0.4 + 0.3)
+    assert all(0.7 - 1e-9 <= point.cost <= 5.5 for point in candidates.frontier)
+
+
+def test_a_speed_that_nothing_reaches_is_refused_with_the_fastest():
+    assert str(too_fast(6.5, 1.7, 13 / 3)).startswith("--speedup 4.3333 is more than any plan reaches")
+    assert "the fastest possible is 3.823, " in str(too_fast(6.5, 1.7, 13 / 3))
 
 
 def test_all_the_time_of_the_dense_model_changes_nothing():
-    problem = Problem(1.0, LowRankFactorizer(), spectra(), spending=Spending(cost(), 5.5))
-    assert Nats(widths=()).allocate(problem).ranks == {A: None, B: None}
+    candidates = Nats(widths=()).candidates(Problem(1.0, LowRankFactorizer(), spectra()), cost())
+    assert spend_on(candidates, 5.5).ranks == {A: None, B: None}

@@ -74,6 +74,10 @@ def test_an_edited_plan_is_applied_and_one_over_its_bytes_refused(made, tmp_path
         ({"bits": 0.0}, "--bits 0.0 must be above 0"),
         ({"size": "much"}, "--size 'much' is not a size"),
         ({"size": 0}, "--size 0 must be above 0"),
+        (
+            {"size": 100_000},
+            r"^The smallest checkpoint that .* has \d+ bytes, and 100000 are allowed",
+        ),
         ({"size": 10**6, "recipe": "svd-llm"}, "allocates by uniform, which spends parameters and chooses no bits"),
         ({"size": 10**6, "settings": ["refine=[anchored, distill]"]}, "refine.distill can't train rounded layers"),
     ],

@@ -9,12 +9,17 @@ from invented_times import invented
 from processes import torchrun
 from typer.testing import CliRunner
 
-from slimrank import Plan, compress, load
+from slimrank import Plan, compress, load, load_recipe
+from slimrank.allocate.stored import Stored
 from slimrank.budget.bench import Bench
+from slimrank.budget.speeds import Decoding
 from slimrank.cli.main import app
 from slimrank.errors import UsageError
 from slimrank.forms import FORMS, compressed_layers
+from slimrank.model.compressible import Compressible
+from slimrank.model.decoder import Decoder
 from slimrank.report.run import run_page
+from slimrank.rounding.grid import Grid
 
 FEW = {"calibration": "text.txt", "samples": 8, "window": 32}
 READ = ["--calibration", "text.txt", "--samples", "8", "--window", "32"]
@@ -129,6 +134,34 @@ def test_the_commands_show_speeds_and_the_report_draws_them(place):
     pytest.importorskip("altair")
     page = html.unescape(run_page(place / "dense-slimrank-1.4x"))
     assert 'id="speeds-chart"' in page and "--speedup 1.4 --tokens 32" in page and 'id="sizes-chart"' not in page
+
+
+def test_sizes_have_speeds_beside_them_once_the_layers_were_timed(place):
+    ask = ["plan", "dense", *READ, "--size", "45000", "--out", "plan.json"]
+    before = CliRunner().invoke(app, ask, catch_exceptions=False)
+    assert "--speedup 1 --tokens 1" in before.output and Plan.load("plan.json").size.speeds == []
+    compress("dense", speedup=1.0, tokens=1, plan_only=True, **FEW)
+    after = CliRunner().invoke(app, ask, catch_exceptions=False)
+    size = Plan.load("plan.json").size
+    assert "decoding" in after.output and "--speedup 1" not in after.output
+    assert len(size.speeds) == len(size.frontier) > 5 and size.speeds[0] == max(size.speeds) > 1
+    assert all(f"{speed:.2f}x" in after.output for speed in size.speeds)
+
+
+def test_the_speed_of_what_is_stored_follows_from_the_times_that_were_kept(place):
+    model, recipe = Compressible(Decoder(load("dense").model)), load_recipe("slimrank")
+    assert Decoding.kept(model, recipe, torch.bfloat16) is None
+    compress("dense", speedup=1.0, tokens=1, plan_only=True, **FEW)
+    known, units = Decoding.kept(model, recipe, torch.bfloat16), list(model.units.values())
+    assert known is not None and Decoding.kept(model, recipe, torch.float32) is None
+    dense = 2 * BESIDE + 0.25 + sum(unit.parameters for unit in units)  # a second for every number
+    assert known.speedup({}, {}) == pytest.approx(1)
+    (m, n), rank = units[0].shape, 3
+    cut = {units[0]: Stored(rank, Grid(4, 128)), units[1]: Stored(None, Grid(4, 64)), units[2]: Stored()}
+    saved = m * n - rank * (m + n)
+    assert known.speedup(cut, {}) == pytest.approx(dense / (dense - saved))
+    ends = dict.fromkeys(model.ends, 4)
+    assert known.speedup(cut, ends) == pytest.approx(dense / (dense - saved - 0.25 * 12 / 16))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from slimrank.errors import UsageError
 from slimrank.model.decoder import Decoder
 from slimrank.recipe import load_recipe
 from slimrank.run import pace
-from slimrank.run.compare import compare
+from slimrank.run.compare import compare, runs_of
 from slimrank.run.compress import compress
 from slimrank.runtime.memory import Limits, Room
 from slimrank.spectrum.decompose import curve_job
@@ -261,3 +261,61 @@ def test_a_recipe_that_fails_leaves_the_rows_before_it_and_an_earlier_comparison
     rows = json.loads((place / "out" / "compare.partial.json").read_text())["rows"]
     assert [row["recipe"] for row in rows] == ["dense", "svd"]
     assert (place / "out" / "compare.json").read_text() == "earlier"
+
+
+SIZE = 45_000
+
+
+def sized_runs():
+    """The recipe slimrank at a keep and at a size, and one that cuts nothing."""
+    gptq = load_recipe("gptq", ["refine.round.group=16", "refine.round.ends=8"])
+    return [(load_recipe("slimrank"), 0.6), (load_recipe("slimrank"), 1.0, SIZE), (gptq, 1.0)]
+
+
+def test_a_row_of_a_size_is_what_a_run_of_its_own_gives_in_memory_and_a_block_at_a_time(place, monkeypatch):
+    loaded, texts, options = load("dense"), [read_text("text.txt")], {"max_windows": 8}
+    before = {name: p.clone() for name, p in loaded.model.named_parameters()}
+    rows = list(compare(loaded, sized_runs(), texts, READING, **options))
+    after = dict(loaded.model.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert [(row.recipe, row.keep, row.size, row.budget) for row in rows[1:]] == [
+        ("slimrank", 0.6, None, "0.6"), ("slimrank", 1.0, SIZE, "0.045 MB"), ("gptq", 1.0, None, "1"),
+    ]  # fmt: skip
+    own = compress("dense", size=SIZE, calibration="text.txt", samples=READING.samples, window=READING.window)
+    found = evaluate_models([own.loaded], texts, window=READING.window, max_windows=8)[0].texts["text.txt"]
+    assert rows[2].texts["text.txt"].nats == pytest.approx(found.nats, abs=1e-6)
+    assert rows[2].plan.size == own.plan.size and rows[2].plan.grids() == own.plan.grids() != {}
+    assert rows[2].bytes < own.plan.size.used <= SIZE
+    monkeypatch.setattr(Limits, "of", one_block)
+    parts = compare("dense", sized_runs(), texts, READING, out=place / "out", **options)
+    assert [replace(row, seconds=0.0) for row in parts] == [replace(row, seconds=0.0) for row in rows]
+    assert list((place / "out").iterdir()) == []
+
+
+def test_recipes_go_by_sizes_by_keeps_or_stand_alone():
+    slimrank, svd, gptq = (load_recipe(name) for name in ("slimrank", "svd", "gptq"))
+    assert runs_of(slimrank, [0.8], [9, 7]) == [(slimrank, 1.0, 9), (slimrank, 1.0, 7)]
+    assert runs_of(slimrank, [0.8], []) == [(slimrank, 0.8, None)]
+    assert runs_of(svd, [0.8, 0.6], [9]) == [(svd, 0.8, None), (svd, 0.6, None)]
+    assert runs_of(gptq, [0.8, 0.6], [9]) == [(gptq, 1.0, None)]
+
+
+def test_the_command_compares_at_sizes(place):
+    args = ["compare", "dense", "--recipes", "slimrank,svd,gptq", "--keep", "0.6", "--calibration", "text.txt"]
+    args += ["--text", "text.txt", "--samples", "8", "--window", "32", "--max-windows", "4"]
+    result = CliRunner().invoke(app, [*args, "--sizes", f"{SIZE},0.06MB", "--out", "out"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((place / "out" / "compare.json").read_text())["rows"]
+    assert [(row["recipe"], row["keep"], row["size"]) for row in rows] == [
+        ("dense", 1.0, None), ("slimrank", 1.0, SIZE), ("slimrank", 1.0, 60_000),
+        ("svd", 0.6, None), ("gptq", 1.0, None),
+    ]  # fmt: skip
+    assert rows[1]["plan"]["size"]["used"] <= SIZE < rows[2]["plan"]["size"]["used"] <= 60_000
+    assert "budget" in result.stdout and "0.045 MB" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    page = html.unescape((place / "out" / "report.html").read_text())
+    assert 'id="map-bits"' in page and "<td>0.06 MB</td>" in page and "slimrank at 0.045 MB" in page
+    result = CliRunner().invoke(app, [*args, "--sizes", "90MB,many"])
+    assert isinstance(result.exception, UsageError) and str(result.exception).startswith("--sizes 'many' is not a size")
+    result = CliRunner().invoke(app, [*args, "--sizes", "90MB", "--recipes", "slimrank-refined"])
+    assert isinstance(result.exception, UsageError) and "refine.distill can't train rounded" in str(result.exception)

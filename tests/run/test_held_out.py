@@ -31,7 +31,7 @@ def test_the_cost_is_that_of_both_models_run_whole(tiny_llama, monkeypatch, numb
 def test_rounded_embedding_and_head_are_no_part_of_the_dense_model(tiny_llama, tied):
     made, dense = spectra(tiny_llama(tie_word_embeddings=tied)), tiny_llama(tie_word_embeddings=tied)
     ids, model = made.evidence.windows.held_out, made.model.decoder.model
-    round_ends(made.model, dict.fromkeys(made.model.ends, end_grid(2)))
+    round_ends(made.model.decoder.model, dict.fromkeys(made.model.ends, end_grid(2)))
     with torch.no_grad():
         log_p, log_q = (one(ids).logits.double().log_softmax(-1) for one in (dense, model))
     found = held_out_cost(made.model, ids)

@@ -53,6 +53,24 @@ def test_a_dense_model_is_rounded_whole(bits, group, bound, tmp_path, tiny_token
     assert torch.equal(layer.numbers(), expected.numbers) and torch.equal(layer.scale.double(), expected.scale)
 
 
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_the_ends_have_the_grid_that_a_budget_gives_them(bits, tmp_path, tiny_tokenizer):
+    model = llama(hidden_size=64, intermediate_size=96)
+    write_checkpoint(model, tmp_path / "dense", layers={}, dtype=torch.float32, tokenizer=tiny_tokenizer)
+    quantize(load(str(tmp_path / "dense")), tmp_path / "out", ends=bits)
+    loaded, group = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), {} if bits == 8 else {"group": 32}
+    entries = compressed_layers(loaded)
+    assert entries["model.embed_tokens"] == {"form": "embedding", "bits": bits, **group}
+    assert entries["lm_head"] == {"form": "dense", "bits": bits, **group}
+    grid = Grid(bits, group.get("group"))
+    for plain, layer in (
+        (model.model.embed_tokens, loaded.model.embed_tokens.table),
+        (model.lm_head, loaded.lm_head.whole),
+    ):
+        expected = nearest(plain.weight, grid)
+        assert torch.equal(layer.numbers(), expected.numbers) and torch.equal(layer.scale, expected.scale.float())
+
+
 @torch.no_grad()
 def test_the_ends_may_stay(tmp_path, tiny_tokenizer):
     model = llama(hidden_size=64, intermediate_size=96)

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 from slimrank.checkpoint import write_checkpoint
 from slimrank.forms import Form, compressed_layers, link
 from slimrank.forms.quantized import QuantizedLinear
+from slimrank.model.compressible import plain_ends
 from slimrank.model.modules import set_module
-from slimrank.run.quantize import quantized, round_ends
+from slimrank.refine.ends import end_grid, round_ends
+from slimrank.run.quantize import quantized
 from slimrank.serve import few_tokens
 from slimrank.serve.optimize import optimize
 from slimrank.serve.packed import Packed
@@ -47,7 +49,7 @@ def mixed(model):
 def whole(bits, *forms):
     """Every linear in so many bits, embedding and the head that is tied to it too."""
     model = rounded(llama(num_hidden_layers=2, tie_word_embeddings=True), bits, None if bits == 8 else 16, *forms)
-    round_ends(model, bits)
+    round_ends(model, dict.fromkeys(plain_ends(model), end_grid(bits)))
     return model.to(interpreted.DEVICE)
 
 

@@ -1,12 +1,13 @@
 """The interface of an allocator: spectra and a budget in, a rank for every unit out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slimrank.allocate.stored import Spending
+from slimrank.allocate.candidates import Candidates
+from slimrank.allocate.stored import Cost
 from slimrank.calibrate.needs import Holds, Needs, Work
 from slimrank.factorize.base import Factorizer
 from slimrank.factorize.shared import form_for
@@ -26,15 +27,13 @@ class Problem:
     """The input of an allocator.
 
     keep: the share of the linears' parameters that stays; form: gives the cost of a rank; spectra: the curves, and for
-    allocators that measure, the model and the evidence; run: progress and finished pieces. spending: the budget where
-    it is one of bytes or seconds.
+    allocators that measure, the model and the evidence; run: progress and finished pieces.
     """
 
     keep: float
     form: Factorizer
     spectra: Spectra
     run: Run = field(default_factory=Run)
-    spending: Spending | None = None
 
     @property
     def curves(self) -> Mapping[Unit, Curve]:
@@ -74,15 +73,11 @@ def allowed(keep: float, dense: int) -> int:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The ranks, and notes for the user, a sentence each; under a budget of bytes or seconds also what was found.
-
-    grids: of the units that are rounded; frontier: what all units cost and their summed predicted loss, by budget.
-    """
+    """The ranks, and notes for the user, a sentence each; grids: of the units that are rounded."""
 
     ranks: Ranks
     notes: tuple[str, ...] = ()
     grids: Mapping[Unit, Grid] = field(default_factory=dict)
-    frontier: Sequence[tuple[float, float]] = ()
 
 
 class Allocator(BaseModel):
@@ -133,4 +128,8 @@ class Allocator(BaseModel):
 
     def allocate(self, problem: Problem) -> Allocation:
         """Choose ranks within the problem's budget."""
+        raise NotImplementedError
+
+    def candidates(self, problem: Problem, cost: Cost) -> Candidates:
+        """What units may be stored as under any budget of bytes or seconds; of allocators with `spends`."""
         raise NotImplementedError

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimrank.allocate.stored import Stored
-from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.factorize.shared import form_for
 from slimrank.forms import FORMS, Dense, LowRank
@@ -18,11 +17,10 @@ HEADER = 92
 
 @dataclass(frozen=True)
 class Bytes:
-    """form: of float factors; itemsize: bytes of a float as it is stored; rest: bytes of all that is no unit."""
+    """form: of float factors; itemsize: bytes of a float as it is stored."""
 
     form: Factorizer
     itemsize: int = 2
-    rest: int = 0
 
     def of(self, unit: Unit, stored: Stored) -> float:
         """What the unit's tensors take, their places in the file's header included, without biases."""
@@ -50,13 +48,6 @@ class Bytes:
     def multiple(self, unit: Unit) -> int:
         """That of the form."""
         return self.form.multiple
-
-    def refusal(self, least: float, left: float) -> UsageError:
-        """Names the bytes of the smallest checkpoint."""
-        return UsageError(
-            f"The smallest checkpoint that this recipe can make has {least + self.rest:.0f} bytes, and "
-            f"{left + self.rest:.0f} are allowed: raise --size or --bits, or allow fewer bits by allocate.widths."
-        )
 
 
 def header(unit: Unit, tensors: Sequence[str]) -> int:

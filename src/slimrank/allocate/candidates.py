@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from slimrank.allocate.choices import Choices, grouped, sums
 from slimrank.allocate.hull import Tradeoff, filled, sweep
@@ -14,10 +15,11 @@ POINTS = 20  # budgets of a frontier
 
 @dataclass(frozen=True)
 class Point:
-    """What all units cost, and the summed predicted loss of the best options for that."""
+    """What all units cost, the summed predicted loss of the best options for that, and these."""
 
     cost: float
     loss: float
+    stored: Mapping[Unit, Stored]
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,13 @@ class Candidates:
     def within(self, budget: float) -> dict[Unit, Stored]:
         """How every unit is stored within a budget of `least` or more, with the least predicted loss found."""
         places = sweep(list(self.curves), budget)
-        stored = {unit: one for own, i in zip(self.choices, places, strict=True) for unit, one in own.made[i].items()}
+        stored = self._made(places)
         used = sum(curve.costs[i] for curve, i in zip(self.curves, places, strict=True))
         return stored | self._filled(stored, budget - used)
+
+    def _made(self, places: Sequence[int]) -> dict[Unit, Stored]:
+        """How every unit is stored at these options."""
+        return {unit: one for own, i in zip(self.choices, places, strict=True) for unit, one in own.made[i].items()}
 
     def _filled(self, stored: Mapping[Unit, Stored], left: float) -> dict[Unit, Stored]:
         """Single units stored better for what is left, since several are swept by the hull of their sums alone."""
@@ -74,16 +80,20 @@ class Candidates:
         return {unit: self.singles[unit][1].made[place][unit] for unit, place in zip(alone, found, strict=True)}
 
     def at(self, budget: float) -> Point:
-        """Cost and predicted loss within a budget of `least` or more."""
-        places = list(zip(self.curves, sweep(list(self.curves), budget), strict=True))
+        """The best options found within a budget of `least` or more, without what is left being spent."""
+        places = sweep(list(self.curves), budget)
+        chosen = list(zip(self.curves, places, strict=True))
         return Point(
-            float(sum(curve.costs[i] for curve, i in places)), float(sum(curve.losses[i] for curve, i in places))
+            float(sum(curve.costs[i] for curve, i in chosen)),
+            float(sum(curve.losses[i] for curve, i in chosen)),
+            self._made(places),
         )
 
-    def frontier(self, points: int = POINTS) -> list[Point]:
-        """The best found at budgets from `least` to `most`, each a constant factor above the one before."""
+    @cached_property
+    def frontier(self) -> list[Point]:
+        """The best found at POINTS budgets from `least` to `most`, each a constant factor above the one before."""
         ratio = self.most / self.least
-        budgets = [self.least * ratio ** (step / (points - 1)) for step in range(points)]
+        budgets = [self.least * ratio ** (step / (POINTS - 1)) for step in range(POINTS)]
         return [self.at(max(budget, self.least)) for budget in budgets]
 
 

@@ -88,6 +88,10 @@ class Damage:
         """KL(dense || base with `ranks`) in nats, summed over a window's tokens, mean over windows."""
         return self._measured("kl", ranks) / self.windows
 
+    def kl_with(self, layers: Modules) -> float:
+        """The same of the base with these layers, by name, in the places of linears."""
+        return self._compared(self._divergence, layers) / self.windows
+
     def nats(self, ranks: Ranks) -> float:
         """Mean next-token negative log-likelihood, in nats per token, of the base with `ranks`."""
         return self._measured("nats", ranks) / (self.windows * (self._ids.shape[1] - 1))

@@ -1,6 +1,5 @@
 """One budget for the whole model: ranks go where they save the most loss per parameter."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +12,7 @@ from slimrank.allocate.choices import Choices, grouped, ranks_of, sums
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.measure import holds
 from slimrank.allocate.prices import agreement, corrected_losses, measure
-from slimrank.allocate.stored import Options, Spending
+from slimrank.allocate.stored import Cost, Options
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.errors import UsageError
 from slimrank.model.units import Unit, described
@@ -84,10 +83,6 @@ class Nats(Allocator):
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""
-        if problem.spending is not None:
-            if self.calibrate:
-                raise UsageError("allocate.calibrate corrects a budget of parameters: leave it 0, or give --keep.")
-            return spend_on(problem, problem.spending, self.pricing, self.gain)
         curves = {**problem.curves, **problem.spectra.stacks}
         losses = {unit: curve.losses().cpu().numpy() for unit, curve in curves.items()}
         allocation = spend(problem, losses, self.gain)
@@ -97,6 +92,13 @@ class Nats(Allocator):
         corrected = {unit: corrected_losses(losses[unit], *readings[unit]) for unit in losses}
         allocation = spend(problem, corrected, self.gain)
         return replace(allocation, notes=(agreement(readings), *allocation.notes))
+
+    def candidates(self, problem: Problem, cost: Cost) -> Candidates:
+        """Every unit as floats, rounded, cut, or cut and rounded, on the grids of which the cost is known."""
+        if self.calibrate:
+            raise UsageError("allocate.calibrate corrects a budget of parameters: leave it 0, or give --keep.")
+        grids = [grid for grid in self.pricing if cost.knows(grid)]
+        return Candidates.of(problem.spectra, Options(problem.form, grids, cost), self.gain)
 
 
 def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
@@ -123,22 +125,12 @@ def spend(problem: Problem, losses: Losses, gain: float) -> Allocation:
     return Allocation(ranks, notes(ranks))
 
 
-def spend_on(problem: Problem, spending: Spending, grids: Sequence[Grid], gain: float) -> Allocation:
-    """How every unit is stored within a budget of bytes or seconds, with the frontier of other budgets.
-
-    Raises:
-        UsageError: if the least that the units can cost is over the budget.
-    """
-    cost = spending.cost
-    options = Options(problem.form, [grid for grid in grids if cost.knows(grid)], cost)
-    candidates = Candidates.of(problem.spectra, options, gain)
-    if spending.left < candidates.least:
-        raise cost.refusal(candidates.least, spending.left)
-    stored = candidates.within(spending.left)
+def spend_on(candidates: Candidates, budget: float) -> Allocation:
+    """How every unit is stored within a budget of bytes or seconds, which is the candidates' least or more."""
+    stored = candidates.within(budget)
     ranks = {unit: one.rank for unit, one in stored.items()}
     rounded = {unit: one.grid for unit, one in stored.items() if one.grid is not None}
-    said = (f"Stored: {summary(stored)}.", *notes(ranks))
-    return Allocation(ranks, said, rounded, [(point.cost, point.loss) for point in candidates.frontier()])
+    return Allocation(ranks, (f"Stored: {summary(stored)}.", *notes(ranks)), rounded)
 
 
 def notes(ranks: Ranks) -> tuple[str, ...]:

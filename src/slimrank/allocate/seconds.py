@@ -70,12 +70,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Seconds:
-    """form: of float factors; dense, rest: seconds of the whole dense model, and of all of it that is no unit."""
+    """form: of float factors; times: of its layers, dense ones and rounded ones."""
 
     form: Factorizer
     times: Times
-    dense: float
-    rest: float
 
     def of(self, unit: Unit, stored: Stored) -> float:
         """What one call of the unit's layers takes."""
@@ -95,10 +93,6 @@ class Seconds:
     def multiple(self, unit: Unit) -> int:
         """A multiple of the form's that kernels take well, so that what lies between measured ranks is as quick."""
         return float_step(self.form, unit.shapes)
-
-    def refusal(self, least: float, left: float) -> UsageError:
-        """Names the fastest that is possible."""
-        return too_fast(self.dense, self.rest + least, self.dense / (self.rest + left))
 
 
 def too_fast(dense: float, least: float, speedup: float) -> UsageError:

@@ -7,7 +7,6 @@ from typing import Protocol
 import numpy as np
 
 from slimrank.allocate.choices import Choices, ranks_of
-from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.model.units import Shape, Unit
 from slimrank.rounding.grid import Grid
@@ -36,17 +35,6 @@ class Cost(Protocol):
 
     def multiple(self, unit: Unit) -> int:
         """The step between the ranks that the unit may have in floats."""
-
-    def refusal(self, least: float, left: float) -> UsageError:
-        """The error where all units cost `least` at least and only `left` may be spent on them."""
-
-
-@dataclass(frozen=True)
-class Spending:
-    """A budget of bytes or seconds: what the units cost, and how much they may cost in all."""
-
-    cost: Cost
-    left: float
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The one budget of a run: a share of parameters, bytes, mean bits, or how many times as fast the model is to be."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +8,13 @@ import torch
 from slimrank.budget.bench import bench_of
 from slimrank.budget.bytes import ByteBudget, Ledger
 from slimrank.budget.seconds import TimeBudget
+from slimrank.budget.speeds import Decoding, finest
 from slimrank.budget.times import timed
 from slimrank.errors import UsageError
 from slimrank.model.compressible import Compressible
 from slimrank.numerics.products import FEW
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
-from slimrank.rounding.grid import Grid
 from slimrank.runtime.memory import parse_size
 from slimrank.store.run import Run
 from slimrank.texts.windows import context_length
@@ -105,7 +104,7 @@ def budget_of(
         size = int(asked.bits * Ledger(model, recipe.form, stored, {}).numbers() / 8)
     if size is None:
         return None
-    return ByteBudget(size, stored, {}, recipe.allocate.end_widths)
+    return ByteBudget(size, stored, {}, recipe.allocate.end_widths, Decoding.kept(model, recipe, stored))
 
 
 def time_budget(
@@ -121,14 +120,3 @@ def time_budget(
     bench = bench_of(model, recipe.form, grids, tokens, stored, widths)
     dtype = str(stored).removeprefix("torch.")
     return TimeBudget(speedup, tokens, dtype, timed(bench, speedup, run), grids, widths)
-
-
-def finest(grids: Sequence[Grid]) -> tuple[Grid, ...]:
-    """Of every width the grid with the smallest groups, which loses least and was as quick within a few percent."""
-    widths = dict.fromkeys(one.bits for one in grids)
-    return tuple(min((one for one in grids if one.bits == bits), key=size_of_group) for bits in widths)
-
-
-def size_of_group(grid: Grid) -> float:
-    """The inputs that share a scale, infinitely many for a whole row."""
-    return grid.group or math.inf

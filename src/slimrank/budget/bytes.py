@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from slimrank.allocate import Allocation, Problem
 from slimrank.allocate.bytes import Bytes
-from slimrank.allocate.stored import Spending
+from slimrank.allocate.candidates import Candidates
+from slimrank.allocate.nats import spend_on
 from slimrank.budget.ends import best_of_widths
+from slimrank.budget.speeds import Decoding
 from slimrank.checkpoint.size import Spec, file_bytes
+from slimrank.errors import UsageError
 from slimrank.factorize import Factorizer
 from slimrank.factorize.rounded import entry_of
 from slimrank.factorize.shared import form_for
@@ -25,6 +28,7 @@ from slimrank.recipe import Recipe
 from slimrank.refine.ends import end_grid
 from slimrank.rounding.grid import Grid
 from slimrank.rounding.price import Pricing
+from slimrank.spectrum.spectra import Spectra
 
 Specs = dict[str, Spec]
 
@@ -37,13 +41,14 @@ class ByteBudget:
     """Bytes that the checkpoint's weights may take; stored: the dtype of its floats.
 
     ends: bits of embedding and head by name, where these are rounded; widths: those that they may have instead, where
-    they are yet to be chosen, 16 to be left as they are.
+    they are yet to be chosen, 16 to be left as they are; decoding: how fast plans will be, where layers were timed.
     """
 
     allowed: int
     stored: torch.dtype
     ends: dict[str, int]
     widths: tuple[int, ...] = ()
+    decoding: Decoding | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -163,18 +168,17 @@ def dealt(entries: list[dict[str, Any]], unit: Unit) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Spent:
-    """An allocation, the size of its checkpoint, the bits of its ends by name, and the loss expected of all."""
+    """An allocation, the size of its checkpoint, the bits of its ends by name, and the loss expected of all.
+
+    points: bytes and the speed, 0 where that is not known, of the best plan that takes them, and its loss.
+    """
 
     allocation: Allocation
     size: Size
     ends: dict[str, int]
     loss: float
     ledger: Ledger
-
-    @property
-    def points(self) -> list[tuple[int, float]]:
-        """Bytes and the loss of the best plan that takes them."""
-        return self.size.frontier
+    points: list[tuple[tuple[int, float], float]]
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -192,23 +196,29 @@ def spend(problem: Problem, recipe: Recipe, budget: ByteBudget) -> Spent:
     Raises:
         UsageError: with the least that is possible, if that is more.
     """
-    best, frontier = best_of_widths(
-        problem, budget.widths, lambda ends, loss: spend_with(problem, recipe, replace(budget, ends=ends), loss)
-    )
-    return replace(best, size=best.size.model_copy(update={"frontier": frontier}))
+    candidates = recipe.allocate.candidates(problem, Bytes(recipe.form, budget.stored.itemsize))
+
+    def spent(ends: dict[str, int], loss: float) -> Spent:
+        own = replace(budget, ends=ends)
+        return spend_with(problem.spectra, candidates, own, own.ledger(problem.spectra.model, recipe.form), loss)
+
+    best, points = best_of_widths(problem, budget.widths, spent)
+    frontier = [(size, loss) for (size, _), loss in points]
+    speeds = [speed for (_, speed), _ in points] if budget.decoding else []
+    return replace(best, size=best.size.model_copy(update={"frontier": frontier, "speeds": speeds}))
 
 
-def spend_with(problem: Problem, recipe: Recipe, budget: ByteBudget, of_ends: float) -> Spent:
+def spend_with(spectra: Spectra, candidates: Candidates, budget: ByteBudget, ledger: Ledger, of_ends: float) -> Spent:
     """What loses least with the ends as they are given; of_ends: what these lose.
 
     The checkpoint takes as many bytes as are allowed, or a few less.
     """
-    spectra = problem.spectra
-    ledger = budget.ledger(spectra.model, recipe.form)
     rest, best = file_bytes(ledger.rest()), None
-    left, cost = budget.allowed - rest, Bytes(recipe.form, budget.stored.itemsize, rest)
+    left = budget.allowed - rest
+    if left < candidates.least:
+        raise too_small(candidates.least + rest, budget.allowed)
     for _ in range(TRIES):
-        allocation = recipe.allocate.allocate(replace(problem, spending=Spending(cost, left)))
+        allocation = spend_on(candidates, left)
         used = ledger.total(allocation.ranks, allocation.grids)
         if used <= budget.allowed and (best is None or used > best[1]):
             best = allocation, used
@@ -219,6 +229,18 @@ def spend_with(problem: Problem, recipe: Recipe, budget: ByteBudget, of_ends: fl
     allocation, used = best
     grids, bits = allocation.grids, 8 * used / ledger.numbers()
     loss = sum(spectra.curve(unit).stored(rank, grids.get(unit)) for unit, rank in allocation.ranks.items())
-    frontier = [(round(taken) + rest, point + of_ends) for taken, point in allocation.frontier]
-    size = Size(dense=ledger.dense(), allowed=budget.allowed, used=used, bits=bits, ends=of_ends, frontier=frontier)
-    return Spent(allocation, size, budget.ends, loss + of_ends, ledger)
+    size = Size(dense=ledger.dense(), allowed=budget.allowed, used=used, bits=bits, ends=of_ends)
+    known = budget.decoding
+    points = [
+        ((round(point.cost) + rest, known.speedup(point.stored, budget.ends) if known else 0.0), point.loss + of_ends)
+        for point in candidates.frontier
+    ]
+    return Spent(allocation, size, budget.ends, loss + of_ends, ledger, points)
+
+
+def too_small(least: float, allowed: int) -> UsageError:
+    """The error where a checkpoint has `least` bytes at least and fewer are allowed."""
+    return UsageError(
+        f"The smallest checkpoint that this recipe can make has {least:.0f} bytes, and {allowed} are allowed: raise "
+        "--size or --bits, or allow fewer bits by allocate.widths."
+    )

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slimrank.allocate import Allocation, Problem
-from slimrank.allocate.seconds import Seconds
-from slimrank.allocate.stored import Spending, Stored
+from slimrank.allocate.candidates import Candidates
+from slimrank.allocate.nats import spend_on
+from slimrank.allocate.seconds import Seconds, too_fast
+from slimrank.allocate.stored import Stored
 from slimrank.budget.ends import best_of_widths, head_bits
 from slimrank.budget.times import Timed
 from slimrank.model.units import Unit
@@ -14,6 +16,7 @@ from slimrank.plan import LinearPlan, Time
 from slimrank.recipe import Recipe
 from slimrank.rounding.grid import Grid
 from slimrank.rounding.price import Pricing
+from slimrank.spectrum.spectra import Spectra
 
 SLACK = 1e-9  # of the whole, which sums in another order may differ by
 
@@ -47,24 +50,29 @@ class TimeBudget:
         Raises:
             UsageError: with the fastest that is possible, if that is less.
         """
+        cost = Seconds(recipe.form, self.timed.times)
+        candidates = recipe.allocate.candidates(problem, cost)
         best, points = best_of_widths(
-            problem, self.widths, lambda ends, loss: self.spend_with(problem, recipe, ends, loss)
+            problem, self.widths, lambda ends, loss: self.spend_with(problem.spectra, cost, candidates, ends, loss)
         )
         frontier = [(self.timed.dense / taken, loss) for taken, loss in reversed(points)]
         return replace(best, time=best.time.model_copy(update={"frontier": frontier}))
 
-    def spend_with(self, problem: Problem, recipe: Recipe, ends: dict[str, int], of_ends: float) -> "SpentTime":
+    def spend_with(
+        self, spectra: Spectra, cost: Seconds, candidates: Candidates, ends: dict[str, int], of_ends: float
+    ) -> "SpentTime":
         """What loses least with the ends as they are given; of_ends: what these lose.
 
         Linears that no calibration token reached stay dense.
         """
-        model, spectra, timed = problem.spectra.model, problem.spectra, self.timed
+        model, timed = spectra.model, self.timed
         stay = [unit for unit in model.units.values() if unit not in spectra.curves]
         rest = timed.rest + sum(timed.times.dense(unit.shapes) for unit in stay)
-        head = timed.heads.get(head_bits(model, ends), 0.0)
-        cost = Seconds(recipe.form, timed.times, timed.dense, rest + head)
-        left = timed.dense / self.speedup * (1 + SLACK) - cost.rest
-        allocation = recipe.allocate.allocate(replace(problem, spending=Spending(cost, left)))
+        fixed = rest + timed.heads.get(head_bits(model, ends), 0.0)
+        left = timed.dense / self.speedup * (1 + SLACK) - fixed
+        if left < candidates.least:
+            raise too_fast(timed.dense, fixed + candidates.least, self.speedup)
+        allocation = spend_on(candidates, left)
         ranks, grids = allocation.ranks, allocation.grids
         time = Time(
             asked=self.speedup,
@@ -73,12 +81,12 @@ class TimeBudget:
             dtype=self.dtype,
             dense=timed.dense,
             rest=rest,
-            used=seconds(cost, ranks, grids),
+            used=fixed + seconds(cost, ranks, grids),
             ends=of_ends,
             heads=dict(timed.heads),
             seconds={name: list(points) for name, points in timed.times.lines.items()},
         )
-        points = [(cost.rest + taken, loss + of_ends) for taken, loss in allocation.frontier]
+        points = [(fixed + point.cost, point.loss + of_ends) for point in candidates.frontier]
         loss = sum(spectra.curve(unit).stored(rank, grids.get(unit)) for unit, rank in ranks.items()) + of_ends
         return SpentTime(replace(allocation, notes=(*timed.notes, *allocation.notes)), time, ends, loss, points)
 
@@ -107,5 +115,5 @@ class SpentTime:
 
 
 def seconds(cost: Seconds, ranks: Mapping[Unit, int | None], grids: Mapping[Unit, Grid]) -> float:
-    """Of the whole model."""
-    return cost.rest + sum(cost.of(unit, Stored(rank, grids.get(unit))) for unit, rank in ranks.items())
+    """Of all units."""
+    return sum(cost.of(unit, Stored(rank, grids.get(unit))) for unit, rank in ranks.items())

@@ -87,6 +87,15 @@ def known_or_measured(bench: Bench, run: Run) -> tuple[Measured, Sequence[str]]:
     return found, notes
 
 
+def kept_times(bench: Bench) -> Timed | None:
+    """The times of a model that were kept on this machine; None where there are none that can be used."""
+    try:
+        kept = read_times(times_file(), machine_name(bench.device), bench.key)
+        return None if kept is None else settled(bench, checked(Measured.model_validate(kept), bench), ())
+    except ValueError:  # a budget of seconds says what is wrong with the file
+        return None
+
+
 def checked(found: Measured, bench: Bench) -> Measured:
     """What was kept; a ValueError if it lacks a block or a layer."""
     there = {(name, rank) for name, points in found.lines.items() for rank, _ in points}

@@ -21,7 +21,7 @@ from slimrank.plan import LinearPlan, Plan, Size, Time
 from slimrank.report import write_report as write_page
 from slimrank.run.estimate import Estimate, gib
 from slimrank.run.result import Result, memory_for_people, peak_memory
-from slimrank.run.rows import Row, spent
+from slimrank.run.rows import Row, budget_title, spent
 from slimrank.runtime.track import Description
 from slimrank.texts.tokens import WHERE
 
@@ -123,6 +123,10 @@ def stored(linear: LinearPlan) -> str:
     return linear.stored if linear.bits else str(linear.rank or "dense")
 
 
+DECODING = "decoding: how many times as fast as the dense model, by times of layers kept on this machine.\n"
+UNTIMED = "A CPU's speeds stand beside once layers were timed, as `slimrank plan --speedup 1 --tokens 1` does.\n"
+
+
 def show_frontier(plan: Plan, size: Size) -> None:
     """What other sizes would lose, and what this one takes."""
     ends = max(plan.ends.values(), default=16)
@@ -130,9 +134,14 @@ def show_frontier(plan: Plan, size: Size) -> None:
         (f"{point / 1e6:,.1f}", f"{point / size.dense:.1%}", f"{size.bits * point / size.used:.2f}", f"{loss:.4f}")
         for point, loss in size.frontier
     ]
-    if rows:
+    if rows and size.speeds:
+        faster = [(*row, f"{speed:.2f}x") for row, speed in zip(rows, size.speeds, strict=True)]
+        table(["MB", "of dense", "bits", "nats", "decoding"], faster)
+    elif rows:
         table(["MB", "of dense", "bits", "nats"], rows)
-        out.print("What the best plan of each size would lose, in nats a token, as predicted from this calibration.\n")
+    if rows:
+        out.print("What the best plan of each size would lose, in nats a token, as predicted from this calibration.")
+        out.print(DECODING if size.speeds else UNTIMED)
     out.print(
         f"This plan: {plan.predicted:.4f} nats predicted, {size.used:,} of {size.allowed:,} bytes, {size.bits:.2f} "
         f"bits a number, {ends} in embedding and head; the dense weights take {size.dense:,} bytes.\n"
@@ -180,16 +189,16 @@ def show_estimate(estimate: Estimate) -> None:
 
 
 def show_comparison(rows: Sequence[Row]) -> None:
-    """A row per recipe and keep, the first being the dense model: a table per text, and one of sizes and times."""
-    dense = rows[0].texts
+    """A row per recipe and budget, the first being the dense model: a table per text, and one of sizes and times."""
+    dense, title = rows[0].texts, budget_title(row.size for row in rows)
     for text, first in dense.items():
-        cells = [(row.recipe, f"{row.keep:g}", *measured(row.texts[text], first)) for row in rows]
-        table(["recipe", "keep", "perplexity", "nats lost", "KL"], cells, of_text(text, first))
+        cells = [(row.recipe, row.budget, *measured(row.texts[text], first)) for row in rows]
+        table(["recipe", title, "perplexity", "nats lost", "KL"], cells, of_text(text, first))
     sizes = [
-        (row.recipe, f"{row.keep:g}", f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", spent(row.seconds))
+        (row.recipe, row.budget, f"{row.linears:,}", f"{row.parameters:,}", f"{row.bytes:,}", spent(row.seconds))
         for row in rows
     ]
-    table(["recipe", "keep", "linears", "parameters", "bytes", "seconds"], sizes)
+    table(["recipe", title, "linears", "parameters", "bytes", "seconds"], sizes)
 
 
 def show_evaluation(results: Sequence[ModelResult]) -> None:

@@ -22,6 +22,19 @@ def ends_of(model: PreTrainedModel) -> tuple[nn.Embedding | None, nn.Module | No
     return (embedding if isinstance(embedding, nn.Embedding) else None), model.get_output_embeddings()
 
 
+def plain_ends(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """A dense model's embedding and, unless it is tied to it, its head, by name, where these are plain ones."""
+    embedding, head = ends_of(model)
+    tied = embedding is not None and getattr(head, "weight", None) is embedding.weight
+    found = [embedding, head if head is not None and is_linear(head) and not tied else None]
+    return named(model, [module for module in found if module is not None])
+
+
+def named(model: nn.Module, modules: Collection[nn.Module]) -> dict[str, nn.Module]:
+    """These modules of the model, by name."""
+    return {name: one for name, one in model.named_modules() if any(one is own for own in modules)}
+
+
 class Compressible:
     """The dense linears stay at hand here, also after factors took their places in the model.
 
@@ -46,20 +59,14 @@ class Compressible:
 
     @cached_property
     def ends(self) -> dict[str, nn.Module]:
-        """The dense model's embedding and, unless it is tied to it, its head, by name, where these are plain ones."""
-        embedding, head = ends_of(self.decoder.model)
-        tied = embedding is not None and getattr(head, "weight", None) is embedding.weight
-        found = [embedding, head if head is not None and is_linear(head) and not tied else None]
-        return self._named([module for module in found if module is not None])
+        """The dense model's embedding and head; see plain_ends."""
+        return plain_ends(self.decoder.model)
 
     @cached_property
     def outside(self) -> dict[str, nn.Module]:
         """The ends, and a head that is tied to the embedding."""
         head = ends_of(self.decoder.model)[1]
-        return self.ends | self._named([] if head is None else [head])
-
-    def _named(self, modules: Collection[nn.Module]) -> dict[str, nn.Module]:
-        return {name: one for name, one in self.decoder.model.named_modules() if any(one is own for own in modules)}
+        return self.ends | named(self.decoder.model, [] if head is None else [head])
 
     @cached_property
     def units(self) -> dict[str, Unit]:

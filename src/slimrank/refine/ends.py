@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from slimrank.factorize.rounded import dense_layer
 from slimrank.forms.embedding import Embedding, put_embedding
 from slimrank.forms.linear import weight_of
-from slimrank.model.compressible import Compressible
 from slimrank.model.modules import set_module
 from slimrank.rounding.feedback import round_weight
 from slimrank.rounding.grid import Grid, Rounded
@@ -17,14 +17,14 @@ PIECE = 2**22  # numbers that are rounded at a time
 
 
 @torch.no_grad()
-def round_ends(model: Compressible, grids: Mapping[str, Grid]) -> None:
-    """Replace the embedding and the head, by name, by layers on these grids; a tied head follows its embedding."""
+def round_ends(model: PreTrainedModel, grids: Mapping[str, Grid]) -> None:
+    """Replace plain embeddings and heads, by name, by layers on these grids; a tied head follows its embedding."""
     for name, grid in grids.items():
-        plain = model.ends[name]
+        plain = model.get_submodule(name)
         if isinstance(plain, nn.Embedding):
-            put_embedding(model.decoder.model, name, rounded_embedding(plain, grid.bits, grid.group))
+            put_embedding(model, name, rounded_embedding(plain, grid.bits, grid.group))
         else:
-            set_module(model.decoder.model, name, dense_layer(plain, nearest(weight_of(plain), grid)))
+            set_module(model, name, dense_layer(plain, nearest(weight_of(plain), grid)))
 
 
 @torch.no_grad()

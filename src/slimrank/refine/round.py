@@ -69,7 +69,7 @@ class Round(Sequential):
         grids = cuts.ends or ({} if self.ends is None else dict.fromkeys(model.ends, end_grid(self.ends)))
         if grids and run.finished(None) is None:
             with model.decoder.weights.hold(None):
-                round_ends(model, grids)
+                round_ends(model.decoder.model, grids)
             run.finish(None)
         return notes
 

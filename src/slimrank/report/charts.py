@@ -67,10 +67,7 @@ def expert_map(field: str, title: str, columns: Columns, shown: str, types: Sequ
     room = alt.expr(f"width > {experts * (7 * widest + 4)} ? 1 : 0")
     text = base.mark_text(fontSize=10, opacity=room).encode(text=f"{shown}:N", color=bright)
     both = alt.layer(cells, text)
-    chart = (
-        _chosen(alt, both, "type", types) if len(types) > 1 else both.transform_filter(f"datum.type == {types[0]!r}")
-    )
-    return _finished(chart, height=22 * len(set(columns["block"])))
+    return _finished(_chosen(alt, both, "type", types), height=22 * len(set(columns["block"])))
 
 
 def spectra(types: Sequence[str]) -> Spec:
@@ -145,7 +142,7 @@ def frontier(texts: Sequence[str]) -> Spec:
         y=alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False, padding=10)),
         tooltip=[
             "recipe:N",
-            "keep:Q",
+            "budget:N",
             alt.Tooltip("perplexity:Q", format=".3f"),
             alt.Tooltip("nats:Q", format="+.4f", title="nats lost"),
             alt.Tooltip("megabytes:Q", format=",.2f", title="MB"),
@@ -174,9 +171,11 @@ def frontier(texts: Sequence[str]) -> Spec:
 
 
 def _chosen(alt: Any, chart: Any, field: str, options: Sequence[str]) -> Any:
-    """Only the rows whose `field` is the one chosen in a list, where there is a choice."""
-    if len(options) < 2:
+    """Only the rows whose `field` is the one chosen in a list; all where there is no list."""
+    if not options:
         return chart
+    if len(options) == 1:
+        return chart.transform_filter(alt.FieldEqualPredicate(field=field, equal=options[0]))
     bind = alt.binding_select(options=list(options), name=f"{field} ")
     return chart.transform_filter(f"datum.{field} == chosen").add_params(
         alt.param(name="chosen", value=options[0], bind=bind)

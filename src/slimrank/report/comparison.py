@@ -10,9 +10,9 @@ from slimrank.report import charts
 from slimrank.report.data import Columns, columns, joined, linear_columns
 from slimrank.report.measured import TEXT_HEAD, read_json, text_cells
 from slimrank.report.page import render
-from slimrank.run.rows import spent
+from slimrank.run.rows import budget_cell, budget_title, spent
 
-ALIKE = ("name", "form", "shape")  # what a comparison's page leaves out, to stay small
+ALIKE = ("name", "form", "shape", "bytes")  # what a comparison's page leaves out, to stay small
 
 
 def comparison_page(path: Path) -> str:
@@ -24,15 +24,16 @@ def comparison_page(path: Path) -> str:
     found = read_json(path, "rows")
     rows, settings = found["rows"], found["settings"]
     plans = {label(row): Plan.model_validate(row["plan"]) for row in rows if row["plan"]}
-    linears = joined([without(linear_columns(plan, run=run), ALIKE) for run, plan in plans.items()])
+    sized = [run for run, plan in plans.items() if plan.size]
+    linears = joined([own_columns(plan, run, bits=bool(sized)) for run, plan in plans.items()])
     texts = list(rows[0]["texts"])
     return render(
         "comparison",
-        comparison_charts(linears, list(plans), texts),
+        comparison_charts(linears, list(plans), sized, texts),
         {"linears": linears, "measured": columns(point for row in rows for point in points(row))},
         title=f"{settings['model']}: {len(set(settings['recipes']))} recipes compared",
         lead=lead(rows, texts),
-        head=head(texts),
+        head=head(texts, budget_title(row.get("size") for row in rows)),
         rows=[cells(row, texts) for row in rows],
         command=shlex.join(settings.get("command", ())),
         fingerprints=settings_shown(settings) + fingerprints(plans),
@@ -40,19 +41,33 @@ def comparison_page(path: Path) -> str:
     )
 
 
-def comparison_charts(linears: Columns, runs: list[str], texts: list[str]) -> dict[str, charts.Spec]:
-    """By the id of their element."""
+def own_columns(plan: Plan, run: str, *, bits: bool) -> Columns:
+    """A row per linear of a run; bits: whether the column of that name is there, empty without a budget of bytes."""
+    found = without(linear_columns(plan, run=run), ALIKE)
+    return {"bits": [None] * len(found["run"]), **found} if bits else found
+
+
+def comparison_charts(linears: Columns, runs: list[str], sized: list[str], texts: list[str]) -> dict[str, charts.Spec]:
+    """By the id of their element; sized: the runs with a budget of bytes."""
     made = {"frontier-chart": charts.frontier(texts)}
     if runs:
         made["map-kept"] = charts.heat_map("kept", "share of parameters kept", linears, largest=1, runs=runs)
-        if any(linears["measured"]):
-            made["agreement"] = charts.agreement(linears, runs)
+    if sized:
+        title = "bits of a number of the dense linear"
+        made["map-bits"] = charts.heat_map("bits", title, linears, largest=8, runs=sized)
+    if runs and any(linears["measured"]):
+        made["agreement"] = charts.agreement(linears, runs)
     return made
 
 
 def label(row: dict[str, Any]) -> str:
     """A row's name in the lists."""
-    return f"{row['recipe']} at {row['keep']:g}"
+    return f"{row['recipe']} at {budget_of(row)}"
+
+
+def budget_of(row: dict[str, Any]) -> str:
+    """A row's keep or size, in a word."""
+    return budget_cell(row["keep"], row.get("size"))
 
 
 def points(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -60,7 +75,7 @@ def points(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "recipe": row["recipe"],
-            "keep": row["keep"],
+            "budget": budget_of(row),
             "text": text,
             "perplexity": measured["perplexity"],
             "nats": row["nats_lost"][text],
@@ -71,26 +86,29 @@ def points(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def lead(rows: list[dict[str, Any]], texts: list[str]) -> str:
-    """The best recipe at every keep, on the first text."""
-    best = []
-    for keep in sorted({row["keep"] for row in rows if row["plan"]}, reverse=True):
-        lost = {row["recipe"]: row["nats_lost"][texts[0]] for row in rows if row["plan"] and row["keep"] == keep}
-        first = min(lost, key=lambda recipe: lost[recipe])
-        best.append(f"{first} at keep {keep:g} ({lost[first]:+.3f} nats a token)")
+    """The best recipe at every keep and size, on the first text."""
+    best, by_budget = list[str](), dict[tuple[int, float], list[dict[str, Any]]]()
+    for row in rows:
+        if row["plan"]:
+            by_budget.setdefault((row.get("size") or 0, row["keep"]), []).append(row)
+    for size, keep in sorted(by_budget, reverse=True):
+        first = min(by_budget[size, keep], key=lambda row: row["nats_lost"][texts[0]])
+        at = f"{'' if size else 'keep '}{budget_of(first)}"
+        best.append(f"{first['recipe']} at {at} ({first['nats_lost'][texts[0]]:+.3f} nats a token)")
     return f"Least lost on {texts[0]}: " + ", ".join(best) + "." if best else "The dense model alone."
 
 
-def head(texts: list[str]) -> list[str]:
+def head(texts: list[str], budget: str) -> list[str]:
     """The columns of the table of rows."""
     names = [name for text in texts for name in (Path(text).name, *TEXT_HEAD[1:])]
-    return ["recipe", "keep", *names, "linears", "parameters", "bytes", "seconds"]
+    return ["recipe", budget, *names, "linears", "parameters", "bytes", "seconds"]
 
 
 def cells(row: dict[str, Any], texts: list[str]) -> list[str]:
     """A row of it."""
     found = [cell for text in texts for cell in text_cells({"nats_lost": row["nats_lost"][text]} | row["texts"][text])]
     counts = [f"{row[key]:,}" for key in ("linears", "parameters", "bytes")]
-    return [row["recipe"], f"{row['keep']:g}", *found, *counts, spent(row["seconds"])]
+    return [row["recipe"], budget_of(row), *found, *counts, spent(row["seconds"])]
 
 
 def fingerprints(plans: dict[str, Plan]) -> list[tuple[str, str]]:

@@ -91,8 +91,8 @@ def _timed(
 ) -> Time:
     """The time with the seconds of the plan as it is now, by the layers that were measured for it."""
     head = time.heads.get(head_bits(model, plan.ends), max(time.heads.values(), default=0.0))
-    cost = Seconds(plan.recipe.form, Times(time.seconds), time.dense, time.rest + head)
-    used = seconds(cost, ranks, grids_of(ranks, linears))
+    cost = Seconds(plan.recipe.form, Times(time.seconds))
+    used = time.rest + head + seconds(cost, ranks, grids_of(ranks, linears))
     if used * time.asked > time.dense * (1 + 1e-6):
         raise UsageError(
             f"The plan is predicted to be {time.dense / used:.3f} times as fast as the dense model and its time.asked "

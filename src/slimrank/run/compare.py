@@ -1,9 +1,10 @@
-"""Compare recipes at several keeps on one model, sharing the calibration and each metric's spectra."""
+"""Compare recipes at several budgets on one model, sharing the calibration and each metric's spectra."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from slimrank.budget.asked import BudgetOptions
 from slimrank.calibrate import Text
 from slimrank.forms.experts import fold
 from slimrank.model.compressible import Compressible
@@ -26,7 +27,7 @@ Failed = Callable[[Recipe, float, Exception], None]
 
 def compare(
     model: str | Path | Loaded,
-    runs: Sequence[Asked],
+    runs: Sequence[tuple[Recipe, float] | tuple[Recipe, float, int | None]],
     texts: Sequence[Text],
     reading: Reading,
     *,
@@ -41,7 +42,9 @@ def compare(
     track: Track = no_track,
     failed: Failed | None = None,
 ) -> Iterator[Row]:
-    """Yield the dense model's row, then a row for each run (recipe, keep); the model ends as it began.
+    """Yield the dense model's row, then a row for each run; the model ends as it began.
+
+    A run is (recipe, keep), or (recipe, 1.0, size) for a checkpoint of at most `size` bytes.
 
     A model in memory is in the row's compressed state until the next row is requested, unless the row was loaded from
     `out`.
@@ -56,6 +59,7 @@ def compare(
         UsageError: for invalid options.
         SlimrankError: if the comparison fails.
     """
+    asked = [fitting(Asked(*run), device) for run in runs]
     limits = Limits.of(memory, device)
     if memory is not None:
         give_memory_back()
@@ -68,19 +72,35 @@ def compare(
             stack.callback(fold, loaded.model)
         compressible, windows = Compressible.of(decoder), read_windows(loaded, reading)
         judging = {"max_windows": max_windows, "special_tokens": special_tokens, "window": windows.calibration.shape[1]}
-        comparison = Comparison(loaded, compressible, windows, texts, judging, pieces, track, limits.weights, runs)
+        comparison = Comparison(loaded, compressible, windows, texts, judging, pieces, track, limits.weights, asked)
         if out is not None:
             identify(pieces, identity_of(compressible, windows))
             expected = comparison.expected()
             announce(expected)
             expected.check(limits, Path(out), memory is not None, size_of(progress_folder(Path(out) / "rows")))
         yield comparison.dense()
-        for number, (recipe, keep) in enumerate(runs):
+        for number, run in enumerate(asked):
             try:
-                yield from comparison.row(recipe, keep)
+                yield from comparison.row(run)
             except Exception as error:  # from optional libraries and out-of-memory devices too
                 if failed is None:
                     raise
-                comparison.pieces.clear(f"work/{comparison.name_of(recipe, keep)}")
-                failed(recipe, keep, error)
-            comparison.release(recipe, keep, runs[number + 1 :])
+                comparison.pieces.clear(f"work/{comparison.name_of(run)}")
+                failed(run.recipe, run.keep, error)
+            comparison.release(run, asked[number + 1 :])
+
+
+def runs_of(recipe: Recipe, keeps: Sequence[float], sizes: Sequence[int]) -> list[Asked]:
+    """The runs of a recipe: one for each size if it can spend bytes, one alone if it cuts nothing, else by keeps."""
+    if sizes and recipe.allocate.spends:
+        return [Asked(recipe, size=size) for size in sizes]
+    return [Asked(recipe, keep) for keep in keeps] if recipe.allocate.cuts else [Asked(recipe)]
+
+
+def fitting(run: Asked, device: str) -> Asked:
+    """The run, its recipe's refiners as its budget needs them.
+
+    Raises:
+        UsageError: for a size where the recipe can't spend bytes.
+    """
+    return run._replace(recipe=BudgetOptions(run.keep, run.size).fitting(run.recipe, device))

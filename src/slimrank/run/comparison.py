@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from slimrank.budget.asked import BudgetOptions, budget_of
 from slimrank.calibrate import Text, Windows
 from slimrank.calibrate.evidence import Evidence, calibrate
 from slimrank.calibrate.needs import Needs
@@ -17,6 +18,7 @@ from slimrank.model.load import Loaded
 from slimrank.model.modules import set_module
 from slimrank.plan import Plan
 from slimrank.recipe import Recipe
+from slimrank.rounding.price import Pricing
 from slimrank.run.estimate import Estimate, estimate, evaluation
 from slimrank.run.job import allocated
 from slimrank.run.rows import Row
@@ -31,15 +33,26 @@ from slimrank.store.run import UNLIMITED, Run
 from slimrank.store.view import View
 
 T = TypeVar("T")
-Asked = tuple[Recipe, float]
-"""A recipe and a keep."""
+
+
+class Asked(NamedTuple):
+    """A row to make: a recipe, and the share of parameters that stays, or the bytes that the weights may take."""
+
+    recipe: Recipe
+    keep: float = 1.0
+    size: int | None = None
+
+    @property
+    def pricing(self) -> Pricing | None:
+        """What rounding has to be priced, under a budget of bytes."""
+        return None if self.size is None else self.recipe.pricing
 
 
 @dataclass
 class Comparison:
     """The state that the rows share.
 
-    judging: options of `perplexities`; rows: the recipes and keeps to compare; held: decompositions by metric, of the
+    judging: options of `perplexities`; rows: what to compare; held: decompositions by metric, of the
     routes that compute them whole, within `room` bytes if pieces are on disk.
     """
 
@@ -57,11 +70,16 @@ class Comparison:
     def __post_init__(self) -> None:
         self.first = Reference(self.model.decoder, self.model.decoder.states_room)
 
+    @property
+    def sized(self) -> bool:
+        """Whether any row has a budget of bytes, which embedding and head are then priced for."""
+        return any(row.size is not None for row in self.rows)
+
     def expected(self) -> Estimate:
         """The estimate of the comparison: memory of the largest step, disk and seconds of all rows."""
         each = {
             sha256_of_json(recipe.model_dump(mode="json")): estimate(self.model, self.windows, recipe)
-            for recipe, _ in self.rows
+            for recipe, *_ in self.rows
         }
         judged = evaluation(self.model.decoder, self.judging["window"])
         largest = max([judged, *each.values()], key=lambda estimate: estimate.memory)
@@ -72,41 +90,46 @@ class Comparison:
         """The row of the dense model, which the others are compared with."""
         return self.judged("dense", 1.0, sum(unit.parameters for unit in self.model.units.values()), 0.0)
 
-    def row(self, recipe: Recipe, keep: float) -> Iterator[Row]:
-        """Yield the row of a recipe at a keep, the model being compressed meanwhile, or the row that was saved."""
-        own = self.name_of(recipe, keep)
+    def row(self, asked: Asked) -> Iterator[Row]:
+        """Yield the row that is asked for, the model being compressed meanwhile, or the row that was saved."""
+        recipe, keep, size = asked
+        own = self.name_of(asked)
         if f"rows/{own}" in self.pieces:
             yield Row.of(self.pieces.load(f"rows/{own}")[1])
             return
-        metric, run = self.metric_of(recipe, keep), self.run_of(recipe, keep)
+        metric, run = self.metric_of(asked), self.run_of(asked)
+        budget = budget_of(self.model, recipe, None, self.loaded.dtype, BudgetOptions(keep, size), run)
         evidence, calibrated = self.calibrated(recipe, run)
         with dense_afterwards(self.model):
             held = self.held_for(recipe, metric)
             spectra, decomposed = self.timed(
                 f"curves/{metric}/seconds",
-                lambda: decompose(self.model, evidence, recipe, keep=keep, held=held, run=run),
+                lambda: decompose(self.model, evidence, recipe, keep=keep, held=held, pricing=asked.pricing, run=run),
             )
 
             def applied() -> Plan:
-                plan = allocated(spectra, recipe, keep, run).with_notes(self.loaded.notes)
+                plan = allocated(spectra, recipe, keep, run, budget).with_notes(self.loaded.notes)
                 return refine(spectra, factorize(spectra, plan, run), run)
 
             plan, compressed = self.timed(f"work/{own}/seconds", applied)
-            row = self.judged(recipe.name, keep, plan.budget.used, total(calibrated, decomposed, compressed), plan)
+            seconds = total(calibrated, decomposed, compressed)
+            row = replace(self.judged(recipe.name, keep, plan.budget.used, seconds, plan), size=size)
             if self.pieces.lasting:
                 self.pieces.save(f"rows/{own}", {}, row.facts())
             self.pieces.clear(f"work/{own}")
             yield row
 
-    def run_of(self, recipe: Recipe, keep: float) -> Run:
+    def run_of(self, asked: Asked) -> Run:
         """The Run of a row, whose moments and spectra are shared with other rows."""
+        gradients = self.gradients_of(asked.recipe.needs)
         shared = {
-            "inputs": f"inputs/{self.blocks_of(recipe)}",
+            "inputs": f"inputs/{self.blocks_of(asked.recipe)}",
             "held-out": "held-out",
-            "gradients": f"gradients/{self.gradients_of(recipe.needs)}",
-            "curves": f"curves/{self.metric_of(recipe, keep)}",
+            "gradients": f"gradients/{gradients}",
+            "ends": f"ends/{gradients}",
+            "curves": f"curves/{self.metric_of(asked)}",
         }
-        return Run(View(self.pieces, f"work/{self.name_of(recipe, keep)}", shared), self.track)
+        return Run(View(self.pieces, f"work/{self.name_of(asked)}", shared), self.track)
 
     def held_for(self, recipe: Recipe, metric: str) -> Decompositions | None:
         """The decompositions shared by rows of one metric, None for the projector route, which computes them again."""
@@ -117,10 +140,10 @@ class Comparison:
         held.room = self.room - sum(others) if self.pieces.lasting else UNLIMITED
         return held
 
-    def release(self, recipe: Recipe, keep: float, later: Sequence[Asked]) -> None:
+    def release(self, asked: Asked, later: Sequence[Asked]) -> None:
         """Drop the spectra of a row, unless a later row shares them."""
-        metric = self.metric_of(recipe, keep)
-        if metric not in {self.metric_of(*row) for row in later}:
+        metric = self.metric_of(asked)
+        if metric not in {self.metric_of(row) for row in later}:
             self.pieces.clear(f"curves/{metric}")
             self.held.pop(metric, None)
 
@@ -134,7 +157,7 @@ class Comparison:
 
     def calibrated(self, recipe: Recipe, run: Run) -> tuple[Evidence, float | None]:
         """The evidence that a recipe needs, and the seconds that it took."""
-        needs, spent = recipe.needs, blocks_with_curves(self.model, run.pieces)
+        needs, spent = recipe.needs | Needs(ends=self.sized), blocks_with_curves(self.model, run.pieces)
         inputs = Needs(blocks=self.blocks_of(recipe).startswith("blocks"), all_experts=needs.all_experts)
         evidence, seconds = self.timed(
             f"seconds/inputs/{self.blocks_of(recipe)}",
@@ -161,17 +184,19 @@ class Comparison:
 
     def blocks_of(self, recipe: Recipe) -> str:
         """The name of the input moments that a recipe shares: with those of blocks if any recipe needs them."""
-        recipes = recipe, *(other for other, _ in self.rows)
+        recipes = recipe, *(other for other, *_ in self.rows)
         kind = "blocks" if any(other.needs.blocks for other in recipes) else "linears"
         return f"{kind}-all-experts" if recipe.needs.all_experts else kind
 
     def gradients_of(self, needs: Needs) -> str:
         """A name for the gradient moments that a recipe needs."""
         count = len(needs.gradient_windows(self.windows.calibration))
-        return f"{needs.labels}-{count}-{'weights' if needs.of_weights else 'outputs'}"
+        ends = "-ends" if self.sized else ""
+        return f"{needs.labels}-{count}-{'weights' if needs.of_weights else 'outputs'}{ends}"
 
-    def metric_of(self, recipe: Recipe, keep: float) -> str:
+    def metric_of(self, asked: Asked) -> str:
         """A name for the spectra of a row, equal for rows that can share them."""
+        recipe, keep, _ = asked
         metric = recipe.metric
         gradients = self.gradients_of(recipe.needs) if metric.needs.gradients else None
         options = [
@@ -181,13 +206,14 @@ class Comparison:
             recipe.cuts_later,
             metric.depends_on_keep and keep,
             recipe.experts,
+            asked.pricing and asdict(asked.pricing),
         ]
         return sha256_of_json([metric.model_dump(mode="json"), gradients, *options])[:16]
 
-    def name_of(self, recipe: Recipe, keep: float) -> str:
-        """A name for a row, unique to its recipe, keep, texts and evaluation options."""
+    def name_of(self, asked: Asked) -> str:
+        """A name for a row, unique to its recipe, budget, texts and evaluation options."""
         texts = [[text.source, sha256_of_text(text.text)] for text in self.texts]
-        return sha256_of_json([recipe.model_dump(mode="json"), keep, texts, self.judging])[:16]
+        return sha256_of_json([asked.recipe.model_dump(mode="json"), *asked[1:], texts, self.judging])[:16]
 
 
 def total(*seconds: float | None) -> float | None:

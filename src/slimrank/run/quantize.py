@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +12,15 @@ from slimrank.checkpoint.account import Account
 from slimrank.checkpoint.register import describe
 from slimrank.errors import UsageError
 from slimrank.forms import Dense, Experts, Form, compressed_layers, form_of, has_bits, link
-from slimrank.forms.embedding import put_embedding
 from slimrank.forms.experts import layout_of
-from slimrank.forms.linear import bias_of, is_linear, weight_of
+from slimrank.forms.linear import bias_of, weight_of
 from slimrank.forms.quantized import BITS
 from slimrank.model.blocks import find_blocks
+from slimrank.model.compressible import plain_ends
 from slimrank.model.load import Loaded
 from slimrank.model.modules import set_module
 from slimrank.plan import Plan
-from slimrank.refine.ends import nearest, rounded_embedding
+from slimrank.refine.ends import end_grid, nearest, round_ends
 from slimrank.rounding.grid import Grid
 from slimrank.run.result import PLAN, card
 from slimrank.serve.fold import outer_linears
@@ -61,7 +60,7 @@ def quantize(
         set_module(model, name, in_bits(layer, bits, group))
     link(model)
     if ends is not None:
-        round_ends(model, ends)
+        round_ends(model, dict.fromkeys(plain_ends(model), end_grid(ends)))
     describe(model)
     write_checkpoint(
         model, out, layers=compressed_layers(model), dtype=loaded.dtype, source=loaded.files,
@@ -77,17 +76,6 @@ def in_bits(layer: nn.Module, bits: int, group: int | None) -> nn.Module:
         return layer.mapped(lambda one: quantized(one, bits, group))
     form = layer if isinstance(layer, Form) else Dense.from_dense(weight_of(layer).detach(), bias_of(layer))
     return quantized(form, bits, group)
-
-
-def round_ends(model: Any, bits: int) -> None:
-    """Round the embedding, with it a head that is tied to it, and else the head, in place where they are plain."""
-    names = {id(module): name for name, module in model.named_modules()}
-    embedding = model.get_input_embeddings()
-    if isinstance(embedding, nn.Embedding):
-        put_embedding(model, names[id(embedding)], rounded_embedding(embedding, bits))
-    head = model.get_output_embeddings()
-    if isinstance(head, nn.Module) and is_linear(head):
-        set_module(model, names[id(head)], in_bits(head, bits, None))
 
 
 def require_bits(name: str, form: Form | Experts, bits: int) -> None:

@@ -19,8 +19,8 @@ class View:
         self.lasting = pieces.lasting
 
     def _key(self, key: str) -> str:
-        first, _, rest = key.partition("/")
-        return f"{self._shared[first]}/{rest}" if first in self._shared else f"{self._own}/{key}"
+        first, slash, rest = key.partition("/")
+        return f"{self._shared[first]}{slash}{rest}" if first in self._shared else f"{self._own}/{key}"
 
     def _is_shared(self, key: str) -> bool:
         return key.partition("/")[0] in self._shared

@@ -33,6 +33,12 @@ def compare(
     model: Model,
     recipes: Annotated[str, typer.Option(help="Recipes, separated by commas.")],
     keep: Annotated[str, typer.Option(help="Shares of parameters to keep, separated by commas.")] = "0.8,0.6,0.4",
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES", help="Most bytes on disk, such as 90MB,75MB, for recipes that can choose bits; not --keep."
+        ),
+    ] = None,
     text: Texts = None,
     calibration: Calibration = None,
     samples: Samples = 256,
@@ -54,30 +60,35 @@ def compare(
 ) -> None:
     """Compare recipes on one model, calibrated once; nothing is written without --out.
 
+    With --sizes a recipe that can spend bytes has a row for each size, others go by --keep; one that cuts nothing, such
+    as gptq, has one row.
+
     With --out the model is read from its files block by block, and the same command resumes an interrupted run.
 
     --set applies to all recipes, or to one: --set dipsvd-bo:allocate.trials=60.
 
     Example: slimrank compare demo --recipes svd,svd-llm --keep 0.8,0.6
+
+    Example: slimrank compare demo --recipes slimrank,gptq --sizes 3MB,2.5MB
     """
     from slimrank.calibrate import read_text
     from slimrank.checkpoint import write_text
     from slimrank.cli import console
     from slimrank.recipe import load_recipe, settings_by_recipe
-    from slimrank.run.compare import compare
+    from slimrank.run.compare import compare, runs_of
     from slimrank.run.rows import spent, to_json
     from slimrank.runtime.memory import parse_size
     from slimrank.texts.reading import Reading
 
     names = recipes.split(",")
     chosen = [load_recipe(name, own, refine) for name, own in settings_by_recipe(names, settings or ()).items()]
-    keeps = parse_keeps(keep)
+    keeps, bytes_ = parse_keeps(keep), [parse_size(part, "--sizes") for part in sizes.split(",")] if sizes else []
     specs = text or demo.texts_of(model)
     if not specs:
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
     texts = [read_text(spec, part="evaluation") for spec in specs]
     reading = Reading(one_or_all(calibration), samples, window, seed)
-    size = None if memory is None else parse_size(memory)
+    limit = None if memory is None else parse_size(memory)
     if memory and not out:
         raise UsageError("--memory needs --out, the folder for what does not fit in memory.")
     asked = {
@@ -95,12 +106,12 @@ def compare(
     if out:
         out.mkdir(parents=True, exist_ok=True)
     for row in compare(
-        model, [(recipe, keep) for recipe in chosen for keep in keeps], texts, reading,
+        model, [run for recipe in chosen for run in runs_of(recipe, keeps, bytes_)], texts, reading,
         max_windows=max_windows, special_tokens=special_tokens, device=device, dtype=dtype,
-        out=out, resume=resume, memory=size, announce=console.show_estimate, track=console.track,
+        out=out, resume=resume, memory=limit, announce=console.show_estimate, track=console.track,
     ):  # fmt: skip
         rows.append(row)
-        console.err.print(f"{row.recipe} {row.keep:g}: done, seconds: {spent(row.seconds)}")
+        console.err.print(f"{row.recipe} {row.budget}: done, seconds: {spent(row.seconds)}")
         if out:  # anew after each row: one that fails takes neither the others with it nor an earlier comparison
             write_text(out / "compare.partial.json", to_json(rows, asked))
     console.show_comparison(rows)
