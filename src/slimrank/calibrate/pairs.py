@@ -48,8 +48,9 @@ class PairMoments:
         self.tokens += len(x)
         for name, was in dense.items():
             if corrects(was, residual):
-                now = compressed[name].addend
-                target = was.y if now is None else was.y + (was.addend - now)
+                target, now = was.y, compressed[name].addend
+                if was.addend is not None and now is not None:
+                    target = target + (was.addend - now)
                 cross = product(_flat(target - biases[name] if name in biases else target), x)
                 self.cross[name] = self.cross[name].add_(cross) if name in self.cross else cross.double()
         if others := [was for was in dense.values() if not corrects(was, residual)]:
