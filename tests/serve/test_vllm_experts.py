@@ -10,14 +10,24 @@ from slimrank.checkpoint.schema import VERSION
 from slimrank.errors import SlimrankError
 
 
+class Anything:
+    """Has every attribute, and is a decorator that changes nothing, whatever its arguments."""
+
+    def __getattr__(self, name):
+        return Anything()
+
+    def __call__(self, *args, **kwargs):
+        return lambda cls: cls
+
+
 class AnyModule(ModuleType):
-    """Has every class that is asked for, and decorators that change nothing."""
+    """Has every class that is asked for, and functions and values like Anything."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
         if name.islower():
-            return lambda *args, **kwargs: lambda cls: cls
+            return Anything()
         return type(name, (), {})
 
 
@@ -47,7 +57,7 @@ def plugin(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     monkeypatch.delitem(sys.modules, "slimrank.serve.vllm", raising=False)
     yield importlib.import_module("slimrank.serve.vllm")
-    for name in ("slimrank.serve.vllm", *names):
+    for name in [*names, *(name for name in sys.modules if name.startswith("slimrank.serve.vllm"))]:
         sys.modules.pop(name, None)
 
 
