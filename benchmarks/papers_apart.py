@@ -18,12 +18,12 @@ WEIGHTS = {
     "none": ["metric=whitened"],
     "paper": ["metric.variant=paper"],
     "released": ["metric.variant=released"],
-    "auto": ["metric.gain=auto"],
+    "auto": ["metric.variant=paper", "metric.gain=auto"],
 }
 SHARES = {
     "uniform": ["allocate=uniform"],
-    "released": ["allocate.direction=released"],
-    "paper": ["allocate.direction=paper"],
+    "released": ["allocate.direction=released", "allocate.spread=0.2"],
+    "paper": ["allocate.direction=paper", "allocate.spread=0.2"],
     "bayes": ["allocate={name: bayes, trials: TRIALS, windows: WINDOWS}"],
 }
 CROSS = {
@@ -35,11 +35,11 @@ HEURISTIC = {
     "paper spread 0.1": ["allocate.direction=paper", "allocate.spread=0.1"],
     "paper spread 0.05": ["allocate.direction=paper", "allocate.spread=0.05"],
     "released spread 0.1": ["allocate.direction=released", "allocate.spread=0.1"],
-    "released segments": ["allocate.direction=released", "allocate.segments=4"],
-    "paper fisher": ["allocate.direction=paper", "allocate.sensitivity=fisher"],
-    "released fisher": ["allocate.direction=released", "allocate.sensitivity=fisher"],
-    "sensitivity alone": ["allocate.direction=paper", "allocate.beta=1"],
-    "rank alone": ["allocate.direction=paper", "allocate.beta=0"],
+    "released segments": [*SHARES["released"], "allocate.segments=4"],
+    "paper fisher": [*SHARES["paper"], "allocate.sensitivity=fisher"],
+    "released fisher": [*SHARES["released"], "allocate.sensitivity=fisher"],
+    "sensitivity alone": [*SHARES["paper"], "allocate.beta=1"],
+    "rank alone": [*SHARES["paper"], "allocate.beta=0"],
 }
 MEASURED = "allocate.windows=WINDOWS"
 VARIANTS: Variants = {
@@ -47,6 +47,7 @@ VARIANTS: Variants = {
     "svd-llm-v2": ("svd-llm-v2", []),
     "svd-llm-v2 allocation": ("svd-llm-v2", ["route=projector"]),
     "svd-llm-v2 truncation": ("svd-llm-v2", ["allocate=uniform"]),
+    "dipsvd": ("dipsvd", []),
     "cpsvd allocation": ("cpsvd-shares", []),
     "cpsvd allocation of blocks": ("cpsvd-shares", ["allocate.modules=false"]),
     **{f"dipsvd none {name}": ("dipsvd", ["metric=whitened", *settings]) for name, settings in HEURISTIC.items()},

@@ -7,6 +7,7 @@ Recipes that lose more than 5 nats are left out and named below the title, since
 
 import argparse
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import rows as rows_of
@@ -20,19 +21,17 @@ FAR = 5.0  # nats
 
 
 def bars(rows: list[dict[str, Any]], keep: float) -> tuple[list[dict[str, Any]], list[str]]:
-    """A bar for each recipe and text, cheapest first, and what is said of those that are left out."""
+    """A bar for each recipe as it ships and text, means over seeds, and what is said of recipes that are left out."""
     mine = [row for row in rows if row["keep"] == keep and "texts" in row and not row.get("settings")]
     order = {name: place for place, name in enumerate(CHEAP_FIRST)}
     found, out = [], []
-    for row in sorted(mine, key=lambda row: order.get(row["recipe"], len(order))):
-        texts = {NAMES.get(name, name): text for name, text in row["texts"].items()}
-        if max(text["nats_lost"] for text in texts.values()) > FAR:
-            lost = " and ".join(f"{text['nats_lost']:.1f}" for text in texts.values())
-            out.append(f"{row['recipe']} loses {lost} nats and is left out.")
+    for name in sorted({row["recipe"] for row in mine}, key=lambda name: order.get(name, len(order))):
+        own = [row["texts"] for row in mine if row["recipe"] == name]
+        means = {NAMES.get(text, text): mean(texts[text]["nats_lost"] for texts in own) for text in own[0]}
+        if max(means.values()) > FAR:
+            out.append(f"{name} loses {' and '.join(f'{lost:.1f}' for lost in means.values())} nats and is left out.")
             continue
-        for name, text in texts.items():
-            own = {"recipe": row["recipe"], "text": name, "nats lost": round(text["nats_lost"], 2)}
-            found.append(own | {"error": text["nats_lost_stderr"]})
+        found += [{"recipe": name, "text": text, "nats lost": round(lost, 2)} for text, lost in means.items()]
     return found, out
 
 

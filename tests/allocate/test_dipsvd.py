@@ -83,7 +83,7 @@ def test_equal_scores_are_uniform_and_noted(made):
     assert "same for every block" in allocation.notes[0]
 
 
-def paper_ranks(made, keep, *, direction, sensitivity="gradient", spread=0.2, segments=1):
+def paper_ranks(made, keep, *, direction, sensitivity="gradient", spread=0.1, segments=1):
     """METHODS, section 3, in NumPy: from the model and the windows alone to every linear's rank."""
     model, windows = made.model.decoder.model, made.evidence.windows.calibration
     weights = [[module.weight for module in block.values()] for block in made.model.blocks]

@@ -55,7 +55,7 @@ def test_paper_is_the_svd_of_the_weight_against_scaled_activations():
     w = channel_weights(here.inputs.gram(), 0.1, 30**0.5)
     cholesky = torch.linalg.cholesky(here.inputs.gram())
     values = torch.linalg.svdvals(here.weight @ w.diag() @ cholesky)
-    grams = Grams(right=Channels(share=0.1).right(here.inputs))
+    grams = Grams(right=Channels(variant="paper", share=0.1).right(here.inputs))
     torch.testing.assert_close(decompose_weight(here.weight, grams).values, values, rtol=1e-9, atol=1e-9)
 
 
@@ -168,7 +168,9 @@ def test_held_out_errors_are_weighted_by_what_calibration_protected():
     weights = channel_weights(here.inputs.gram(), 0.1, 5.0)
     swapped = moments(random(20, 60, seed=2) * torch.linspace(9, 1, 20)[:, None])
     expected = weights.diag() @ swapped.gram() @ weights.diag()
-    torch.testing.assert_close(Channels(share=0.1, gain=5.0).held_out_right(here.inputs, swapped), expected)
+    torch.testing.assert_close(
+        Channels(variant="paper", share=0.1, gain=5.0).held_out_right(here.inputs, swapped), expected
+    )
 
 
 def test_without_held_out_tokens_nothing_is_measured_and_auto_says_what_to_do(tiny_llama):

@@ -14,7 +14,9 @@ SHORT = {"asvd": ["allocate.windows=4"], "svd-llm-lora": ["refine=[{name: lora, 
 NAMES = ["fwsvd", "asvd", "svd-llm-v2", "dipsvd", "cpsvd", "cpsvd-shares", "svd-llm-update", "svd-llm-lora"]
 
 
-@pytest.mark.parametrize("settings", [[], ["metric.variant=released"], ["metric.gain=auto"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["metric.variant=paper", "allocate.direction=released"], ["metric.gain=auto"]]
+)
 def test_dipsvds_options_run(tiny_llama, settings):
     check(tiny_llama(), load_recipe("dipsvd", settings))
 

@@ -33,11 +33,11 @@ class BlockImportance(Allocator):
     name: Literal["block_importance"] = "block_importance"
 
     beta: Share = 0.3
-    direction: Direction = "released"
+    direction: Direction = "paper"
     sensitivity: Sensitivity = "gradient"
     segments: Annotated[int, Field(ge=1)] = 1
     energy: Share = 0.95
-    spread: Share = 0.2
+    spread: Share = 0.1
     clip: Interval = (0.3, 0.98)
 
     @property

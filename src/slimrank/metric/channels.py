@@ -29,7 +29,7 @@ class Channels(Metric):
 
     name: Literal["channels"] = "channels"
 
-    variant: Variant = "paper"
+    variant: Variant = "released"
     share: Annotated[float, Field(gt=0, le=1)] = 0.03
     gain: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
 
