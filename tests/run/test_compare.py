@@ -319,3 +319,5 @@ def test_the_command_compares_at_sizes(place):
     assert isinstance(result.exception, UsageError) and str(result.exception).startswith("--sizes 'many' is not a size")
     result = CliRunner().invoke(app, [*args, "--sizes", "90MB", "--recipes", "slimrank-refined"])
     assert isinstance(result.exception, UsageError) and "refine.distill can't train rounded" in str(result.exception)
+    result = CliRunner().invoke(app, [*args, "--sizes", "90MB", "--recipes", "svd,gptq"])
+    assert isinstance(result.exception, UsageError) and "none of svd,gptq does" in str(result.exception)

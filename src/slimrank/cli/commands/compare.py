@@ -83,6 +83,8 @@ def compare(
     names = recipes.split(",")
     chosen = [load_recipe(name, own, refine) for name, own in settings_by_recipe(names, settings or ()).items()]
     keeps, bytes_ = parse_keeps(keep), [parse_size(part, "--sizes") for part in sizes.split(",")] if sizes else []
+    if bytes_ and not any(recipe.allocate.spends for recipe in chosen):
+        raise UsageError(f"--sizes is for recipes that choose bits, and none of {recipes} does: add one, as slimrank.")
     specs = text or demo.texts_of(model)
     if not specs:
         raise UsageError("--text is missing: give a text to evaluate on, such as test.txt.")
