@@ -71,9 +71,9 @@ def known_or_measured(bench: Bench, run: Run) -> tuple[Measured, Sequence[str]]:
         return Measured.model_validate(facts["measured"]), facts["notes"]
     path, machine, key, notes = times_file(), machine_name(bench.device), bench.key, list[str]()
     try:
-        kept = read_times(path, machine, key)
+        kept = read_kept(bench)
         if kept is not None:
-            return checked(Measured.model_validate(kept), bench), []
+            return kept, []
     except ValueError as error:  # a ValidationError is one
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         notes.append(f"The times kept in {path} can't be used ({why[:200]}), so layers were timed anew.")
@@ -90,14 +90,22 @@ def known_or_measured(bench: Bench, run: Run) -> tuple[Measured, Sequence[str]]:
 def kept_times(bench: Bench) -> Timed | None:
     """The times of a model that were kept on this machine; None where there are none that can be used."""
     try:
-        kept = read_times(times_file(), machine_name(bench.device), bench.key)
-        return None if kept is None else settled(bench, checked(Measured.model_validate(kept), bench), ())
+        kept = read_kept(bench)
     except ValueError:  # a budget of seconds says what is wrong with the file
         return None
+    return None if kept is None else settled(bench, kept, ())
 
 
-def checked(found: Measured, bench: Bench) -> Measured:
-    """What was kept; a ValueError if it lacks a block or a layer."""
+def read_kept(bench: Bench) -> Measured | None:
+    """The measurements of a model in the user's cache folder, if it has some.
+
+    Raises:
+        ValueError: if they can't be read, or lack a block or a layer.
+    """
+    kept = read_times(times_file(), machine_name(bench.device), bench.key)
+    if kept is None:
+        return None
+    found = Measured.model_validate(kept)
     there = {(name, rank) for name, points in found.lines.items() for rank, _ in points}
     missing = next((layer.key for layer in bench.layers if (layer.name, layer.rank) not in there), None)
     if missing is not None or len(found.blocks) != len(bench.firsts) or found.heads.keys() != bench.heads.keys():

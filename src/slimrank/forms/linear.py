@@ -1,6 +1,7 @@
 """A dense linear layer read the same way whether it is an nn.Linear or a transformers Conv1D."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -67,6 +68,15 @@ def bias_of(dense: nn.Module) -> Tensor | None:
     """The bias (out,) of a dense linear, detached, where it has one."""
     bias = getattr(dense, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def linear_with(weight: Tensor) -> nn.Linear:
+    """A linear without bias whose weight is W (m, n) itself, on any device and of any size, not trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        made = nn.Linear(weight.shape[1], len(weight), bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    return made
 
 
 @torch.no_grad()

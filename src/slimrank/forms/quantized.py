@@ -1,12 +1,12 @@
 """Factors stored in 8, 4, 3 or 2 bits with scales."""
 
-import warnings
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from slimrank.errors import SlimrankError
+from slimrank.forms.linear import linear_with
 from slimrank.numerics.packing import pack, row_bytes, unpack
 from slimrank.numerics.products import (
     FEW,
@@ -98,9 +98,7 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def of(cls, weight: Tensor, scale: Tensor, columns: int, bits: int, group: int | None) -> Self:
         """The layer of so many inputs, without bias, with these very tensors, stored as the class says."""
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            made = cls(nn.Linear(columns, len(weight), bias=False), bits, group)
+        made = cls(linear_with(torch.empty(len(weight), columns, device="meta")), bits, group)
         made.weight, made.scale = weight, scale
         return made
 
@@ -218,11 +216,7 @@ def picked(linear: Any, rows: Tensor | None = None, columns: Tensor | None = Non
     weight = linear.weight.detach()
     weight = weight if rows is None else weight[rows]
     weight = weight if columns is None else weight[:, columns]
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        made = nn.Linear(weight.shape[1], len(weight), bias=False)
-    made.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    return made
+    return linear_with(weight.contiguous())
 
 
 def floats_of(linear: Any) -> Tensor:

@@ -147,9 +147,13 @@ class Sequential(Refiner):
     def target(self, spectra: Spectra, unit: Unit, moments: PairMoments) -> Job[Tensor]:
         """The job that gives T of a unit's linears, stacked (m, n) float64; takes their sums out of the moments."""
         weights = [spectra.weight(spectra.model.units[name]) for name in unit.names]
-        pairs = [(weight, moments.take(name, weight)) for name, weight in zip(unit.names, weights, strict=True)]
+        if not self.mix:
+            return lambda: torch.cat(weights).double()
         return lambda: torch.cat(
-            [anchored_target(weight, moments.gram(), cross, self.mix, self.damping) for weight, cross in pairs]
+            [
+                anchored_target(weight, moments.gram(), moments.take(name, weight), self.mix, self.damping)
+                for name, weight in zip(unit.names, weights, strict=True)
+            ]
         )
 
 
@@ -158,8 +162,6 @@ def anchored_target(weight: Tensor, gram: Tensor, cross: Tensor, mix: float, dam
 
     Without damping that is ((1 - mix) W H + mix C) H^-1. Computed in float64; H is overwritten.
     """
-    if not mix:
-        return weight.double()
     correction = torch.addmm(cross, weight.double(), gram, alpha=-1)
     return solved(correction, factor_(gram, damping)).mul_(mix).add_(weight)
 

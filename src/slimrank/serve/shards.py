@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from slimrank.errors import SlimrankError
 from slimrank.forms import Experts
 from slimrank.forms.dense import DenseShard
+from slimrank.forms.linear import linear_with
 from slimrank.forms.outputs import Outputs
 from slimrank.forms.quantized import STORED, QuantizedLinear, picked
 from slimrank.forms.shard import Shard
@@ -110,9 +111,7 @@ def _stacked(factors: Sequence[Any]) -> nn.Module:
     if isinstance(first, QuantizedLinear):
         weight, scale = (torch.cat([getattr(factor, name) for factor in factors]) for name in STORED)
         return QuantizedLinear.of(weight, scale, first.in_features, first.bits, first.group)
-    whole = nn.Linear(first.in_features, sum(factor.out_features for factor in factors), bias=False, device="meta")
-    whole.weight = nn.Parameter(torch.cat([factor.weight for factor in factors]), requires_grad=False)
-    return whole
+    return linear_with(torch.cat([factor.weight for factor in factors]))
 
 
 def _computed(x: Tensor, factor: Tensor, parts: list[Outputs], places: list[tuple[int, int]]) -> Tensor:
@@ -151,10 +150,4 @@ class Dense:
 
     def shard(self, rows: Tensor, columns: Tensor) -> Shard:
         """W[rows][:, columns], all of it an input factor."""
-        return DenseShard(picked(_linear(self.weight), rows, columns))
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], len(weight), bias=False, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    return made
+        return DenseShard(picked(linear_with(self.weight), rows, columns))
