@@ -70,7 +70,8 @@ def test_entry_points_name_functions_that_are_there(wheel):
     for group in points.values():
         for target in group.values():
             module, function = target.split(":")
-            tree = ast.parse(wheel[module.replace(".", "/") + ".py"])
+            path = module.replace(".", "/")
+            tree = ast.parse(wheel.get(f"{path}.py") or wheel[f"{path}/__init__.py"])
             assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
