@@ -34,7 +34,7 @@ VARIANTS: Variants = {
     "uniform ranks": (OWN, ["allocate=uniform", "form=pivoted"]),
     "nothing joined": (OWN, ["form=pivoted"]),
     "joined wherever it gains": (OWN, ["allocate.gain=0"]),
-    "prices measured": (OWN, ["allocate={name: nats, calibrate: 3, windows: WINDOWS}", "form=pivoted"]),
+    "prices measured": (OWN, ["allocate.calibrate=true"]),
     "no pivots": (OWN, ["form=low_rank"]),
     "no anchored targets": (OWN, ["refine=[temperature]"]),
     "no temperature": (OWN, ["refine=[{name: anchored, windows: 64}]"]),

@@ -40,7 +40,6 @@ from slimrank.rounding.resolve import round_factors
 from slimrank.run.steps import decompose
 from slimrank.spectrum.spectra import Spectra
 from slimrank.texts.reading import Reading, read_windows
-from slimrank.texts.windows import Windows
 
 HALF, TOLD = 0.5, 2e-8  # nats a token that float32 can tell from none
 CHOICES: dict[str, tuple[float | None, Grid | None]] = {
@@ -77,8 +76,7 @@ def measure(options: argparse.Namespace, todo: list[Task]) -> Iterator[dict[str,
     pricing = replace(recipe.pricing, grids=tuple({grid for _, grid in CHOICES.values() if grid is not None}))
     spectra = decompose(model, calibrate(model, windows, recipe.needs), recipe, pricing=pricing)
     ids = text_windows(loaded.tokenizer, read_text(options.text), options.window, options.windows, "none")
-    judge = replace(spectra, evidence=replace(spectra.evidence, windows=Windows(ids, ids[:0], {})))
-    damage = Damage(judge, windows=len(ids))
+    damage = Damage(spectra, ids=ids)
     for task in todo:
         unit = model.units[task["linear"]]
         rank, grid = chosen(task, unit.shape)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from slimrank.allocate.bayes import scale
 from slimrank.allocate.dipsvd import block_shares, effective_rank, importance
-from slimrank.allocate.prices import LIMIT, corrected_losses
 from slimrank.factorize import FACTORIZERS
 from slimrank.factorize.columns import bought_columns, every_trade, golden_section
 from slimrank.forms import FORMS
@@ -219,16 +218,6 @@ def test_the_effective_rank_is_the_least_that_holds_the_share(n, tokens, energy,
     assert 1 <= rank <= n
     assert rank > len(shares) or shares[rank - 1] >= energy - 1e-6
     assert rank == 1 or shares[min(rank, len(shares)) - 2] < energy + 1e-6
-
-
-@given(st.lists(st.tuples(st.floats(-1, 10), st.floats(-1, 10)), min_size=1, max_size=6), seeds)
-@quick
-def test_corrected_losses_stay_within_the_limit_and_in_order(readings, seed):
-    losses = normal(12, seed=seed).abs().sort(descending=True).values.numpy()
-    predicted, measured = (np.array(column) for column in zip(*readings, strict=True))
-    found = corrected_losses(losses, predicted, measured)
-    assert (found <= losses * LIMIT * (1 + 1e-12)).all() and (found >= losses / LIMIT * (1 - 1e-12)).all()
-    assert (np.diff(found) <= 1e-12).all()
 
 
 @given(st.integers(1, 8), st.integers(0, 60), st.lists(st.floats(0.1, 100), min_size=1, max_size=30))

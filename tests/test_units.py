@@ -10,7 +10,7 @@ from tiny_spectra import problem, spectra
 from transformers import AutoModelForCausalLM
 
 from slimrank import compress
-from slimrank.allocate.prices import measure, top_rank
+from slimrank.allocate.prices import Reading, measure, ratio
 from slimrank.errors import UsageError
 from slimrank.factorize.pivoted import PivotedFactorizer
 from slimrank.forms import compressed_layers
@@ -107,30 +107,22 @@ def test_anchored_on_an_uncompressed_prefix_is_the_plain_cut(tiny_llama):
     torch.testing.assert_close(found, left @ right, atol=2e-3, rtol=2e-3)
 
 
-def test_the_price_of_a_unit_is_corrected_by_the_divergence_of_its_cut_as_one(tiny_llama):
+def test_the_prices_of_units_of_several_are_corrected_by_all_their_types(tiny_llama):
     made, unit = ready(tiny_llama())
-    asked, ranks = problem(made, form=FORM), dict.fromkeys(made.curves, 5)
-    losses = {one: known.losses().numpy() for one, known in made.stacks.items()}
-    readings = measure(asked, losses, ranks, points=2, windows=8)
-    top = top_rank(asked, unit, ranks)
-    budget = sum(FORM.cost([shape], 5) for shape in unit.shapes)
-    assert FORM.cost(unit.shapes, top) <= budget < FORM.cost(unit.shapes, top + 1)
-    assert readings[unit][0] == pytest.approx(losses[unit][[round(top / 2), top]])
-    model, ids = made.model.decoder.model, made.evidence.windows.calibration[:8]
-    left, right = decompose_weight(made.weight(unit), made.grams(unit)).cut(top)
-    with torch.no_grad():
-        dense = model(ids).logits.log_softmax(-1)
-        for name, part in zip(NAMES, (left @ right).split([rows for rows, _ in unit.shapes]), strict=True):
-            model.get_submodule(name).weight.copy_(part)
-        changed = model(ids).logits.log_softmax(-1)
-    expected = (dense.exp() * (dense - changed)).sum(-1).mean().item()
-    assert readings[unit][1][1] == pytest.approx(expected, rel=1e-3)
+    asked, losses = problem(made, form=FORM), {one: known.losses().numpy() for one, known in made.stacks.items()}
+    readings = measure(asked, losses, {unit: 8})
+    kinds = [made.model.units[name].type for name in NAMES]
+    assert list(readings) == kinds and len(kinds) == 3
+    assert {reading.predicted for reading in readings.values()} == {losses[unit][8]}
+    assert ratio(asked, unit, readings) == pytest.approx(readings[kinds[0]].ratio)
+    one = {kinds[0]: Reading(1.0, 2.5)}
+    assert ratio(asked, unit, one) == pytest.approx((2.5 + 1 + 1) / 3)
 
 
 def test_measured_prices_and_units_of_several_go_together(tiny_llama):
     made, _ = ready(tiny_llama())
-    plan = allocate(made, load_recipe("slimrank", ["allocate.calibrate=2", "allocate.windows=8", PLAIN]), 0.6)
-    assert "units with a Spearman" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
+    plan = allocate(made, load_recipe("slimrank", ["allocate.calibrate=true", PLAIN]), 0.6)
+    assert "KL on the held-out windows" in plan.notes[0] and plan.budget.used <= plan.budget.allowed
 
 
 @pytest.fixture

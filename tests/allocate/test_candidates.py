@@ -90,7 +90,7 @@ def test_nats_offers_its_own_grids_and_what_is_spent_lies_within_the_budget():
         assert sum(cost.of(unit, one) for unit, one in stored.items()) <= budget
         assert stored == Candidates.of(spectra(), Options(LowRankFactorizer(), GRIDS, cost), 0.05).within(budget)
     with pytest.raises(UsageError, match="calibrate"):
-        Nats(calibrate=2).candidates(Problem(1.0, LowRankFactorizer(), spectra()), cost)
+        Nats(calibrate=True).candidates(Problem(1.0, LowRankFactorizer(), spectra()), cost)
 
 
 def test_ranks_of_rounded_factors_are_multiples_where_matrices_are_large():

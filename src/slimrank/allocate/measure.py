@@ -53,10 +53,12 @@ class Damage:
         base: Ranks | None = None,
         *,
         windows: int = 32,
+        ids: Tensor | None = None,
         prefixes: bool = True,
         pieces: Pieces | None = None,
     ) -> None:
-        """base: all dense by default; prefixes: False if every assignment changes all blocks.
+        """base: all dense by default; ids: other windows (count, tokens), to measure on all of them instead; prefixes:
+        False if every assignment changes all blocks.
 
         Then only the hidden states before the first block are held, and the factors of every linear. pieces: keep what
         is measured, so that it is not measured again after a kill.
@@ -64,22 +66,18 @@ class Damage:
         Raises:
             UsageError: if there are fewer calibration windows.
         """
-        calibration, self._model = spectra.evidence.windows.calibration, spectra.model
-        available = len(calibration)
-        if available < windows:
-            raise UsageError(
-                f"allocate.windows {windows} is more than the {available} calibration windows: "
-                "lower it or raise --samples."
-            )
+        self._model = spectra.model
+        if ids is None:
+            ids = first_windows(spectra.evidence.windows.calibration, windows)
         self.spectra, self.decoder = spectra, spectra.model.decoder
         self.base: Ranks = dict(base or {})
         self.passes = 0
-        self.windows, self._world = windows, self.decoder.world
-        self._ids = self._world.share(calibration[:windows])
+        self.windows, self._world = len(ids), self.decoder.world
+        self._ids = self._world.share(ids)
         holds = prefixes or spectra.held.room
         self._factors: dict[Unit, Factors] | None = None if holds else {}
         self._layers = self._model.linears | self._cuts(self.base)
-        self._known = Known(pieces, [key_of("base", self.base), windows], writes=self._world.main)
+        self._known = Known(pieces, [key_of("base", self.base), self.windows], writes=self._world.main)
         self._stream, self._hidden = self._run_base(self._layers, prefixes)
         self._parts = self._cut_to_parts()
         self.passes += self._known.passes
@@ -168,6 +166,16 @@ class Damage:
                     ids = next(parts)
                     yield self.decoder.head(ids, hidden[: len(ids)]).float()
                     hidden = hidden[len(ids) :]
+
+
+def first_windows(calibration: Tensor, count: int) -> Tensor:
+    """So many of the calibration windows (windows, tokens); raises a UsageError if there are fewer."""
+    if len(calibration) < count:
+        raise UsageError(
+            f"allocate.windows {count} is more than the {len(calibration)} calibration windows: "
+            "lower it or raise --samples."
+        )
+    return calibration[:count]
 
 
 def cross_nats(probabilities: Tensor, logits: Tensor) -> float:

@@ -11,7 +11,7 @@ from slimrank.allocate.candidates import Candidates, summary
 from slimrank.allocate.choices import Choices, grouped, ranks_of, sums
 from slimrank.allocate.hull import Floats, sweep
 from slimrank.allocate.measure import holds
-from slimrank.allocate.prices import agreement, corrected_losses, measure
+from slimrank.allocate.prices import measure, ratio, told
 from slimrank.allocate.stored import Cost, Options
 from slimrank.calibrate.needs import Holds, Work
 from slimrank.errors import UsageError
@@ -20,6 +20,7 @@ from slimrank.rounding.grid import Grid
 from slimrank.texts.windows import Windows
 
 Losses = dict[Unit, Floats]  # (q + 1,), at every rank 0..q
+TYPES = 7  # of linears in most models, for the estimate before a run
 
 
 class Nats(Allocator):
@@ -29,8 +30,8 @@ class Nats(Allocator):
     input compete both ways, each factorised alone and all together, if the form can factorise them together.
 
     gain: the share by which factorising together must lower the loss, since the linears then share one right factor.
-    calibrate: the number of ranks of each linear at which KL is measured, all other linears being dense, to correct the
-    scale and exponent of its predicted loss; 0 trusts the prediction. windows: calibration windows for that.
+    calibrate: whether the ranks are chosen a second time, every linear's losses multiplied by measured KL over the
+    predicted loss of all linears of its type, which needs the whole model in memory.
 
     Under a budget of bytes or seconds every linear may also be rounded, dense or as two factors. widths: bits of a
     number, those for which there are kernels by default, 2 and 3 where size alone counts; groups: inputs that share a
@@ -43,8 +44,7 @@ class Nats(Allocator):
     name: Literal["nats"] = "nats"
 
     gain: float = Field(0.05, ge=0, lt=1)
-    calibrate: Annotated[int, Field(ge=0)] = 0
-    windows: Annotated[int, Field(ge=1)] = 16
+    calibrate: bool = False
     widths: tuple[Literal[2, 3, 4, 8], ...] = (4, 8)
     groups: tuple[Annotated[int, Field(ge=8)], ...] = (32, 64, 128)
 
@@ -70,16 +70,16 @@ class Nats(Allocator):
     @property
     def measures(self) -> bool:
         """Whether predictions are corrected by measured KL."""
-        return self.calibrate > 0
+        return self.calibrate
 
     def work(self, windows: Windows, linears: int) -> Work:
-        """Every linear at a few ranks, from its block on, where predictions are corrected."""
-        models = linears * self.calibrate
-        return Work(models * windows.calibration[: self.windows].numel(), blocks=0.5, head=1)
+        """A model for every type of linear, where predictions are corrected, and the dense one."""
+        models = (TYPES + 1) * self.calibrate
+        return Work(models * windows.held_out.numel(), blocks=1, head=1)
 
     def holds(self, windows: Windows) -> Holds:
         """Nothing, unless predictions are corrected: then the states before every block, and probabilities."""
-        return holds(windows.calibration[: self.windows]) if self.measures else Holds()
+        return holds(windows.held_out) if self.measures else Holds()
 
     def allocate(self, problem: Problem) -> Allocation:
         """The ranks of a sweep over the lower convex hulls of the (cost, loss) curves, with notes."""
@@ -88,15 +88,15 @@ class Nats(Allocator):
         allocation = spend(problem, losses, self.gain)
         if not self.calibrate:
             return allocation
-        readings = measure(problem, losses, allocation.ranks, points=self.calibrate, windows=self.windows)
-        corrected = {unit: corrected_losses(losses[unit], *readings[unit]) for unit in losses}
+        readings = measure(problem, losses, allocation.ranks)
+        corrected = {unit: own * ratio(problem, unit, readings) for unit, own in losses.items()}
         allocation = spend(problem, corrected, self.gain)
-        return replace(allocation, notes=(agreement(readings), *allocation.notes))
+        return replace(allocation, notes=(told(readings), *allocation.notes))
 
     def candidates(self, problem: Problem, cost: Cost) -> Candidates:
         """Every unit as floats, rounded, cut, or cut and rounded, on the grids of which the cost is known."""
         if self.calibrate:
-            raise UsageError("allocate.calibrate corrects a budget of parameters: leave it 0, or give --keep.")
+            raise UsageError("allocate.calibrate corrects a budget of parameters: leave it false, or give --keep.")
         grids = [grid for grid in self.pricing if cost.knows(grid)]
         return Candidates.of(problem.spectra, Options(problem.form, grids, cost), self.gain)
 

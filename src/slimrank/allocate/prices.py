@@ -1,7 +1,9 @@
-"""Calibrated losses: KL measured at a few ranks of every unit corrects what its spectrum predicts."""
+"""Corrected losses: KL measured with all linears of a type cut together corrects what their spectra predict."""
 
-import numpy as np
-from scipy.stats import spearmanr
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
 
 from slimrank.allocate.base import Problem, Ranks
 from slimrank.allocate.hull import Floats
@@ -9,59 +11,52 @@ from slimrank.allocate.measure import Damage
 from slimrank.model.units import Unit
 
 LIMIT = 4.0  # corrections beyond this factor are noise of the few windows
-EXPONENTS = (0.5, 2.0)
-
-Readings = dict[Unit, tuple[Floats, Floats]]
+TOLD = 2e-8  # nats a token that float32 can tell from none
 
 
-def measure(problem: Problem, losses: dict[Unit, Floats], ranks: Ranks, *, points: int, windows: int) -> Readings:
-    """Predicted loss and measured KL, in nats per token, of each unit truncated alone at up to `points` ranks.
+@dataclass
+class Reading:
+    """Nats a token of all linears of a type cut together: the sum of their losses, and KL."""
 
-    The ranks descend in equal steps from `top_rank`, or from the full rank where that is dense.
+    predicted: float = 0.0
+    measured: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted, within a factor LIMIT; 1 where the prediction can't be told from none."""
+        if self.predicted <= TOLD:
+            return 1.0
+        return min(max(self.measured / self.predicted, 1 / LIMIT), LIMIT)
+
+
+def measure(problem: Problem, losses: Mapping[Unit, Floats], ranks: Ranks) -> dict[str, Reading]:
+    """By type of linear the reading of all its units at these ranks on the held-out windows, the others being dense.
+
+    The reading of units of several linears counts for each of their types.
     """
-    damage = Damage(problem.spectra, windows=windows, pieces=problem.run.pieces)
-    tokens = problem.spectra.evidence.windows.calibration.shape[1]
-    readings = {}
-    for unit, curve in losses.items():
-        top = min(top_rank(problem, unit, ranks) or len(curve), len(curve) - 2)
-        grid = sorted({max(1, round(top * (points - i) / points)) for i in range(points)})
-        readings[unit] = (curve[grid], np.array([damage.kl({unit: rank}) for rank in grid]) / tokens)
-    return readings
+    ids, units = problem.spectra.evidence.windows.held_out, problem.spectra.model.units
+    damage = Damage(problem.spectra, ids=ids, pieces=problem.run.pieces)
+    cut: dict[str, dict[Unit, int]] = defaultdict(dict)
+    for unit, rank in ranks.items():
+        if rank is not None:
+            cut[unit.type][unit] = rank
+    readings: dict[str, Reading] = defaultdict(Reading)
+    for own in cut.values():
+        predicted = sum(float(losses[unit][rank]) for unit, rank in own.items())
+        measured = damage.kl({**own}) / ids.shape[1]
+        for kind in dict.fromkeys(units[name].type for unit in own for name in unit.names):
+            readings[kind].predicted += predicted
+            readings[kind].measured += measured
+    return dict(readings)
 
 
-def top_rank(problem: Problem, unit: Unit, ranks: Ranks) -> int | None:
-    """The rank assigned to a unit or to the unit it is part of, else the largest that costs what its linears do."""
-    if unit in ranks:
-        return ranks[unit]
-    unit_of = {name: assigned for assigned in ranks for name in assigned.names}
-    if len(unit.names) == 1:
-        return ranks[unit_of[unit.leader]]
-    parts = dict.fromkeys(unit_of[name] for name in unit.names)
-    budget = sum(problem.cost(part, ranks[part]) for part in parts)
-    return next((rank for rank in range(unit.full_rank, 0, -1) if problem.cost(unit, rank) <= budget), 1)
+def ratio(problem: Problem, unit: Unit, readings: Mapping[str, Reading]) -> float:
+    """What a unit's losses are multiplied by: the mean ratio of its linears' types, 1 of a type that was not cut."""
+    types = [problem.spectra.model.units[name].type for name in unit.names]
+    return fmean(readings.get(kind, Reading()).ratio for kind in types)
 
 
-def corrected_losses(losses: Floats, predicted: Floats, measured: Floats) -> Floats:
-    """a losses^b, with a and b fitted to the readings by least squares of logarithms, within a factor LIMIT of losses.
-
-    losses: (q + 1,); predicted, measured: (readings,). b is 1 for one reading, or if all predictions are equal.
-    """
-    sound = (predicted > 0) & (measured > 0)
-    if not sound.any():
-        return losses
-    x, y = np.log(predicted[sound]), np.log(measured[sound])
-    spread = np.square(x - x.mean()).sum()
-    exponent = np.clip((x - x.mean()) @ (y - y.mean()) / spread, *EXPONENTS) if spread > 1e-12 else 1.0
-    with np.errstate(over="ignore"):  # inf is clipped below
-        fitted = np.exp(y.mean()) * np.power(losses / np.exp(x.mean()), exponent)
-    return np.clip(fitted, losses / LIMIT, losses * LIMIT)
-
-
-def agreement(readings: Readings) -> str:
-    """A note on how well predicted losses rank the measured KL."""
-    predicted, measured = (np.concatenate(values) for values in zip(*readings.values(), strict=True))
-    correlation = spearmanr(predicted, measured).statistic
-    return (
-        f"Predicted losses rank the measured KL of {len(measured)} truncations of {len(readings)} units with a "
-        f"Spearman correlation of {correlation:.3f}."
-    )
+def told(readings: Mapping[str, Reading]) -> str:
+    """A note with the ratio of every type."""
+    found = ", ".join(f"{kind} {reading.ratio:.2f}" for kind, reading in readings.items())
+    return f"KL on the held-out windows over the predicted loss, a type of linear at a time: {found}."
