@@ -24,6 +24,7 @@ from torch import Tensor
 import slimrank
 from slimrank import load_recipe
 from slimrank.allocate.measure import Damage
+from slimrank.allocate.prices import TOLD
 from slimrank.calibrate import read_text
 from slimrank.calibrate.evidence import calibrate
 from slimrank.evaluate.perplexity import text_windows
@@ -41,7 +42,7 @@ from slimrank.run.steps import decompose
 from slimrank.spectrum.spectra import Spectra
 from slimrank.texts.reading import Reading, read_windows
 
-HALF, TOLD = 0.5, 2e-8  # nats a token that float32 can tell from none
+HALF = 0.5
 CHOICES: dict[str, tuple[float | None, Grid | None]] = {
     "8 bits": (None, Grid(8)),
     "4 bits": (None, Grid(4, 128)),
