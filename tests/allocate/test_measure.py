@@ -11,7 +11,7 @@ from slimrank.allocate.asvd import PerplexityScan, common_threshold, default_gri
 from slimrank.allocate.budget import fit_ranks, used
 from slimrank.allocate.duo import MeasuredModules, Scan, choose, settle
 from slimrank.allocate.measure import Damage
-from slimrank.errors import UsageError
+from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms.linear import weight_of
 from slimrank.spectrum.spectra import Spectra
 
@@ -94,6 +94,15 @@ def test_the_head_may_see_a_batch_in_parts(made, monkeypatch, numbers):
     for ranks in ({}, {units[0]: 2}, {units[-1]: 4}):
         assert parts.kl(ranks) == pytest.approx(whole.kl(ranks), rel=1e-6, abs=1e-5)
         assert parts.nats(ranks) == pytest.approx(whole.nats(ranks), rel=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_is_refused(made):
+    first, second, *_ = made.curves
+    damage = Damage(made, windows=2)
+    layers = measure.cut(made, first, 2) | measure.cut(made, second, 2)
+    weight_of(layers[first.leader].up).data[0, 0] = torch.nan
+    with pytest.raises(SlimrankError, match=rf"is nan with 2 linears changed, the first of them {first.leader}: try"):
+        damage.kl_with(layers)
 
 
 def test_more_windows_than_calibrated_are_refused(made):

@@ -1,5 +1,6 @@
 """The measured loss of truncation: the model runs on calibration windows with truncated linears in place."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from slimrank.allocate.base import Ranks
 from slimrank.allocate.known import Known, Measured, key_of
 from slimrank.calibrate.needs import Holds
 from slimrank.calibrate.stream import Stream, default_batch
-from slimrank.errors import UsageError
+from slimrank.errors import SlimrankError, UsageError
 from slimrank.forms import LowRank
 from slimrank.forms.linear import bias_of, weight_of
 from slimrank.model.units import Unit
@@ -113,9 +114,19 @@ class Damage:
         return {name: layer for layers in cuts for name, layer in layers.items()}
 
     def _compared(self, compare: Compare, layers: Modules) -> float:
-        """The sum of `compare` over all processes' windows, with these layers in the base model."""
+        """The sum of `compare` over all processes' windows, with these layers in the base model.
+
+        Raises:
+            SlimrankError: if it is not finite.
+        """
         logits = zip(self._parts, self._logits(layers), strict=True)
-        return self._world.total(sum(compare(index, ids, scores) for index, (ids, scores) in enumerate(logits)))
+        total = self._world.total(sum(compare(index, ids, scores) for index, (ids, scores) in enumerate(logits)))
+        if not math.isfinite(total):
+            raise SlimrankError(
+                f"The loss measured on calibration windows is {total} with {len(layers)} linears changed, the first of "
+                f"them {next(iter(layers), '-')}: try --dtype float32, or an allocator that measures nothing."
+            )
+        return total
 
     def _divergence(self, part: int, ids: Tensor, logits: Tensor) -> float:
         probabilities, negentropy = self._dense[part]
