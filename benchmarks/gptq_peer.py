@@ -65,7 +65,8 @@ def peer_weights(options: argparse.Namespace, windows: torch.Tensor, grid: Grid)
     """
     ids, target = options.scratch / "windows.safetensors", options.scratch / "rounded.safetensors"
     save_file({"ids": windows.contiguous()}, ids)
-    command = [options.peer, "-c", PEER, options.model, ids, str(grid.bits), str(grid.group), target]
+    source = Path(options.model).resolve()
+    command = [options.peer, "-c", PEER, source, ids, str(grid.bits), str(grid.group), target]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=options.scratch)
     if done.returncode:
         lines = ["it said nothing", *done.stderr.strip().splitlines()]
