@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 from slimrank.errors import SlimrankError
 from slimrank.forms import FORMS, Form, LowRank, Pivoted, compressed_layers, form_of
 from slimrank.forms.linear import shape_of, weight_of
-from slimrank.forms.pivoted import permute_last
 from slimrank.numerics.pivots import by_qr, by_swaps, pivot_rows
 
 SHAPES = [(12, 8, 3), (8, 12, 3), (8, 8, 8), (12, 8, 8), (8, 12, 8), (7, 5, 1), (1, 6, 1)]
@@ -127,13 +126,6 @@ def test_pivots_are_rows_of_the_weight_and_coefficients_small():
     np.testing.assert_allclose(combinations.numpy(), expected, rtol=1e-9, atol=1e-9)
     assert combinations.abs().max() < 2 and sorted(rows.tolist()) == list(range(40))
     assert module.make_order().tolist() == rows.argsort().tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 4, 5])
-def test_the_last_axis_takes_the_order(rows, dtype):
-    y, order = torch.arange(rows * 3).view(1, rows, 3).to(dtype), torch.tensor([2, 0, 1])
-    assert torch.equal(permute_last(y, order), y[..., order])
 
 
 @pytest.mark.parametrize("zeros", [1, 4, 5])

@@ -1,7 +1,10 @@
+from collections import Counter
+
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from tiny_spectra import spectra
+from torch.nn import Linear
 
 from slimrank.calibrate.evidence import calibrate
 from slimrank.errors import SlimrankError
@@ -121,11 +124,13 @@ def test_anchoring_lowers_the_distance_to_the_dense_model(tiny_llama):
     assert distance(mix=1.0) < distance()
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_is_not_run_again_changes_nothing(name, monkeypatch):
+def test_what_is_not_run_again_changes_nothing(name, kept, monkeypatch):
     def anchored():
         made = spectra(ARCHITECTURES[name]())
-        refine(made, dict.fromkeys(made.model.linears, 5), LowRankFactorizer())
+        some = [linear for place, linear in enumerate(made.model.linears) if kept == 1 or place % kept]
+        refine(made, dict.fromkeys(some, 5), LowRankFactorizer())
         return made.model.decoder.model.state_dict()
 
     replaying = anchored()
@@ -142,3 +147,15 @@ def test_every_compressed_linear_runs_once_for_each_batch(tiny_llama, monkeypatc
     batches, linears = len(made.evidence.windows.calibration) // 2, len(made.model.linears)
     refine(made, dict.fromkeys(made.model.linears, 5), LowRankFactorizer())
     assert len(calls) == linears * batches
+
+
+def test_linears_that_stay_run_once_for_each_batch_in_both_models(tiny_llama, monkeypatch):
+    calls, original = Counter(), Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: (calls.update([self]), original(self, x))[1])
+    made = spectra(tiny_llama())
+    monkeypatch.setattr("slimrank.refine.pair.default_batch", lambda *_: 2)
+    batches = len(made.evidence.windows.calibration) // 2
+    kept = [name for name in made.model.linears if name.endswith(("q_proj", "o_proj", "up_proj"))]
+    calls.clear()
+    refine(made, {name: 5 for name in made.model.linears if name not in kept}, LowRankFactorizer())
+    assert [calls[made.model.linears[name]] for name in kept] == [2 * batches] * len(kept)

@@ -14,6 +14,7 @@ from slimrank.forms.quantized import matrix_of, picked
 from slimrank.forms.shard import Shard, frozen
 from slimrank.forms.stored import stored
 from slimrank.numerics.balance import balanced
+from slimrank.numerics.take import take_last
 
 
 class KeptColumns(Ordered):
@@ -52,7 +53,7 @@ class KeptColumns(Ordered):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         if not self.in_order:
-            x = x.index_select(-1, self.known_order())
+            x = take_last(x, self.known_order())
         kept, rest = x.tensor_split((self.columns,), dim=-1)
         return self.up(torch.cat([kept, self.down(rest)], dim=-1))
 
@@ -163,8 +164,8 @@ class KeptColumnsShard(Shard):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map the inputs here h (..., columns) to y (..., rows)."""
-        rest = self.down(h.index_select(-1, self.rest))
-        y: Tensor = self.up(torch.cat([h.index_select(-1, self.kept), rest], dim=-1))
+        rest = self.down(take_last(h, self.rest))
+        y: Tensor = self.up(torch.cat([take_last(h, self.kept), rest], dim=-1))
         return y
 
     def outputs(self) -> Outputs | None:

@@ -15,6 +15,7 @@ from slimrank.forms.quantized import matrix_of, picked
 from slimrank.forms.shard import Shard, frozen
 from slimrank.forms.stored import stored
 from slimrank.numerics.pivots import pivot_rows
+from slimrank.numerics.take import take_last
 
 
 class Pivoted(Ordered):
@@ -75,7 +76,7 @@ class Pivoted(Ordered):
         if self.others is not None:
             y = torch.cat([y, self.others(z)], dim=-1)
         if not self.in_order:
-            y = permute_last(y, self.known_order())
+            y = take_last(y, self.known_order())
         return y if self.bias is None else y + self.bias
 
     def pivoted(self, x: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ class PivotedShard(Shard):
     def forward(self, h: Tensor) -> Tensor:
         """Map h (..., r) to y (..., rows)."""
         y = h if self.others is None else torch.cat([h, self.others(h)], dim=-1)
-        return y.index_select(-1, self.order)
+        return take_last(y, self.order)
 
     def outputs(self) -> Outputs | None:
         """y = [z, C z] in the order of the rows here."""
@@ -220,11 +221,3 @@ class PivotedShard(Shard):
         if self.others is not None and matrix is None:
             return None
         return Outputs(None, matrix, self.copies, self.table)
-
-
-def permute_last(y: Tensor, order: Tensor) -> Tensor:
-    """y (..., n) with its last axis in this order (n,)."""
-    many = y.device.type == "cpu" and y.dtype.itemsize == 2 and y.numel() > 4 * len(order)
-    if many:  # there torch's index_select copies one number at a time
-        return y.gather(-1, order.expand(*y.shape[:-1], -1))
-    return y.index_select(-1, order)

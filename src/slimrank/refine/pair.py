@@ -1,6 +1,6 @@
 """The dense and the compressed model side by side on the same windows."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
@@ -32,12 +32,16 @@ class Pair:
         self.dense, self.compressed = (Stream(decoder, ids, batch) for _ in range(2))
         self._held: dict[int, tuple[dict[str, Seen], Tensor, Routing]] = {}
         self._replay = Replay(min(HELD, decoder.states_room.host) // 2)
-        self._seen: set[str] = set()  # the block's linears that have been fitted
+        self._seen: set[str] = set()  # the block's linears whose outputs will not change
 
     @property
     def block(self) -> dict[str, nn.Module]:
         """The dense linears of the block that both streams are at."""
         return self.model.blocks[self.dense.depth]
+
+    def stay(self, names: Iterable[str]) -> None:
+        """Linears of the block that are not fitted, and behind none that is yet to be: their outputs are final."""
+        self._seen.update(names)
 
     def moments(self, groups: Sequence[Sequence[str]], *, fitted: bool = True) -> list[PairMoments]:
         """The moments of the linears of each group, which share an input; linears of earlier groups must be final.
@@ -51,18 +55,17 @@ class Pair:
         moments, dense = [PairMoments() for _ in groups], {name: self.block[name] for name in names}
         compressed = {name: self.model.decoder.model.get_submodule(name) for name in names}
         biases = {name: bias for name, linear in dense.items() if (bias := bias_of(linear)) is not None}
-        rows: dict[nn.Module, int] = {}  # after the first batch, whose pass goes on behind the group
-        summed: list[str] | None = None  # linears whose outputs are added to the residual, known after the first batch
+        rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
+        summed: list[str] | None = None  # linears whose outputs are added to the residual, known after a dense pass
         for batch in range(len(self.dense.hidden)):
             before, routing = self._dense_seen(batch, dense, summed)
+            summed = [name for name, seen in before.items() if corrects(seen, self._residual)]
             replayed, known = self._replay(final, batch), zeros_from(rows)
             with replayed, known, watch_sums(compressed, summed) as after, self._routed(routing):
                 self.compressed.output(batch)
             for group, own in zip(groups, moments, strict=True):
                 if seen := {name: before[name] for name in group if name in before}:
                     own.add(seen, {name: after[name] for name in seen}, biases, self._residual)
-            rows = {module: shape_of(dense[name])[0] for name, module in compressed.items()}
-            summed = [name for name, seen in before.items() if corrects(seen, self._residual)]
         self._seen |= dense.keys() if fitted else set()
         for group, own in zip(groups, moments, strict=True):
             own.fill(shape_of(dense[group[0]])[1], self.model.decoder.device)
@@ -86,7 +89,7 @@ class Pair:
             yield routing
 
     def _final(self) -> list[nn.Module]:
-        """The modules whose outputs can be replayed: the block's children that are fitted, and all fitted linears."""
+        """The modules whose outputs can be replayed: the final linears, and the block's children with no others."""
         index, model = self.compressed.depth, self.model.decoder.model
         final = []
         for child, module in model.get_submodule(f"{self.model.decoder.prefix}.{index}").named_children():
@@ -121,6 +124,7 @@ class Pair:
 
     def advance(self) -> None:
         """Take both streams behind the block."""
+        self.stay(self.block)
         known = [output for _, (_, output, _) in sorted(self._held.items())]
         with self.model.as_dense(self.block):
             for _ in self.dense.advance(known if len(known) == len(self.dense.hidden) else None):

@@ -1,6 +1,6 @@
 """The walk of refiners that build layers block by block, each against what the blocks built before it give."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -93,6 +93,7 @@ class Sequential(Refiner):
         units = self.units(spectra, cuts, index)
         common = {name: unit for unit in units if unit.shared for name in unit.names}
         for stage in stages(spectra, units):
+            pair.stay(kept_until(spectra, pair.block, units, stage))
             groups = [[name for unit in reading for name in unit.names] for reading in stage]
             found = pair.moments(groups)
             if len(found) > 1 or place_of(spectra.model.decoder.model, groups[0][0]):
@@ -188,6 +189,19 @@ def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
             alike.append([])
         alike[-1].append(reading[first])
     return [stage for alike in found.values() for stage in alike]
+
+
+def kept_until(
+    spectra: Spectra, block: Iterable[str], units: Sequence[Unit], stage: Sequence[Sequence[Unit]]
+) -> list[str]:
+    """A block's linears that are in no unit and read what this stage or one before it reads; none about experts."""
+    leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
+    if place_of(model, stage[0][0].leader):
+        return []  # those that no token reached come last among the leaders
+    places = {first: place for place, first in enumerate(dict.fromkeys(leader.values()))}
+    built, last = {name for unit in units for name in unit.names}, places[leader[stage[0][0].leader]]
+    kept = [name for name in block if name in leader and name not in built and not place_of(model, name)]
+    return [name for name in kept if places[leader[name]] <= last]
 
 
 def completed(moments: Sequence[PairMoments], seen: Sequence[PairMoments]) -> None:

@@ -12,9 +12,10 @@ from slimrank.forms.base import Form
 from slimrank.forms.experts.entries import DENSE, Entry
 from slimrank.forms.low_rank import LowRank
 from slimrank.forms.ordered import Ordered
-from slimrank.forms.pivoted import Pivoted, permute_last
+from slimrank.forms.pivoted import Pivoted
 from slimrank.forms.shared import SIDES, side_of
 from slimrank.forms.table import form_of
+from slimrank.numerics.take import take_last
 
 Product = Callable[[Tensor, Mapping[str, Tensor], "Tensor | None"], Tensor]
 
@@ -249,7 +250,7 @@ def pivoted(x: Tensor, tensors: Mapping[str, Tensor], order: Tensor | None) -> T
     z = nn.functional.linear(x, tensors["pivots.weight"])
     others, bias = tensors.get("others.weight"), tensors.get("bias")
     y = z if others is None else torch.cat([z, nn.functional.linear(z, others)], dim=-1)
-    y = y if order is None else permute_last(y, order)
+    y = y if order is None else take_last(y, order)
     return y if bias is None else y + bias
 
 
