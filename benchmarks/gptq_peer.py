@@ -2,12 +2,13 @@
 
     python benchmarks/smollm2.py --out smollm2-off-grid --off-grid
     python benchmarks/gptq_peer.py smollm2-off-grid --peer PYTHON --calibration wiki.train.tokens \
-        --text wiki.test.tokens --grids 4:64,3:64,2:64 --out benchmarks/results/gptq-peer-smollm2.json
+        --text wiki.test.tokens --grids 4:64,3:64:memoryless_mse --out benchmarks/results/gptq-peer-smollm2.json
 
 PYTHON is one that has llm-compressor, whose transformers may be another. It gets the windows that slimrank would
-calibrate on, rounds every linear of the blocks to BITS:GROUP, symmetric, its other options as they come, and the
-embedding is then rounded to nearest in 8 bits, as in the rows of bytes.py. Bytes are those of the whole numbers, of a
-16-bit scale a group (a row of the embedding), and of everything else in 16 bits.
+calibrate on, and rounds every linear of the blocks to BITS:GROUP, symmetric, with the scales of the observer that may be
+named third, memoryless_minmax by default, and its other options as they come. The embedding is then rounded to nearest
+in 8 bits, as in the rows of bytes.py. Bytes are those of the whole numbers, of a 16-bit scale a group (a row of the
+embedding), and of everything else in 16 bits.
 """
 
 import argparse
@@ -42,11 +43,11 @@ from datasets import Dataset
 from llmcompressor.modifiers.gptq import GPTQModifier
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-source, windows, bits, group, target = sys.argv[1:]
+source, windows, bits, group, observer, target = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
 ids = load_file(windows)["ids"]
 data = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
-args = QuantizationArgs(num_bits=int(bits), strategy="group", group_size=int(group))
+args = QuantizationArgs(num_bits=int(bits), strategy="group", group_size=int(group), observer=observer)
 recipe = GPTQModifier(config_groups={"all": QuantizationScheme(targets=["Linear"], weights=args)}, ignore=["lm_head"])
 llmcompressor.oneshot(
     model=model, dataset=data, recipe=recipe, num_calibration_samples=len(ids), max_seq_length=ids.shape[1]
@@ -57,7 +58,7 @@ print("llmcompressor", llmcompressor.__version__)
 """
 
 
-def peer_weights(options: argparse.Namespace, windows: torch.Tensor, grid: Grid) -> tuple[Path, str]:
+def peer_weights(options: argparse.Namespace, windows: torch.Tensor, grid: Grid, observer: str) -> tuple[Path, str]:
     """The file of the rounded weights by name, and the version of what made them.
 
     Raises:
@@ -66,7 +67,7 @@ def peer_weights(options: argparse.Namespace, windows: torch.Tensor, grid: Grid)
     ids, target = options.scratch / "windows.safetensors", options.scratch / "rounded.safetensors"
     save_file({"ids": windows.contiguous()}, ids)
     source = Path(options.model).resolve()
-    command = [options.peer, "-c", PEER, source, ids, str(grid.bits), str(grid.group), target]
+    command = [options.peer, "-c", PEER, source, ids, grid.bits, grid.group, observer, target]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=options.scratch)
     if done.returncode:
         lines = ["it said nothing", *done.stderr.strip().splitlines()]
@@ -102,9 +103,9 @@ def measure(options: argparse.Namespace, tasks: list[Task]) -> Iterator[Task]:
     with tempfile.TemporaryDirectory() as folder:
         options.scratch = Path(folder)
         for task in tasks:
-            bits, group = task["grid"].split(":")
+            bits, group, *observer = task["grid"].split(":")
             grid, started = Grid(int(bits), int(group)), time.perf_counter()
-            path, version = peer_weights(options, windows, grid)
+            path, version = peer_weights(options, windows, grid, *(observer or ["memoryless_minmax"]))
             seconds = round(time.perf_counter() - started, 1)
             rounded = slimrank.load(options.model)
             size = put(rounded, load_file(path), grid)
@@ -120,7 +121,9 @@ def main() -> None:
     parser.add_argument("--peer", required=True, metavar="PYTHON", help="a Python that has llm-compressor")
     rows.add_calibration(parser, "SPEC of the calibration text")
     parser.add_argument("--text", action="append", required=True, help="SPEC to judge on; may be repeated")
-    parser.add_argument("--grids", type=lambda text: text.split(","), default=["4:64"], help="BITS:GROUP, a,b")
+    parser.add_argument(
+        "--grids", type=lambda text: text.split(","), default=["4:64"], help="BITS:GROUP or BITS:GROUP:OBSERVER, a,b"
+    )
     parser.add_argument("--samples", type=rows.count, default=64, help="calibration windows")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-windows", type=rows.count, default=32, help="windows judged of each text")

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 STAND_IN = f"""#!{sys.executable}
 import sys
 from safetensors.torch import load_file, save_file
-source, windows, bits, group, target = sys.argv[3:]
+source, windows, bits, group, observer, target = sys.argv[3:]
+assert observer == ("memoryless_mse" if bits == "3" else "memoryless_minmax")
 if bits == "2":
     print("ValueError: no such width", "and where to read of it", sep=chr(10), file=sys.stderr)
     sys.exit(1)
@@ -31,7 +32,7 @@ def asked(place) -> list[str]:
 
 
 def test_the_peers_weights_are_judged_and_what_they_would_take_is_counted(place, run, asked):
-    run("gptq_peer", *asked, "4:16,3:16")
+    run("gptq_peer", *asked, "4:16,3:16:memoryless_mse")
     whole, doubled = json.loads((place / "peer.json").read_text())["rows"]
     weights = load_file(place / "dense" / "model.safetensors")
     linears = [weight for name, weight in weights.items() if name.endswith("_proj.weight")]
