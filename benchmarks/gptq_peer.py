@@ -6,9 +6,9 @@
 
 PYTHON is one that has llm-compressor, whose transformers may be another. It gets the windows that slimrank would
 calibrate on, and rounds every linear of the blocks to BITS:GROUP, symmetric, with the scales of the observer that may
-be named third, memoryless_minmax by default, and its other options as they come. The embedding is then rounded to nearest
-in 8 bits, as in the rows of bytes.py. Bytes are those of the whole numbers, of a 16-bit scale a group (a row of the
-embedding), and of everything else in 16 bits.
+be named third, memoryless_minmax by default, and its other options as they come. The embedding is then rounded to
+nearest in 8 bits, as in the rows of bytes.py. Bytes are those of the whole numbers, of a 16-bit scale a group (a row of
+the embedding), and of everything else in 16 bits.
 """
 
 import argparse
