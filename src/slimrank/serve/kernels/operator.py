@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from slimrank.numerics.take import take_last
 from slimrank.serve.kernels.blocks import MOST, blocks
 from slimrank.serve.kernels.tensors import check_numbers, check_tensors, readable, rows_first
 
@@ -86,13 +87,13 @@ def any_tokens(
     """
     if x.numel() <= MOST * x.shape[-1]:
         return few_tokens(x, [factor], order, kept, matrices, tables, biases, places, [], 0, 0)
-    rest = x if order is None else x.index_select(-1, order[kept:])
-    given = x[..., :0] if order is None else x.index_select(-1, order[:kept])
+    rest = x if order is None else take_last(x, order[kept:])
+    given = x[..., :0] if order is None else take_last(x, order[:kept])
     z, outputs = torch.nn.functional.linear(rest, factor), []
     for at, (matrix, table, bias) in enumerate(zip(matrices, tables, biases, strict=True)):
         part = Place(*places[3 * at : 3 * at + 3])
         own, rows = z[..., part.first : part.first + part.rank], 0 if matrix is None else len(matrix)
-        copied = own[..., : part.copies] if table is None else own.index_select(-1, table[rows + part.copies :])
+        copied = own[..., : part.copies] if table is None else take_last(own, table[rows + part.copies :])
         products = [] if matrix is None else [torch.nn.functional.linear(torch.cat([given, own], -1), matrix)]
         y = torch.cat([*products, copied], -1)
         if table is not None:
