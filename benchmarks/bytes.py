@@ -127,26 +127,15 @@ def main() -> None:
     """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
-    rows_of.add_calibration(parser, "SPEC of the calibration text")
-    parser.add_argument("--text", action="append", required=True, help="SPEC to judge on; may be repeated")
+    rows_of.add_windows(parser)
     parser.add_argument("--sizes", type=lambda text: text.split(","), default=[], help="of slimrank's rows, a,b")
     parser.add_argument("--gptq", type=lambda text: text.split(","), default=[], help="BITS:GROUP of its rows, a,b")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of slimrank's recipe")
     parser.add_argument("--scales", type=rows_of.count, metavar="TOKENS", help="every row once more, scales trained")
-    parser.add_argument("--samples", type=rows_of.count, default=64, help="calibration windows")
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--max-windows", type=rows_of.count, default=32, help="windows judged of each text")
-    parser.add_argument("--seed", type=int, default=3)
     rows_of.add_options(parser, jobs=False)
     options = parser.parse_args()
     with rows_of.one_sentence():
-        settings = {key: getattr(options, key) for key in ("samples", "window", "max_windows", "seed")}
-        settings |= {
-            "model": rows_of.named(options.model),
-            "calibration": rows_of.calibrated_on(options.calibration or ["demo"]),
-            "texts": [rows_of.described(read_text(spec)) for spec in options.text],
-        }
-        for line in table(rows_of.run(options, tasks(options), measure, settings)):
+        for line in table(rows_of.run(options, tasks(options), measure, rows_of.windows_settings(options))):
             print(line)
 
 

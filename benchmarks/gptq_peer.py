@@ -119,25 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="the dense model")
     parser.add_argument("--peer", required=True, metavar="PYTHON", help="a Python that has llm-compressor")
-    rows.add_calibration(parser, "SPEC of the calibration text")
-    parser.add_argument("--text", action="append", required=True, help="SPEC to judge on; may be repeated")
+    rows.add_windows(parser)
     parser.add_argument(
         "--grids", type=lambda text: text.split(","), default=["4:64"], help="BITS:GROUP or BITS:GROUP:OBSERVER, a,b"
     )
-    parser.add_argument("--samples", type=rows.count, default=64, help="calibration windows")
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--max-windows", type=rows.count, default=32, help="windows judged of each text")
-    parser.add_argument("--seed", type=int, default=3)
     rows.add_options(parser, jobs=False)
     options = parser.parse_args()
     with rows.one_sentence():
-        settings = {key: getattr(options, key) for key in ("samples", "window", "max_windows", "seed")}
-        settings |= {
-            "model": rows.named(options.model),
-            "calibration": rows.calibrated_on(options.calibration or ["demo"]),
-            "texts": [rows.described(read_text(spec)) for spec in options.text],
-        }
-        rows.run(options, [{"grid": grid} for grid in options.grids], measure, settings)
+        rows.run(options, [{"grid": grid} for grid in options.grids], measure, rows.windows_settings(options))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,25 @@ def add_calibration(parser: argparse.ArgumentParser, said: str) -> None:
     parser.add_argument("--calibration", action="append", help=f"{said}; may be repeated, also as FILE*0.3")
 
 
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """What one model is calibrated and judged on; see windows_settings."""
+    add_calibration(parser, "SPEC of the calibration text")
+    parser.add_argument("--text", action="append", required=True, help="SPEC to judge on; may be repeated")
+    parser.add_argument("--samples", type=count, default=64, help="calibration windows")
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--max-windows", type=count, default=32, help="windows judged of each text")
+    parser.add_argument("--seed", type=int, default=3)
+
+
+def windows_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that follow from a model and the options of add_windows."""
+    return {key: getattr(options, key) for key in ("samples", "window", "max_windows", "seed")} | {
+        "model": named(options.model),
+        "calibration": calibrated_on(options.calibration or ["demo"]),
+        "texts": [described(read_text(spec)) for spec in options.text],
+    }
+
+
 def count(text: str) -> int:
     """The parser of a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
