@@ -194,10 +194,10 @@ def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
 def kept_until(
     spectra: Spectra, block: Iterable[str], units: Sequence[Unit], stage: Sequence[Sequence[Unit]]
 ) -> list[str]:
-    """A block's linears that are in no unit and read what this stage or one before it reads; none about experts."""
+    """A block's linears that are in no unit and read what this stage or one before it reads; none for experts' stages."""
     leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
     if place_of(model, stage[0][0].leader):
-        return []  # those that no token reached come last among the leaders
+        return []  # an expert that no token reached comes last among the leaders, wherever it is run
     places = {first: place for place, first in enumerate(dict.fromkeys(leader.values()))}
     built, last = {name for unit in units for name in unit.names}, places[leader[stage[0][0].leader]]
     kept = [name for name in block if name in leader and name not in built and not place_of(model, name)]
