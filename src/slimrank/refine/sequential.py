@@ -194,7 +194,7 @@ def stages(spectra: Spectra, units: Sequence[Unit]) -> list[list[list[Unit]]]:
 def kept_until(
     spectra: Spectra, block: Iterable[str], units: Sequence[Unit], stage: Sequence[Sequence[Unit]]
 ) -> list[str]:
-    """A block's linears that are in no unit and read what this stage or one before it reads; none for experts' stages."""
+    """A block's linears that are in no unit and read what this stage or one before it reads; none for experts."""
     leader, model = spectra.evidence.moments.leader, spectra.model.decoder.model
     if place_of(model, stage[0][0].leader):
         return []  # an expert that no token reached comes last among the leaders, wherever it is run
